@@ -1,0 +1,84 @@
+"""Fixtures for the tests that run a real CRIU on real processes.
+
+They are skipped, with the reason, where that is not possible; with SEALPOINT_REQUIRE_CRIU=1 they
+fail instead, so that a run that ought to have a CRIU cannot pass without one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+import harness  # noqa: E402
+
+StartWorkload = Callable[..., harness.Workload]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "criu: runs a real CRIU (needs root)")
+    config.addinivalue_line("markers", "slow: takes long or much memory")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.criu)
+
+
+@pytest.fixture(scope="session")
+def criu() -> Path:
+    """The path of a CRIU that works here."""
+    path = harness.find_criu()
+    if path is None:
+        if os.environ.get("SEALPOINT_REQUIRE_CRIU"):
+            pytest.fail(harness.criu_problem())
+        pytest.skip(harness.criu_problem())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _real(criu: Path) -> None:
+    """Every test here needs CRIU and reaps what CRIU leaves behind."""
+    harness.become_subreaper()
+
+
+@pytest.fixture
+def needles() -> dict[str, bytes]:
+    """Fresh secrets, by the place they are planted in (harness.PLANTED)."""
+    return harness.make_needles()
+
+
+@pytest.fixture
+def workload(tmp_path: Path, needles: dict[str, bytes]) -> Iterator[StartWorkload]:
+    """workload(KIND, *ARGUMENTS) starts a workload with this test's secrets and waits until it is
+    ready. Whatever is left of it in the end, restored or not, is killed."""
+    started: list[harness.Workload] = []
+
+    def start(kind: str, *arguments: str) -> harness.Workload:
+        directory = tmp_path / f"workload-{len(started)}-{kind}"
+        started.append(harness.Workload(kind, directory, needles, *arguments))
+        return started[-1]
+
+    yield start
+    errors = []
+    for each in started:
+        try:
+            each.close()
+        except Exception as error:  # the others must be ended all the same
+            errors.append(error)
+    assert not errors, errors
+
+
+@pytest.fixture
+def ram_dir() -> Iterator[Path]:
+    """A directory in memory: plain images do not belong on a disk, not even in tests."""
+    with harness.ram_directory() as directory:
+        yield Path(directory)
