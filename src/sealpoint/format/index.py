@@ -1,0 +1,116 @@
+"""The public frame index: object number, length and hash of every frame, in file order.
+
+Offsets are not stored: frames lie one after another, so an offset is the sum of what comes before it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from array import array
+from collections.abc import Iterator
+
+import blake3
+
+from sealpoint.errors import FileError
+from sealpoint.format.constants import (
+    FRAME_HEAD_SIZE,
+    HASH_SIZE,
+    INDEX_ENTRY_SIZE,
+    MAX_CHUNK,
+    MAX_FRAMES,
+    TAG_SIZE,
+)
+
+_ENTRY = struct.Struct("<II32s")
+_FRAME_HEAD = struct.Struct("<Q")
+
+
+def frame_head(number: int) -> bytes:
+    """The 8 bytes before every ciphertext: the object's number, u64 LE."""
+    return _FRAME_HEAD.pack(number)
+
+
+def frame_hash(head: bytes, ciphertext: bytes | bytearray | memoryview) -> bytes:
+    """BLAKE3 over frame head and ciphertext."""
+    state = blake3.blake3(head)
+    state.update(ciphertext)
+    return state.digest()
+
+
+class IndexBuilder:
+    """Collects entries while frames are written."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._data) // INDEX_ENTRY_SIZE
+
+    def append(self, number: int, size: int, digest: bytes) -> None:
+        """One frame of `size` ciphertext bytes of object `number`."""
+        if len(self) >= MAX_FRAMES:
+            raise FileError(f"the checkpoint needs more than {MAX_FRAMES} frames")
+        self._data += _ENTRY.pack(number, size, digest)
+
+    def encode(self) -> bytes:
+        """The index section of the file."""
+        return bytes(self._data)
+
+
+class Index:
+    """A decoded index.  Holds its own copy: a file that changes later is found out by the hashes."""
+
+    def __init__(self, data: bytes, frames_offset: int, frames_size: int) -> None:
+        """Raises FileError unless the frames fill the region exactly."""
+        self._data = data
+        self._offsets = array("Q")
+        self._frames: dict[int, array[int]] = {}
+        at = frames_offset
+        end = frames_offset + frames_size
+        for position, (number, size, _) in enumerate(_ENTRY.iter_unpack(data)):
+            if not TAG_SIZE <= size <= MAX_CHUNK + TAG_SIZE:
+                raise FileError(f"index: frame {position} has an impossible length")
+            self._offsets.append(at)
+            at += FRAME_HEAD_SIZE + size
+            if at > end:
+                raise FileError("index: frames do not fit the file")
+            if number not in self._frames:
+                self._frames[number] = array("I")
+            self._frames[number].append(position)
+        if at != end:
+            raise FileError("index: frames do not fill the file")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @property
+    def root(self) -> bytes:
+        """BLAKE3 over the encoded index, as the origin statement signs it."""
+        return blake3.blake3(self._data).digest()
+
+    def entry(self, position: int) -> tuple[int, int, int, bytes]:
+        """(object number, offset of the frame in the file, ciphertext length, hash) of the frame at `position`."""
+        number, size, digest = _ENTRY.unpack_from(self._data, position * INDEX_ENTRY_SIZE)
+        return number, self._offsets[position], size, digest
+
+    def frames_of(self, number: int) -> array[int]:
+        """Positions of an object's frames, in chunk order (empty if it has none)."""
+        return self._frames.get(number, array("I"))
+
+    def numbers(self) -> Iterator[int]:
+        """Object numbers that have frames."""
+        return iter(self._frames)
+
+    def check(self, position: int, frame: bytes | bytearray | memoryview) -> None:
+        """Check a whole frame (head and ciphertext) against the index.  Raises FileError."""
+        number, _, size, digest = self.entry(position)
+        if (
+            len(frame) != FRAME_HEAD_SIZE + size
+            or frame[:FRAME_HEAD_SIZE] != frame_head(number)
+            or not hmac.compare_digest(blake3.blake3(frame).digest(), digest)
+        ):
+            raise FileError(f"frame {position} was changed after sealing (damaged or tampered with)")
+
+
+assert _ENTRY.size == INDEX_ENTRY_SIZE and HASH_SIZE == 32  # noqa: S101, PT018

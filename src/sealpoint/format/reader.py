@@ -1,0 +1,420 @@
+"""Reading a sealed file, in the one order that the specification allows.
+
+`SealedFile(fd)` parses trailer, bounds and slots; `authenticate` checks signatures and trust before it looks into a
+statement; `unlock` unwraps, checks commitments and MAC and decrypts the manifests.  Each step returns a new object that
+can do more, so nothing can be read before it was checked.
+
+Out of scope: trust (a callable), keys (a callable), anything that CRIU means by the objects.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import blake3
+
+from sealpoint.errors import FileError, SealpointError
+from sealpoint.format import derive, dsse, manifest, statement
+from sealpoint.format.chunks import ChunkOpener
+from sealpoint.format.codec import decode_into
+from sealpoint.format.constants import (
+    ENVELOPE_TYPE,
+    FRAME_HEAD_SIZE,
+    MAX_MANIFEST,
+    MEMORY_MANIFEST,
+    METADATA_MANIFEST,
+    ORIGIN_TYPE,
+    PACK_CHUNK_SIZE,
+    PREAMBLE_SIZE,
+    TAG_SIZE,
+    TRAILER_SIZE,
+    Codec,
+    Role,
+)
+from sealpoint.format.derive import RootKeys
+from sealpoint.format.index import Index
+from sealpoint.format.manifest import Entry, Manifest, Stream
+from sealpoint.format.preamble import Preamble, Trailer
+from sealpoint.format.slot import Slot, decode_slot
+from sealpoint.format.statement import EnvelopeStatement, Origin, ParentRef
+
+Evaluate = Callable[[dsse.Envelope], Sequence[str]]
+Unwrap = Callable[[Preamble, Slot], RootKeys]
+
+
+def read_exactly(fd: int, size: int, offset: int) -> bytes:
+    """`size` bytes at `offset`, or FileError."""
+    data = os.pread(fd, size, offset)
+    if len(data) == size:
+        return data
+    parts = [data]
+    have = len(data)
+    while have < size:
+        data = os.pread(fd, size - have, offset + have)
+        if not data:
+            raise FileError("the sealed file ends before it should")
+        parts.append(data)
+        have += len(data)
+    return b"".join(parts)
+
+
+def read_exactly_into(fd: int, out: memoryview, offset: int) -> None:
+    """Fill `out` from `offset`, or FileError."""
+    have = 0
+    while have < len(out):
+        got = os.preadv(fd, [out[have:]], offset + have)
+        if not got:
+            raise FileError("the sealed file ends before it should")
+        have += got
+
+
+class SealedFile:
+    """The public structure of a sealed file.  Nothing in it is authentic yet."""
+
+    def __init__(self, fd: int) -> None:
+        """`fd`: seekable, stays the caller's.  Raises FileError."""
+        self.fd = fd
+        self.size = os.fstat(fd).st_size
+        if self.size < PREAMBLE_SIZE + TRAILER_SIZE:
+            raise FileError("not a sealed checkpoint", hint="it is too short to be one")
+        self.preamble = Preamble.decode(read_exactly(fd, PREAMBLE_SIZE, 0))
+        if self.size < self.preamble.frames_offset + TRAILER_SIZE:
+            raise FileError("the sealed file is incomplete")
+        self.trailer = Trailer.decode(
+            read_exactly(fd, TRAILER_SIZE, self.size - TRAILER_SIZE), self.preamble, self.size
+        )
+        self.slots: list[Slot | FileError | None] = [self._read_slot(n) for n in (0, 1)]
+        self.origin_envelope = dsse.decode(
+            read_exactly(fd, self.trailer.origin_size, self.trailer.origin_offset),
+            ORIGIN_TYPE,
+            "origin statement",
+        )
+
+    def _read_slot(self, number: int) -> Slot | FileError | None:
+        offset = self.preamble.slot_offset(number)
+        try:
+            return decode_slot(read_exactly(self.fd, self.preamble.slot_size, offset))
+        except FileError as error:
+            return error
+
+    def authenticate(self, evaluate: Evaluate, *, repair: bool = False) -> AuthenticFile:
+        """Check signatures, trust and all that the statements say of the public parts.
+
+        `evaluate` raises PolicyError or FileError, else returns the hex key ids that signed.  `repair`: accept a file
+        whose rekey was interrupted.  Raises FileError and what `evaluate` raises.
+        """
+        signed_by = evaluate(self.origin_envelope)
+        origin = Origin.decode(self.origin_envelope.payload)
+        _check_signers(signed_by, origin.signers, "origin statement")
+        chosen, interrupted = self._choose_slot(evaluate, origin, repair=repair)
+        index = self._read_index(origin)
+        return AuthenticFile(self, origin, chosen[0], chosen[1], chosen[2], index, interrupted)
+
+    def _choose_slot(
+        self, evaluate: Evaluate, origin: Origin, *, repair: bool
+    ) -> tuple[tuple[int, Slot, EnvelopeStatement], bool]:
+        valid: list[tuple[int, Slot, EnvelopeStatement]] = []
+        failures: list[SealpointError] = []
+        for number, slot in enumerate(self.slots):
+            if slot is None:
+                continue
+            try:
+                if isinstance(slot, FileError):
+                    raise slot
+                valid.append((number, slot, self._check_slot(slot, evaluate, origin)))
+            except SealpointError as error:
+                failures.append(error)
+        if failures and not valid:
+            raise failures[0]
+        if failures and not repair:
+            raise FileError(
+                f"one of the two headers is not valid: an interrupted rekey, or tampering ({failures[0]})",
+                hint="if a rekey of this file was interrupted, run: sealpoint rekey FILE --repair",
+            )
+        if not valid:
+            raise FileError("the sealed file has no header: nobody can open it")
+        if len({slot.sequence for _, slot, _ in valid}) != len(valid):
+            raise FileError("both headers claim the same sequence number")
+        return max(valid, key=lambda v: v[1].sequence), len(valid) + len(failures) > 1
+
+    def _check_slot(self, slot: Slot, evaluate: Evaluate, origin: Origin) -> EnvelopeStatement:
+        what = "envelope statement"
+        envelope = dsse.decode(slot.envelope, ENVELOPE_TYPE, what)
+        signed_by = evaluate(envelope)
+        found = EnvelopeStatement.decode(envelope.payload)
+        _check_signers(signed_by, found.signers, what)
+        if (
+            found.checkpoint_id != self.preamble.checkpoint_id
+            or found.sequence != slot.sequence
+            or found.slot_digest != slot.digest(self.preamble)
+            or found.commitments != origin.commitments
+            or found.recipients != statement.recipients_of(slot.stanzas)
+        ):
+            raise FileError("the header does not belong to its envelope statement")
+        return found
+
+    def _read_index(self, origin: Origin) -> Index:
+        trailer, preamble = self.trailer, self.preamble
+        frames_size = trailer.index_offset - preamble.frames_offset
+        data = read_exactly(self.fd, trailer.index_size, trailer.index_offset)
+        if (
+            origin.suite is not preamble.suite
+            or origin.checkpoint_id != preamble.checkpoint_id
+            or origin.preamble_digest != preamble.digest
+            or origin.frames_size != frames_size
+            or origin.index_root != blake3.blake3(data).digest()
+        ):
+            raise FileError("the origin statement does not belong to this file")
+        index = Index(data, preamble.frames_offset, frames_size)
+        if origin.frames != len(index):
+            raise FileError("the origin statement does not belong to this file")
+        for number, role in ((METADATA_MANIFEST, Role.METADATA), (MEMORY_MANIFEST, Role.MEMORY)):
+            if len(index.frames_of(number)) != origin.manifests[role].frames:
+                raise FileError(f"the {role.value} manifest is missing or incomplete")
+        return index
+
+
+def _check_signers(signed_by: Sequence[str], claimed: tuple[str, ...], what: str) -> None:
+    # The payload names its signing keys: a signature cannot be re-attributed by exchanging the key carried beside it.
+    if not set(signed_by) <= set(claimed):
+        raise FileError(f"{what}: signed by a key that it does not name")
+
+
+@dataclass(frozen=True)
+class AuthenticFile:
+    """A sealed file whose statements are signed and trusted (as far as `evaluate` asks) and agree with its bytes.
+
+    interrupted: a rekey was interrupted and the other slot is not idle.
+    """
+
+    file: SealedFile
+    origin: Origin
+    slot_number: int
+    slot: Slot
+    envelope: EnvelopeStatement
+    index: Index
+    interrupted: bool
+
+    @property
+    def reference(self) -> ParentRef:
+        """By which other files name this one."""
+        return ParentRef(
+            self.origin.checkpoint_id, statement.digest(self.file.origin_envelope.payload)
+        )
+
+    def check_frames(self, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Read every frame and compare it with the index.  `progress` gets bytes read.  Raises FileError."""
+        largest = max(self.index.entry(p)[2] for p in range(len(self.index)))
+        buffer = memoryview(bytearray(FRAME_HEAD_SIZE + largest))
+        for position in range(len(self.index)):
+            frame = self.read_frame(position, buffer)
+            progress(len(frame))
+
+    def read_frame(self, position: int, buffer: memoryview) -> memoryview:
+        """One whole frame, compared with the index.  Raises FileError."""
+        _, offset, size, _ = self.index.entry(position)
+        frame = buffer[: FRAME_HEAD_SIZE + size]
+        read_exactly_into(self.file.fd, frame, offset)
+        self.index.check(position, frame)
+        return frame
+
+    def unlock(self, unwrap: Unwrap) -> OpenFile:
+        """Unwrap the roots and decrypt the manifests.  Raises IdentityError, FileError."""
+        preamble = self.file.preamble
+        roots = unwrap(preamble, self.slot)
+        held = (Role.METADATA,) if roots.memory is None else tuple(Role)
+        for role in held:
+            expected = derive.commitment(roots.root(role), preamble, role)
+            if not hmac.compare_digest(expected, self.origin.commitments[role]):
+                raise FileError("the header opens to keys that are not those of this checkpoint")
+        self.slot.check_mac(preamble, roots.metadata)
+        manifests = {role: self._read_manifest(role, roots) for role in held}
+        return OpenFile(self, roots, manifests)
+
+    def _read_manifest(self, role: Role, roots: RootKeys) -> Manifest:
+        number = METADATA_MANIFEST if role is Role.METADATA else MEMORY_MANIFEST
+        frames = self.index.frames_of(number)
+        sizes = [self.index.entry(p)[2] - TAG_SIZE for p in frames]
+        last = len(sizes) - 1
+        if sum(sizes) > MAX_MANIFEST or any(
+            (s != PACK_CHUNK_SIZE) if n < last else (s >= PACK_CHUNK_SIZE)
+            for n, s in enumerate(sizes)
+        ):
+            raise FileError(f"the {role.value} manifest has an impossible length")
+        opener = ChunkOpener(
+            self.file.preamble.suite,
+            derive.object_key(roots.root(role), self.file.preamble, number, role),
+        )
+        buffer = memoryview(bytearray(FRAME_HEAD_SIZE + PACK_CHUNK_SIZE + TAG_SIZE))
+        plain = memoryview(bytearray(sum(sizes)))
+        state, at = blake3.blake3(), 0
+        for counter, (position, size) in enumerate(zip(frames, sizes, strict=True)):
+            frame = self.read_frame(position, buffer)
+            state.update(frame)
+            opener.open_into(
+                plain[at:], counter, frame[FRAME_HEAD_SIZE:], Codec.RAW, size, last=counter == last
+            )
+            at += size
+        if state.digest() != self.origin.manifests[role].digest:
+            raise FileError(f"the {role.value} manifest is not the one that was signed")
+        return manifest.decode(plain, role)
+
+
+class OpenFile:
+    """A sealed file whose contents its holder may read, as far as the unwrapped roots reach."""
+
+    def __init__(
+        self, authentic: AuthenticFile, roots: RootKeys, manifests: Mapping[Role, Manifest]
+    ) -> None:
+        """Raises FileError where the manifests contradict the index or each other."""
+        self.authentic = authentic
+        self.roots = roots
+        self.manifests = manifests
+        self.entries: dict[str, Entry] = {}
+        self._streams: dict[int, tuple[Stream, Role]] = {}
+        self._openers: dict[int, ChunkOpener] = {}
+        for role, table in manifests.items():
+            for entry in table.entries:
+                if entry.name in self.entries:
+                    raise FileError(f"both manifests list {entry.name!r}")
+                self.entries[entry.name] = entry
+            for stream in table.streams:
+                if stream.number in self._streams:
+                    raise FileError(f"both manifests list stream {stream.number}")
+                self._streams[stream.number] = (stream, role)
+                self._check_stream(stream)
+        self._check_complete()
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the memory root was unwrapped, too."""
+        return Role.MEMORY in self.manifests
+
+    def streams(self) -> Iterator[Stream]:
+        """Every stream within reach, packs included."""
+        return (stream for stream, _ in self._streams.values())
+
+    def _check_stream(self, stream: Stream) -> None:
+        index = self.authentic.index
+        frames = index.frames_of(stream.number)
+        if len(frames) != stream.chunks:
+            raise FileError(f"stream {stream.number} has frames missing or too many")
+        for counter, position in enumerate(frames):
+            size = index.entry(position)[2] - TAG_SIZE
+            plain, codec = stream.plain_size(counter), stream.codecs[counter]
+            fits = size == plain if codec == Codec.RAW else size < plain
+            if not fits or (codec == Codec.ZERO and size):
+                raise FileError(f"stream {stream.number}: chunk {counter} has an impossible length")
+
+    def _check_complete(self) -> None:
+        if not self.has_memory:
+            return
+        listed = self.manifests[Role.METADATA].memory
+        memory = {e.number: e.size for e in self.manifests[Role.MEMORY].entries}
+        metadata = {e.number for e in self.manifests[Role.METADATA].entries}
+        if listed != memory or metadata & memory.keys():
+            raise FileError("the two manifests contradict each other")
+        known = self._streams.keys() | {METADATA_MANIFEST, MEMORY_MANIFEST}
+        if unknown := set(self.authentic.index.numbers()) - known:
+            raise FileError(f"the file holds frames of an object {min(unknown)} that no manifest lists")
+
+    def entry(self, name: str) -> Entry:
+        """The object of that name.  Raises FileError."""
+        try:
+            return self.entries[name]
+        except KeyError:
+            raise FileError(f"the checkpoint has no object {name!r}") from None
+
+    def read_chunk_into(
+        self, stream: Stream, counter: int, out: memoryview, scratch: Scratch
+    ) -> int:
+        """Check and decrypt one chunk into `out` (at least its plaintext size), which it returns.  Raises FileError."""
+        plain_size = stream.plain_size(counter)
+        position = self.authentic.index.frames_of(stream.number)[counter]
+        frame = self.authentic.read_frame(position, scratch.frame(stream))
+        codec = Codec(stream.codecs[counter])
+        opener = self._opener(stream)
+        target = out[:plain_size] if codec is Codec.RAW else scratch.coded(stream)
+        size = opener.open_into(
+            target,
+            counter,
+            frame[FRAME_HEAD_SIZE:],
+            codec,
+            plain_size,
+            last=counter == stream.chunks - 1,
+        )
+        if codec is not Codec.RAW:
+            decode_into(out[:plain_size], codec, target[:size])
+        return plain_size
+
+    def _opener(self, stream: Stream) -> ChunkOpener:
+        opener = self._openers.get(stream.number)
+        if opener is None:
+            _, role = self._streams[stream.number]
+            preamble = self.authentic.file.preamble
+            key = derive.object_key(self.roots.root(role), preamble, stream.number, role)
+            opener = self._openers[stream.number] = ChunkOpener(preamble.suite, key)
+        return opener
+
+    def read(
+        self, entry: Entry, scratch: Scratch | None = None, *, start: int = 0, size: int | None = None
+    ) -> Iterator[memoryview]:
+        """Plaintext of an object (or of `size` bytes from `start`), piece by piece.
+
+        Each piece lies in a buffer of `scratch` and is overwritten by the next.  Raises FileError.
+        """
+        scratch = scratch or Scratch()
+        stream = entry.stream
+        out = scratch.plain(stream)
+        begin = entry.offset + min(start, entry.size)
+        end = entry.offset + (entry.size if size is None else min(entry.size, start + size))
+        while begin < end:
+            counter, skip = divmod(begin, stream.chunk_size)
+            have = self.read_chunk_into(stream, counter, out, scratch)
+            take = min(have - skip, end - begin)
+            yield out[skip : skip + take]
+            begin += take
+
+    def read_bytes(self, entry: Entry, limit: int = 64 * 1024 * 1024) -> bytes:
+        """A whole small object.  Raises FileError if it is larger than `limit` bytes."""
+        if entry.size > limit:
+            raise FileError(f"object {entry.name!r} is larger than {limit} bytes")
+        return b"".join(self.read(entry))
+
+    def verify_all(self, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Authenticate and decode every chunk within reach, objects and padding.  Raises FileError."""
+        scratch = Scratch()
+        for stream in self.streams():
+            out = scratch.plain(stream)
+            for counter in range(stream.chunks):
+                progress(self.read_chunk_into(stream, counter, out, scratch))
+
+
+class Scratch:
+    """Reused buffers of one reading thread.  Sized by the largest chunk met, at most 16 MiB each."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, memoryview] = {}
+
+    def _buffer(self, name: str, size: int) -> memoryview:
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name] = memoryview(bytearray(size))
+        return buffer
+
+    def frame(self, stream: Stream) -> memoryview:
+        """For a frame as stored."""
+        return self._buffer("frame", FRAME_HEAD_SIZE + stream.chunk_size + TAG_SIZE)
+
+    def coded(self, stream: Stream) -> memoryview:
+        """For decrypted bytes that are still compressed."""
+        return self._buffer("coded", stream.chunk_size)
+
+    def plain(self, stream: Stream) -> memoryview:
+        """For plaintext."""
+        return self._buffer("plain", stream.chunk_size)
+
+

@@ -1,0 +1,266 @@
+"""Writing a sealed file front to back: preamble, slots, frames, manifests, index, origin statement, trailer.
+
+Never seeks, so the output can be a pipe.  Out of scope: where the bytes go (`Output`), how the roots are wrapped and
+statements signed (callables from above), threads (`pipeline`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import blake3
+
+from sealpoint.format import derive, dsse, manifest
+from sealpoint.format.chunks import Buffer, ChunkSealer
+from sealpoint.format.codec import Coded, Coder
+from sealpoint.format.constants import (
+    DEFAULT_SLOT_SIZE,
+    ENVELOPE_TYPE,
+    FIRST_OBJECT,
+    FRAME_HEAD_SIZE,
+    MAX_OBJECT_NUMBER,
+    MEMORY_MANIFEST,
+    METADATA_MANIFEST,
+    ORIGIN_TYPE,
+    PACK_CHUNK_SIZE,
+    TAG_SIZE,
+    TRAILER_SIZE,
+    Codec,
+    Role,
+    Suite,
+)
+from sealpoint.format.derive import RootKeys
+from sealpoint.format.index import IndexBuilder, frame_head
+from sealpoint.format.manifest import Manifest, Stream
+from sealpoint.format.preamble import Preamble, Trailer
+from sealpoint.format.slot import Slot, encode_slot, make_slot, slot_size_for
+from sealpoint.format.stanza import Stanza
+from sealpoint.format.statement import (
+    EnvelopeStatement,
+    ManifestRef,
+    Origin,
+    ParentRef,
+    digest,
+)
+
+Wrap = Callable[[Preamble, RootKeys], list[Stanza]]
+Sign = Callable[[bytes], tuple[dsse.Signature, ...]]
+
+
+class Output(Protocol):
+    """Where the bytes of a sealed file go, in order."""
+
+    def write(self, *buffers: Buffer) -> None:
+        """Write all of them.  Raises SealpointError (no space, reader gone)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """How statements are signed.  sign: DSSE PAE -> signatures; signers: the hex key ids of those signatures."""
+
+    sign: Sign
+    signers: tuple[str, ...]
+
+    def envelope(self, payload_type: str, payload: bytes) -> bytes:
+        """The signed DSSE envelope as stored."""
+        signatures = self.sign(dsse.pae(payload_type, payload))
+        return dsse.encode(dsse.Envelope(payload_type, payload, signatures))
+
+
+UNSIGNED = Signing(lambda _: (), ())
+
+
+@dataclass(slots=True)
+class Chunk:
+    """One chunk on its way into the file.  `frame` holds head, ciphertext and tag once sealed."""
+
+    stream: StreamWriter
+    nonce: bytes
+    plain_size: int
+    frame: memoryview = field(default_factory=lambda: memoryview(b""))
+    codec: Codec = Codec.RAW
+    digest: bytes = b""
+
+
+class StreamWriter:
+    """One object's chunk stream.
+
+    `begin_chunk` in chunk order, then `seal` in any thread, then `SealedWriter.append` in the order of `begin_chunk`.
+    """
+
+    def __init__(self, number: int, chunk_size: int, sealer: ChunkSealer) -> None:
+        self.number = number
+        self.chunk_size = chunk_size
+        self.padded = 0
+        self.codecs = bytearray()
+        self._sealer = sealer
+
+    def begin_chunk(self, size: int, *, last: bool) -> Chunk:
+        """Consume the next counter for `size` plaintext bytes."""
+        if size > self.chunk_size or (size == self.chunk_size) == last:
+            raise ValueError("every chunk but the last is full, the last is not")
+        self.padded += size
+        return Chunk(self, self._sealer.next_nonce(last=last), size)
+
+    def seal(self, chunk: Chunk, data: memoryview, coder: Coder, out: memoryview) -> None:
+        """Code and encrypt `data` into `out` (at least chunk_size + 24 bytes), which the chunk then refers to."""
+        chunk.codec, coded = coder.encode(data)
+        chunk.frame = self._seal_frame(chunk, coded, out)
+        chunk.digest = blake3.blake3(chunk.frame).digest()
+
+    def _seal_frame(self, chunk: Chunk, coded: Coded, out: memoryview) -> memoryview:
+        out[:FRAME_HEAD_SIZE] = frame_head(self.number)
+        size = self._sealer.seal_into(
+            out[FRAME_HEAD_SIZE:], chunk.nonce, coded, chunk.codec, chunk.plain_size
+        )
+        return out[: FRAME_HEAD_SIZE + size]
+
+    def entry(self) -> Stream:
+        """What the manifest records, once the last chunk was appended."""
+        return Stream(self.number, self.chunk_size, self.padded, bytes(self.codecs))
+
+
+class SealedWriter:
+    """One sealed file in the making."""
+
+    def __init__(
+        self, out: Output, *, suite: Suite, wrap: Wrap, signing: Signing, roots: RootKeys | None = None
+    ) -> None:
+        """Writes preamble and header slots at once.  Wrapping and signing happen here, before any frame."""
+        self._out = out
+        self._signing = signing
+        self._roots = roots or RootKeys.generate()
+        self._index = IndexBuilder()
+        self._number = FIRST_OBJECT
+        self.preamble, slot = _first_slot(suite, self._roots, wrap, signing)
+        self._offset = 0
+        self._write(
+            self.preamble.encode(),
+            encode_slot(slot, self.preamble.slot_size),
+            bytes(self.preamble.slot_size),
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._offset
+
+    def number(self) -> int:
+        """A fresh object number."""
+        if self._number > MAX_OBJECT_NUMBER:
+            raise ValueError("out of object numbers")
+        self._number += 1
+        return self._number - 1
+
+    def stream(self, role: Role, chunk_size: int) -> StreamWriter:
+        """A new chunk stream under its own key."""
+        return self._stream(self.number(), role, chunk_size)
+
+    def _stream(self, number: int, role: Role, chunk_size: int) -> StreamWriter:
+        key = derive.object_key(self._roots.root(role), self.preamble, number, role)
+        return StreamWriter(number, chunk_size, ChunkSealer(self.preamble.suite, key))
+
+    def append(self, chunk: Chunk) -> None:
+        """Write a sealed chunk as the next frame."""
+        self._index.append(chunk.stream.number, len(chunk.frame) - FRAME_HEAD_SIZE, chunk.digest)
+        chunk.stream.codecs.append(chunk.codec)
+        self._write(chunk.frame)
+
+    def finish(
+        self,
+        metadata: Manifest,
+        memory: Manifest,
+        *,
+        tool: str,
+        kind: str = "full",
+        workload: str = "",
+        parent: ParentRef | None = None,
+        derived_from: ParentRef | None = None,
+        captured: int | None = None,
+    ) -> bytes:
+        """Write manifests, index, origin statement and trailer; returns the origin digest."""
+        refs = {
+            Role.METADATA: self._write_manifest(METADATA_MANIFEST, metadata),
+            Role.MEMORY: self._write_manifest(MEMORY_MANIFEST, memory),
+        }
+        index = self._index.encode()
+        origin = Origin(
+            suite=self.preamble.suite,
+            checkpoint_id=self.preamble.checkpoint_id,
+            kind=kind,
+            preamble_digest=self.preamble.digest,
+            commitments=commitments(self._roots, self.preamble),
+            manifests=refs,
+            index_root=blake3.blake3(index).digest(),
+            frames=len(self._index),
+            frames_size=self._offset - self.preamble.frames_offset,
+            captured=int(time.time()) if captured is None else captured,
+            tool=tool,
+            chain_root=self.preamble.checkpoint_id,
+            workload=workload,
+            parent=parent,
+            derived_from=derived_from,
+            signers=self._signing.signers,
+        )
+        payload = origin.encode()
+        envelope = self._signing.envelope(ORIGIN_TYPE, payload)
+        index_offset = self._offset
+        origin_offset = index_offset + len(index)
+        end = origin_offset + len(envelope) + TRAILER_SIZE
+        trailer = Trailer(index_offset, len(index), origin_offset, len(envelope), end)
+        self._write(index, envelope, trailer.encode())
+        return digest(payload)
+
+    def _write_manifest(self, number: int, table: Manifest) -> ManifestRef:
+        data = memoryview(manifest.encode(table))
+        stream = self._stream(number, table.role, PACK_CHUNK_SIZE)
+        coder = Coder("none")
+        out = memoryview(bytearray(PACK_CHUNK_SIZE + FRAME_HEAD_SIZE + TAG_SIZE))
+        state = blake3.blake3()
+        frames = 0
+        for at in range(0, len(data) + 1, PACK_CHUNK_SIZE):
+            piece = data[at : at + PACK_CHUNK_SIZE]
+            chunk = stream.begin_chunk(len(piece), last=len(piece) < PACK_CHUNK_SIZE)
+            stream.seal(chunk, piece, coder, out)
+            self.append(chunk)
+            state.update(chunk.frame)
+            frames += 1
+        return ManifestRef(state.digest(), frames)
+
+    def _write(self, *buffers: Buffer) -> None:
+        self._out.write(*buffers)
+        self._offset += sum(len(b) for b in buffers)
+
+
+def commitments(roots: RootKeys, preamble: Preamble) -> dict[Role, bytes]:
+    """The public commitments to both roots."""
+    return {r: derive.commitment(roots.root(r), preamble, r) for r in Role}
+
+
+def sign_slot(
+    preamble: Preamble, slot: Slot, known: dict[Role, bytes], signing: Signing
+) -> Slot:
+    """The slot with a signed envelope statement.  `known`: the commitments of both roots."""
+    statement = EnvelopeStatement.for_slot(
+        preamble, slot, known, created=int(time.time()), signers=signing.signers
+    )
+    return replace(slot, envelope=signing.envelope(ENVELOPE_TYPE, statement.encode()))
+
+
+def _first_slot(
+    suite: Suite, roots: RootKeys, wrap: Wrap, signing: Signing
+) -> tuple[Preamble, Slot]:
+    # The slot's size is known only after wrapping and signing, and both MAC and statement cover the preamble, which
+    # holds that size: so size a draft first.  Wraps do not depend on the slot size.
+    preamble = Preamble.create(suite, DEFAULT_SLOT_SIZE)
+    stanzas: Sequence[Stanza] = wrap(preamble, roots)
+    known = commitments(roots, preamble)
+    draft = sign_slot(
+        preamble, make_slot(preamble, 1, list(stanzas), roots.metadata), known, signing
+    )
+    preamble = replace(preamble, slot_size=slot_size_for(len(draft.body), len(draft.envelope)))
+    slot = make_slot(preamble, 1, list(stanzas), roots.metadata)
+    return preamble, sign_slot(preamble, slot, known, signing)
