@@ -2,8 +2,8 @@
 
 The construction is STREAM (Hoang, Reyhanitabar, Rogaway, Vizar 2015) as age uses it: nonce = 11-byte big-endian
 counter || last-chunk byte, under a key used for this object alone.  Where we differ: the AAD binds codec and plaintext
-length of the chunk, and every chunk but the last holds exactly `chunk_size` plaintext bytes while the last holds strictly
-fewer (possibly none), so a writer never has to look ahead and each object has one encoding.
+length of the chunk, and every chunk but the last holds exactly `chunk_size` plaintext bytes while the last holds
+strictly fewer (possibly none), so a writer never has to look ahead and each object has one encoding.
 
 Out of scope: compression (`codec`), frames in the file (`writer`, `reader`).
 """
@@ -47,6 +47,16 @@ class ChunkSealer:
         self._finished = False
         self._pid = os.getpid()
 
+    @property
+    def counter(self) -> int:
+        """Of the next chunk."""
+        return self._counter
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last chunk was begun."""
+        return self._finished
+
     def next_nonce(self, *, last: bool) -> bytes:
         """Consume the next counter.  It is gone even if the encryption then fails: a nonce is never used twice."""
         if self._finished or self._counter >= MAX_CHUNKS_PER_KEY:
@@ -76,7 +86,7 @@ class ChunkOpener:
     def __init__(self, suite: Suite, key: bytes) -> None:
         self._aead = aead(suite, key)
 
-    def open_into(  # noqa: PLR0913
+    def open_into(
         self,
         out: memoryview,
         counter: int,

@@ -1,7 +1,7 @@
 """Coding of one chunk before encryption: raw, all-zero, LZ4 or Zstandard.
 
-Compression comes before encryption, so the length of a ciphertext tells how compressible its chunk was; docs/security.md
-discusses that side channel, and the policy "none" turns it off (all-zero chunks included).
+Compression comes before encryption, so the length of a ciphertext tells how compressible its chunk was;
+docs/security.md discusses that side channel, and the policy "none" turns it off (all-zero chunks included).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ZSTD_LEVEL: Final = 1
 Coded = bytes | memoryview
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)  # at most two chunks of memory, whatever sizes a file asks for
 def _zeros(size: int) -> bytearray:
     return bytearray(size)
 
@@ -39,7 +39,9 @@ class Coder:
 
     def __init__(self, policy: str) -> None:
         if policy not in POLICIES:
-            raise UsageError(f"unknown compression {policy!r}", hint="one of: " + ", ".join(POLICIES))
+            raise UsageError(
+                f"unknown compression {policy!r}", hint="one of: " + ", ".join(POLICIES)
+            )
         self._policy = policy
         self._zstd: Any = None
 
@@ -122,7 +124,9 @@ def _decompress_zstd(coded: memoryview, size: int) -> bytes:
         # The library allocates what the frame claims: check the claim first.
         if zstandard.frame_content_size(coded) != size:
             raise FileError("a compressed chunk does not have the length that it claims")
-        plain: bytes = zstandard.ZstdDecompressor().decompress(coded, max_output_size=size)
+        plain: bytes = zstandard.ZstdDecompressor().decompress(
+            coded, max_output_size=size, allow_extra_data=False
+        )
     except zstandard.ZstdError:
         raise FileError("a compressed chunk cannot be decompressed") from None
     return plain

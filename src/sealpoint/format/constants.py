@@ -6,7 +6,7 @@ from enum import IntEnum, StrEnum
 from typing import Final
 
 VERSION: Final = 1
-MAGIC: Final = b"\x89SEALPT\n"  # a byte above 0x7f and a newline: text-mode transfers damage it visibly
+MAGIC: Final = b"\x89SEALPT\n"  # above 0x7f, and a newline: text-mode transfers damage it visibly
 TRAILER_MAGIC: Final = b"SEALEND\n"
 LABEL: Final = b"sealpoint/v1"  # first field of every derivation, so that no other protocol can share a key with us
 
@@ -14,7 +14,7 @@ PREAMBLE_SIZE: Final = 64
 TRAILER_SIZE: Final = 64
 SLOT_HEAD_SIZE: Final = 64
 SLOT_SIZES: Final = range(8 * 1024, 256 * 1024 + 1, 8 * 1024)
-DEFAULT_SLOT_SIZE: Final = 24 * 1024  # two of them and the index stay below 0.01 % of a 1 GiB checkpoint
+DEFAULT_SLOT_SIZE: Final = 24 * 1024  # two and the index: below 0.01 % of a 1 GiB checkpoint
 FRAME_HEAD_SIZE: Final = 8
 INDEX_ENTRY_SIZE: Final = 40
 TAG_SIZE: Final = 16
@@ -25,18 +25,22 @@ ID_SIZE: Final = 16
 MAX_STANZAS: Final = 64  # bounds the work that a stranger's header can cause
 MAX_STANZA_BODY: Final = 4096
 MAX_STATEMENT: Final = 64 * 1024  # origin statement, the DSSE envelope as stored
+MAX_SEQUENCE: Final = (1 << 64) - 2  # of a slot: the next rekey can always count on
+MAX_TIME: Final = 253_402_300_799  # the end of the year 9999: libraries of dates hold no more
 MAX_CHUNK: Final = 16 * 1024 * 1024  # the largest buffer that a reader must be ready to allocate
 MIN_CHUNK: Final = 4096
 MAX_FRAMES: Final = 1 << 22  # 8 TiB at 2 MiB chunks; bounds the index to 160 MiB before it is read
-MAX_OBJECTS: Final = 1 << 18  # bounds the manifests
-MAX_MANIFEST: Final = 128 * 1024 * 1024  # as encoded; bounds what is decrypted into memory at once
+MAX_OBJECTS: Final = 1 << 18  # per manifest; bounds the manifests
+MAX_STREAMS: Final = 2 * MAX_OBJECTS + 2  # bounds the tables that a reader builds from the index
+MAX_MANIFEST: Final = 64 * 1024 * 1024  # as encoded; bounds what is decrypted into memory at once
+MAX_JSON_VALUES: Final = 24 * MAX_OBJECTS  # 3 bytes of JSON can cost 60 of memory: counted first
 MAX_CHUNKS_PER_KEY: Final = 1 << 32
 MAX_OBJECT_NUMBER: Final = (1 << 32) - 1
 MAX_U64: Final = (1 << 64) - 1
 
 CHUNK_SIZE: Final = 2 * 1024 * 1024  # memory pages and other large objects
 PACK_CHUNK_SIZE: Final = 64 * 1024  # packs of small objects and manifests
-PAD_GRANULE: Final = 4 * 1024  # packs, manifests and metadata objects are padded to this, so sizes tell little
+PAD_GRANULE: Final = 4 * 1024  # packs, manifests, metadata objects: padded, so sizes tell little
 
 METADATA_MANIFEST: Final = 1  # object numbers of the two manifests; no other object may use them
 MEMORY_MANIFEST: Final = 2

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hmac
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sealpoint.errors import IdentityError
 from sealpoint.format.constants import KEY_SIZE, LABEL, Role, Roots
-from sealpoint.format.preamble import Preamble
+
+if TYPE_CHECKING:
+    from sealpoint.format.preamble import Preamble
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -10,12 +10,12 @@ untrusted until a policy says otherwise; the payload names the signing key, whic
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass
 from typing import Any
 
 from sealpoint.errors import FileError
 from sealpoint.format import strictjson
+from sealpoint.format.strictjson import parse_base64
 
 MAX_SIGNATURES = 8  # bounds the public-key operations that a stranger's file can cause
 MAX_CERTIFICATES = 8
@@ -26,7 +26,8 @@ class Signature:
     """One signature over the PAE.
 
     keyid: lower-case hex SHA-256 of the key's SubjectPublicKeyInfo (a hint); sig: raw signature bytes;
-    public_key: SubjectPublicKeyInfo DER, or empty where certificates (DER, leaf first) carry the key.
+    public_key: SubjectPublicKeyInfo DER, or empty where certificates (DER, leaf first) carry the key.  One of the two
+    is always there.
     """
 
     keyid: str
@@ -75,40 +76,36 @@ def encode(envelope: Envelope) -> bytes:
 
 
 def decode(data: bytes, payload_type: str, what: str) -> Envelope:
-    """Decode and insist on `payload_type`.  Signatures are not checked here, and there may be none.  Raises FileError."""
+    """Decode and insist on `payload_type`.  Signatures are not checked here; there may be none.  Raises FileError."""
     fields = strictjson.Fields(strictjson.decode(data, what), what)
     found = fields.text("payloadType", limit=256)
     if found != payload_type:
         raise FileError(f"{what}: is of type {found!r}, not {payload_type!r}")
-    payload = _unb64(fields.text("payload", limit=1 << 20), what)
+    payload = parse_base64(fields.text("payload", limit=1 << 20), what)
     signatures = []
     for value in fields.array("signatures", limit=MAX_SIGNATURES):
         entry = strictjson.Fields(value, f"{what}: signature")
         keyid = entry.text("keyid", limit=128)
-        sig = _unb64(entry.text("sig", limit=4096), what)
-        public_key = _unb64(entry.text("publicKey", limit=4096), what) if entry.has("publicKey") else b""
+        sig = parse_base64(entry.text("sig", limit=4096), what)
+        public_key = b""
+        if entry.has("publicKey"):
+            public_key = parse_base64(entry.text("publicKey", limit=4096), what)
         certificates: tuple[bytes, ...] = ()
         if entry.has("certificates"):
             chain = entry.array("certificates", limit=MAX_CERTIFICATES)
-            certificates = tuple(_unb64(c, what) for c in chain)
+            certificates = tuple(parse_base64(c, what) for c in chain)
         entry.done()
+        if bool(public_key) == bool(certificates):
+            raise FileError(f"{what}: a signature carries either its key or certificates")
         signatures.append(Signature(keyid, sig, public_key, certificates))
     fields.done()
     envelope = Envelope(payload_type, payload, tuple(signatures))
     if encode(envelope) != data:
-        # One encoding only: a second spelling of the same statement would be a way to change bytes unnoticed.
+        # One encoding only: a second spelling of the same statement would be a way to change bytes unnoticed.  Spelling
+        # as JSON was compared already; this is about the order of keys.
         raise FileError(f"{what}: not in canonical form")
     return envelope
 
 
 def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _unb64(text: Any, what: str) -> bytes:
-    try:
-        if isinstance(text, str):
-            return base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        pass
-    raise FileError(f"{what}: holds something that is not base64")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import struct
 from array import array
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import blake3
 
@@ -19,8 +19,12 @@ from sealpoint.format.constants import (
     INDEX_ENTRY_SIZE,
     MAX_CHUNK,
     MAX_FRAMES,
+    MAX_STREAMS,
     TAG_SIZE,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ENTRY = struct.Struct("<II32s")
 _FRAME_HEAD = struct.Struct("<Q")
@@ -63,6 +67,8 @@ class Index:
 
     def __init__(self, data: bytes, frames_offset: int, frames_size: int) -> None:
         """Raises FileError unless the frames fill the region exactly."""
+        if len(data) % INDEX_ENTRY_SIZE or len(data) > MAX_FRAMES * INDEX_ENTRY_SIZE:
+            raise FileError("index: impossible length")
         self._data = data
         self._offsets = array("Q")
         self._frames: dict[int, array[int]] = {}
@@ -76,6 +82,8 @@ class Index:
             if at > end:
                 raise FileError("index: frames do not fit the file")
             if number not in self._frames:
+                if len(self._frames) >= MAX_STREAMS:
+                    raise FileError(f"index: more than {MAX_STREAMS} objects")
                 self._frames[number] = array("I")
             self._frames[number].append(position)
         if at != end:
@@ -110,7 +118,9 @@ class Index:
             or frame[:FRAME_HEAD_SIZE] != frame_head(number)
             or not hmac.compare_digest(blake3.blake3(frame).digest(), digest)
         ):
-            raise FileError(f"frame {position} was changed after sealing (damaged or tampered with)")
+            raise FileError(
+                f"frame {position} was changed after sealing (damaged or tampered with)"
+            )
 
 
-assert _ENTRY.size == INDEX_ENTRY_SIZE and HASH_SIZE == 32  # noqa: S101, PT018
+assert _ENTRY.size == INDEX_ENTRY_SIZE and HASH_SIZE == 32  # noqa: PT018

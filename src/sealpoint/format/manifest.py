@@ -7,17 +7,17 @@ lists memory objects in full.  Both are strict JSON inside an ordinary chunk str
 from __future__ import annotations
 
 import base64
-import binascii
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sealpoint.errors import FileError
-from sealpoint.format import strictjson
+from sealpoint.format import attributes, strictjson
 from sealpoint.format.constants import (
     FIRST_OBJECT,
     MAX_CHUNK,
     MAX_FRAMES,
+    MAX_MANIFEST,
     MAX_OBJECT_NUMBER,
     MAX_OBJECTS,
     MIN_CHUNK,
@@ -27,8 +27,13 @@ from sealpoint.format.constants import (
 )
 from sealpoint.format.strictjson import Fields
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _SIZE = struct.Struct("<Q")
 _CODECS = frozenset(Codec)
+_PATH_MAX = 4095  # bytes, Linux
+_NAME_MAX = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +89,14 @@ class Manifest:
 
 def check_name(name: str) -> str:
     """A relative path without tricks.  Raises FileError."""
-    parts = name.split("/")
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        raise FileError(f"object name {name[:80]!r} is not UTF-8") from None
     if (
-        not 0 < len(name) <= 4096  # noqa: PLR2004 - PATH_MAX
-        or "\0" in name
-        or any(p in ("", ".", "..") or len(p.encode(errors="replace")) > 255 for p in parts)  # noqa: PLR2004
+        not 0 < len(raw) <= _PATH_MAX
+        or b"\0" in raw
+        or any(p in (b"", b".", b"..") or len(p) > _NAME_MAX for p in raw.split(b"/"))
     ):
         raise FileError(f"object name {name[:80]!r} is not a plain relative path")
     return name
@@ -113,6 +121,8 @@ def encode(manifest: Manifest) -> bytes:
     if manifest.role is Role.METADATA:
         value["memory"] = [[str(n), str(size)] for n, size in manifest.memory.items()]
     data = strictjson.encode(value)
+    if len(data) > MAX_MANIFEST - PAD_GRANULE:
+        raise FileError("the checkpoint has more objects than a manifest can list")
     data = _SIZE.pack(len(data)) + data
     return data + bytes(-len(data) % PAD_GRANULE)
 
@@ -156,7 +166,7 @@ def decode(data: memoryview, role: Role) -> Manifest:
         manifest.entries.append(_decode_entry(Fields(value, what), role, streams))
     if role is Role.METADATA:
         for pair in fields.array("memory", limit=MAX_OBJECTS):
-            if not isinstance(pair, list) or len(pair) != 2:  # noqa: PLR2004
+            if not isinstance(pair, list) or len(pair) != 2:
                 raise FileError(f"{what}: malformed list of memory objects")
             number, object_size = (strictjson.parse_u64(x, what) for x in pair)
             if number in manifest.memory:
@@ -169,10 +179,8 @@ def decode(data: memoryview, role: Role) -> Manifest:
 
 def _decode_stream(fields: Fields) -> Stream:
     number, chunk, padded = fields.u64("number"), fields.u64("chunk"), fields.u64("padded")
-    try:
-        codecs = base64.b64decode(fields.text("codecs", limit=2 * MAX_FRAMES), validate=True)
-    except (ValueError, binascii.Error):
-        raise FileError(f"{fields.what}: stream {number}: malformed codecs") from None
+    what = f"{fields.what}: stream {number}: 'codecs'"
+    codecs = strictjson.parse_base64(fields.text("codecs", limit=2 * MAX_FRAMES), what)
     fields.done()
     if (
         not FIRST_OBJECT <= number <= MAX_OBJECT_NUMBER
@@ -188,9 +196,9 @@ def _decode_stream(fields: Fields) -> Stream:
 def _decode_entry(fields: Fields, role: Role, streams: dict[int, Stream]) -> Entry:
     number, name, size = fields.u64("number"), check_name(fields.text("name")), fields.u64("size")
     stream, offset = streams.get(fields.u64("stream")), fields.u64("offset")
-    attributes = None
+    value = None
     if fields.has("attributes"):
-        attributes = fields.mapping("attributes")
+        value = attributes.check(fields.mapping("attributes"), size, f"{fields.what}: {name!r}")
     fields.done()
     if (
         not FIRST_OBJECT <= number <= MAX_OBJECT_NUMBER
@@ -198,11 +206,45 @@ def _decode_entry(fields: Fields, role: Role, streams: dict[int, Stream]) -> Ent
         or offset + size > stream.padded
     ):
         raise FileError(f"{fields.what}: object {name!r} lies outside its stream")
-    return Entry(number, name, role, size, stream, offset, attributes)
+    return Entry(number, name, role, size, stream, offset, value)
 
 
 def _check_unique(manifest: Manifest, what: str) -> None:
-    if len({e.number for e in manifest.entries}) != len(manifest.entries):
+    numbers = {e.number for e in manifest.entries}
+    if len(numbers) != len(manifest.entries) or numbers & manifest.memory.keys():
         raise FileError(f"{what}: an object number is used twice")
     if len({e.name for e in manifest.entries}) != len(manifest.entries):
         raise FileError(f"{what}: an object name is used twice")
+    # Objects that shared bytes would let a small file claim any amount of data.
+    end: dict[int, int] = {}
+    for entry in sorted(manifest.entries, key=lambda e: (e.offset, e.size)):
+        if entry.size and entry.offset < end.get(entry.stream.number, 0):
+            raise FileError(f"{what}: object {entry.name!r} overlaps another")
+        end[entry.stream.number] = max(entry.offset + entry.size, end.get(entry.stream.number, 0))
+    if len(end) != len(manifest.streams):
+        raise FileError(f"{what}: lists a stream that no object uses")
+
+
+def check_together(manifests: Mapping[Role, Manifest]) -> dict[str, Entry]:
+    """Cross-checks of the manifests within reach; returns all objects by name.  Raises FileError."""
+    entries: dict[str, Entry] = {}
+    streams: set[int] = set()
+    for table in manifests.values():
+        for entry in table.entries:
+            if entries.setdefault(entry.name, entry) is not entry:
+                raise FileError(f"both manifests list {entry.name!r}")
+        numbers = {s.number for s in table.streams}
+        if numbers & streams:
+            raise FileError("both manifests list the same stream")
+        streams |= numbers
+    for name in entries:
+        for end in (at for at, letter in enumerate(name) if letter == "/"):
+            above = entries.get(name[:end])
+            # Whoever writes `a` as a link and then `a/b` writes somewhere else.
+            if above is not None and not attributes.is_directory(above.attributes):
+                raise FileError(f"object {name!r} lies below one that is not a directory")
+    if Role.MEMORY in manifests:
+        memory = {e.number: e.size for e in manifests[Role.MEMORY].entries}
+        if manifests[Role.METADATA].memory != memory:
+            raise FileError("the two manifests contradict each other")
+    return entries

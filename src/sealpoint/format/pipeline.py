@@ -10,12 +10,16 @@ import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sealpoint.errors import SealpointError
 from sealpoint.format.codec import Coder
 from sealpoint.format.constants import CHUNK_SIZE, FRAME_HEAD_SIZE, TAG_SIZE, Codec
-from sealpoint.format.writer import Chunk, SealedWriter, StreamWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sealpoint.format.writer import Chunk, SealedWriter, StreamWriter
 
 _SPARE = 2  # buffers beyond one per worker: one being filled or written, one waiting
 
@@ -46,6 +50,8 @@ class Pipeline:
         count = workers or min(4, os.cpu_count() or 1)
         self._writer = writer
         self._error: BaseException | None = None
+        self._closed = False
+        self._pid = os.getpid()
         self._plain: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._out: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         for _ in range(count + _SPARE):
@@ -67,6 +73,7 @@ class Pipeline:
 
     def buffer(self) -> memoryview:
         """A free buffer of CHUNK_SIZE bytes, page-aligned; waits for one.  Raises the pipeline's error."""
+        self._check_usable()
         buffer = self._plain.get()
         if self._error is not None:
             self._plain.put(buffer)  # wake the next one, too
@@ -80,7 +87,10 @@ class Pipeline:
     def submit(
         self, stream: StreamWriter, buffer: memoryview, size: int, *, last: bool, policy: str
     ) -> None:
-        """Seal the first `size` bytes of a buffer from `buffer()`, which thereby returns to the pool."""
+        """Seal the first `size` bytes of a buffer from `buffer()`, which thereby returns to the pool.
+
+        If this raises, the buffer is still the caller's.
+        """
         self._submit(stream, buffer[:size], last, policy, lambda: self._plain.put(buffer))
 
     def submit_bytes(self, stream: StreamWriter, data: bytes, *, last: bool, policy: str) -> None:
@@ -95,12 +105,14 @@ class Pipeline:
         policy: str,
         release: Callable[[], None] | None,
     ) -> None:
-        self._raise()
+        self._check_usable()
         # Counters, output buffers and places in the file are given out in one order: a chunk that others wait for
         # then never waits for a buffer that they hold.
         with self._submit_lock:
-            out = self._out.get()
-            task = _Task(stream.begin_chunk(len(data), last=last), data, out, policy, release)
+            self._check_usable()
+            # It may raise, so before an output buffer is taken.
+            chunk = stream.begin_chunk(len(data), last=last)
+            task = _Task(chunk, data, self._out.get(), policy, release)
             self._order.put(task)
             self._tasks.put(task)
 
@@ -114,7 +126,14 @@ class Pipeline:
         self._fail(error)
         self._stop()
 
+    def _check_usable(self) -> None:
+        self._raise()
+        if self._closed or os.getpid() != self._pid:  # no thread is left that would take the work
+            raise SealpointError("the pipeline was closed, or belongs to another process")
+
     def _stop(self) -> None:
+        with self._submit_lock:
+            self._closed = True
         for _ in range(self._workers):
             self._tasks.put(None)
         for thread in self._threads[: self._workers]:
@@ -144,10 +163,12 @@ class Pipeline:
             except BaseException as error:  # noqa: BLE001 - must reach the submitting thread
                 self._fail(error)
             finally:
-                task.data.release()
-                if task.release is not None:
-                    task.release()
-                task.done.set()
+                try:
+                    task.data.release()
+                    if task.release is not None:
+                        task.release()
+                finally:
+                    task.done.set()  # whatever happens: the writer waits for it
 
     def _write(self) -> None:
         while (task := self._order.get()) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import blake3
 
@@ -27,6 +27,7 @@ from sealpoint.format.constants import (
 
 _PREAMBLE = struct.Struct("<8sHHI16s32s")
 _TRAILER = struct.Struct("<8sQQQQQ16s")
+_CHECKSUM = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,30 @@ class Trailer:
     origin_offset: int
     origin_size: int
     file_size: int
+    checksum: bytes
+
+    @classmethod
+    def create(cls, index_offset: int, index_size: int, origin: bytes) -> Trailer:
+        """For the parts of a new file; `origin`: the origin statement as stored."""
+        origin_offset = index_offset + index_size
+        size = origin_offset + len(origin) + TRAILER_SIZE
+        trailer = cls(index_offset, index_size, origin_offset, len(origin), size, b"")
+        return replace(trailer, checksum=trailer._sum(origin))
+
+    def _sum(self, origin: bytes) -> bytes:
+        fields = replace(self, checksum=bytes(_CHECKSUM)).encode()
+        return blake3.blake3(fields + origin).digest(_CHECKSUM)
+
+    def check_origin(self, origin: bytes) -> None:
+        """Raises FileError if the stored statement was damaged in a part that no signature covers.
+
+        That is a checksum and no authentication: whoever changes those bytes on purpose can change it as well.
+        """
+        if self._sum(origin) != self.checksum:
+            raise FileError("the origin statement or the trailer was damaged")
 
     def encode(self) -> bytes:
-        """{8 magic, u64 index offset, index size, origin offset, origin size, file size, 16 zero bytes}."""
+        """{8 magic, u64 index offset, index size, origin offset, origin size, file size, 16 checksum}."""
         return _TRAILER.pack(
             TRAILER_MAGIC,
             self.index_offset,
@@ -100,7 +122,7 @@ class Trailer:
             self.origin_offset,
             self.origin_size,
             self.file_size,
-            bytes(16),
+            self.checksum,
         )
 
     @classmethod
@@ -111,13 +133,11 @@ class Trailer:
                 "the sealed file is incomplete",
                 hint="it has no trailer: the copy or the dump that made it was cut short",
             )
-        *_, zeros = fields = _TRAILER.unpack(data)
-        trailer = cls(*fields[1:6])
+        trailer = cls(*_TRAILER.unpack(data)[1:])
         frames = trailer.index_size // INDEX_ENTRY_SIZE
         frames_size = trailer.index_offset - preamble.frames_offset
         if (
-            any(zeros)
-            or trailer.file_size != file_size
+            trailer.file_size != file_size
             or trailer.index_size % INDEX_ENTRY_SIZE
             or not 0 < frames <= MAX_FRAMES
             or frames_size < frames * (FRAME_HEAD_SIZE + TAG_SIZE)

@@ -9,14 +9,17 @@ Out of scope: trust (a callable), keys (a callable), anything that CRIU means by
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import blake3
 
-from sealpoint.errors import FileError, SealpointError
+from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError
 from sealpoint.format import derive, dsse, manifest, statement
 from sealpoint.format.chunks import ChunkOpener
 from sealpoint.format.codec import decode_into
@@ -36,39 +39,35 @@ from sealpoint.format.constants import (
 )
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.index import Index
-from sealpoint.format.manifest import Entry, Manifest, Stream
 from sealpoint.format.preamble import Preamble, Trailer
 from sealpoint.format.slot import Slot, decode_slot
 from sealpoint.format.statement import EnvelopeStatement, Origin, ParentRef
+
+if TYPE_CHECKING:
+    from sealpoint.format.manifest import Entry, Manifest, Stream
 
 Evaluate = Callable[[dsse.Envelope], Sequence[str]]
 Unwrap = Callable[[Preamble, Slot], RootKeys]
 
 
 def read_exactly(fd: int, size: int, offset: int) -> bytes:
-    """`size` bytes at `offset`, or FileError."""
-    data = os.pread(fd, size, offset)
-    if len(data) == size:
-        return data
-    parts = [data]
-    have = len(data)
-    while have < size:
-        data = os.pread(fd, size - have, offset + have)
-        if not data:
-            raise FileError("the sealed file ends before it should")
-        parts.append(data)
-        have += len(data)
-    return b"".join(parts)
+    """`size` bytes at `offset`.  Raises FileError, SystemEnvironmentError."""
+    data = bytearray(size)
+    read_exactly_into(fd, memoryview(data), offset)
+    return bytes(data)
 
 
 def read_exactly_into(fd: int, out: memoryview, offset: int) -> None:
-    """Fill `out` from `offset`, or FileError."""
+    """Fill `out` from `offset`.  Raises FileError, SystemEnvironmentError."""
     have = 0
-    while have < len(out):
-        got = os.preadv(fd, [out[have:]], offset + have)
-        if not got:
-            raise FileError("the sealed file ends before it should")
-        have += got
+    try:
+        while have < len(out):
+            got = os.preadv(fd, [out[have:]], offset + have)
+            if not got:
+                raise FileError("the sealed file ends before it should")
+            have += got
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot read the sealed file: {error.strerror}") from None
 
 
 class SealedFile:
@@ -77,7 +76,10 @@ class SealedFile:
     def __init__(self, fd: int) -> None:
         """`fd`: seekable, stays the caller's.  Raises FileError."""
         self.fd = fd
-        self.size = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError("not a sealed checkpoint", hint="it is no regular file")
+        self.size = status.st_size
         if self.size < PREAMBLE_SIZE + TRAILER_SIZE:
             raise FileError("not a sealed checkpoint", hint="it is too short to be one")
         self.preamble = Preamble.decode(read_exactly(fd, PREAMBLE_SIZE, 0))
@@ -87,11 +89,9 @@ class SealedFile:
             read_exactly(fd, TRAILER_SIZE, self.size - TRAILER_SIZE), self.preamble, self.size
         )
         self.slots: list[Slot | FileError | None] = [self._read_slot(n) for n in (0, 1)]
-        self.origin_envelope = dsse.decode(
-            read_exactly(fd, self.trailer.origin_size, self.trailer.origin_offset),
-            ORIGIN_TYPE,
-            "origin statement",
-        )
+        origin = read_exactly(fd, self.trailer.origin_size, self.trailer.origin_offset)
+        self.trailer.check_origin(origin)
+        self.origin_envelope = dsse.decode(origin, ORIGIN_TYPE, "origin statement")
 
     def _read_slot(self, number: int) -> Slot | FileError | None:
         offset = self.preamble.slot_offset(number)
@@ -100,16 +100,23 @@ class SealedFile:
         except FileError as error:
             return error
 
-    def authenticate(self, evaluate: Evaluate, *, repair: bool = False) -> AuthenticFile:
+    def authenticate(
+        self, evaluate: Evaluate, *, repair: bool = False, newest: int = 0
+    ) -> AuthenticFile:
         """Check signatures, trust and all that the statements say of the public parts.
 
         `evaluate` raises PolicyError or FileError, else returns the hex key ids that signed.  `repair`: accept a file
-        whose rekey was interrupted.  Raises FileError and what `evaluate` raises.
+        whose rekey was interrupted.  `newest`: the highest header sequence that the caller has ever seen of this
+        checkpoint.  Raises FileError and what `evaluate` raises.
         """
         signed_by = evaluate(self.origin_envelope)
         origin = Origin.decode(self.origin_envelope.payload)
-        _check_signers(signed_by, origin.signers, "origin statement")
+        _check_signers(self.origin_envelope, signed_by, origin.signers, "origin statement")
         chosen, interrupted = self._choose_slot(evaluate, origin, repair=repair)
+        if chosen[1].sequence < newest:
+            raise FileError(
+                f"the header is number {chosen[1].sequence}, but number {newest} exists: an older copy was put back"
+            )
         index = self._read_index(origin)
         return AuthenticFile(self, origin, chosen[0], chosen[1], chosen[2], index, interrupted)
 
@@ -145,7 +152,7 @@ class SealedFile:
         envelope = dsse.decode(slot.envelope, ENVELOPE_TYPE, what)
         signed_by = evaluate(envelope)
         found = EnvelopeStatement.decode(envelope.payload)
-        _check_signers(signed_by, found.signers, what)
+        _check_signers(envelope, signed_by, found.signers, what)
         if (
             found.checkpoint_id != self.preamble.checkpoint_id
             or found.sequence != slot.sequence
@@ -177,10 +184,17 @@ class SealedFile:
         return index
 
 
-def _check_signers(signed_by: Sequence[str], claimed: tuple[str, ...], what: str) -> None:
-    # The payload names its signing keys: a signature cannot be re-attributed by exchanging the key carried beside it.
-    if not set(signed_by) <= set(claimed):
-        raise FileError(f"{what}: signed by a key that it does not name")
+def _check_signers(
+    envelope: dsse.Envelope, signed_by: Sequence[str], claimed: tuple[str, ...], what: str
+) -> None:
+    # The payload names its signing keys: nobody can add or drop a signature, or have it seem another's.
+    carried = tuple(s.keyid for s in envelope.signatures)
+    if carried != claimed or not set(signed_by) <= set(claimed):
+        raise FileError(f"{what}: not signed by exactly the keys that it names")
+    for signature in envelope.signatures:
+        key = signature.public_key
+        if key and hashlib.sha256(key).hexdigest() != signature.keyid:
+            raise FileError(f"{what}: a signature carries another key than it names")
 
 
 @dataclass(frozen=True)
@@ -273,17 +287,11 @@ class OpenFile:
         self.authentic = authentic
         self.roots = roots
         self.manifests = manifests
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, Entry] = manifest.check_together(manifests)
         self._streams: dict[int, tuple[Stream, Role]] = {}
         self._openers: dict[int, ChunkOpener] = {}
         for role, table in manifests.items():
-            for entry in table.entries:
-                if entry.name in self.entries:
-                    raise FileError(f"both manifests list {entry.name!r}")
-                self.entries[entry.name] = entry
             for stream in table.streams:
-                if stream.number in self._streams:
-                    raise FileError(f"both manifests list stream {stream.number}")
                 self._streams[stream.number] = (stream, role)
                 self._check_stream(stream)
         self._check_complete()
@@ -312,14 +320,11 @@ class OpenFile:
     def _check_complete(self) -> None:
         if not self.has_memory:
             return
-        listed = self.manifests[Role.METADATA].memory
-        memory = {e.number: e.size for e in self.manifests[Role.MEMORY].entries}
-        metadata = {e.number for e in self.manifests[Role.METADATA].entries}
-        if listed != memory or metadata & memory.keys():
-            raise FileError("the two manifests contradict each other")
         known = self._streams.keys() | {METADATA_MANIFEST, MEMORY_MANIFEST}
         if unknown := set(self.authentic.index.numbers()) - known:
-            raise FileError(f"the file holds frames of an object {min(unknown)} that no manifest lists")
+            raise FileError(
+                f"the file holds frames of an object {min(unknown)} that no manifest lists"
+            )
 
     def entry(self, name: str) -> Entry:
         """The object of that name.  Raises FileError."""
@@ -360,7 +365,12 @@ class OpenFile:
         return opener
 
     def read(
-        self, entry: Entry, scratch: Scratch | None = None, *, start: int = 0, size: int | None = None
+        self,
+        entry: Entry,
+        scratch: Scratch | None = None,
+        *,
+        start: int = 0,
+        size: int | None = None,
     ) -> Iterator[memoryview]:
         """Plaintext of an object (or of `size` bytes from `start`), piece by piece.
 
@@ -368,12 +378,17 @@ class OpenFile:
         """
         scratch = scratch or Scratch()
         stream = entry.stream
-        out = scratch.plain(stream)
         begin = entry.offset + min(start, entry.size)
         end = entry.offset + (entry.size if size is None else min(entry.size, start + size))
         while begin < end:
             counter, skip = divmod(begin, stream.chunk_size)
-            have = self.read_chunk_into(stream, counter, out, scratch)
+            out = scratch.plain(stream)  # each time: another reader may have replaced the buffer
+            chunk = (self, stream.number, counter)
+            if scratch.holds != chunk:  # neighbours in a pack share a chunk
+                scratch.holds = None
+                self.read_chunk_into(stream, counter, out, scratch)
+                scratch.holds = chunk
+            have = stream.plain_size(counter)
             take = min(have - skip, end - begin)
             yield out[skip : skip + take]
             begin += take
@@ -389,6 +404,7 @@ class OpenFile:
         scratch = Scratch()
         for stream in self.streams():
             out = scratch.plain(stream)
+            scratch.holds = None
             for counter in range(stream.chunks):
                 progress(self.read_chunk_into(stream, counter, out, scratch))
 
@@ -398,11 +414,13 @@ class Scratch:
 
     def __init__(self) -> None:
         self._buffers: dict[str, memoryview] = {}
+        self.holds: tuple[OpenFile, int, int] | None = None  # whose chunk lies in `plain`
 
     def _buffer(self, name: str, size: int) -> memoryview:
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < size:
             buffer = self._buffers[name] = memoryview(bytearray(size))
+            self.holds = None
         return buffer
 
     def frame(self, stream: Stream) -> memoryview:
@@ -416,5 +434,3 @@ class Scratch:
     def plain(self, stream: Stream) -> memoryview:
         """For plaintext."""
         return self._buffer("plain", stream.chunk_size)
-
-

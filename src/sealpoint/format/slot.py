@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import blake3
 
@@ -13,16 +14,20 @@ from sealpoint.format import derive
 from sealpoint.format.constants import (
     DEFAULT_SLOT_SIZE,
     LABEL,
+    MAX_SEQUENCE,
     MAX_STANZA_BODY,
     MAX_STANZAS,
     SLOT_HEAD_SIZE,
     SLOT_SIZES,
 )
-from sealpoint.format.preamble import Preamble
 from sealpoint.format.stanza import Stanza, decode_stanzas, encode_stanzas
+
+if TYPE_CHECKING:
+    from sealpoint.format.preamble import Preamble
 
 _HEAD = struct.Struct("<4sIQI12s32s")
 _MAGIC = b"SLOT"
+_CHECKSUM = 12
 _ROOM = 3  # a new file's slot is at least this many times as large as its first contents: room for rekey
 
 
@@ -63,9 +68,17 @@ def _covered(preamble: Preamble, sequence: int, body: bytes) -> bytes:
     )
 
 
-def make_slot(preamble: Preamble, sequence: int, stanzas: list[Stanza], metadata_root: bytes) -> Slot:
-    """A slot that still lacks its envelope statement."""
+def make_slot(
+    preamble: Preamble, sequence: int, stanzas: list[Stanza], metadata_root: bytes
+) -> Slot:
+    """A slot that still lacks its envelope statement.  Raises UsageError where no reader would accept it."""
+    if not 0 < sequence <= MAX_SEQUENCE:
+        raise UsageError("the header of this file cannot be changed any more")
     body = encode_stanzas(stanzas)
+    try:
+        decode_stanzas(body)
+    except FileError as error:
+        raise UsageError(f"these recipients cannot stand in one header ({error})") from None
     mac = derive.header_mac(metadata_root, preamble, _covered(preamble, sequence, body))
     return Slot(sequence, body, mac, b"")
 
@@ -79,11 +92,7 @@ def slot_size_for(stanzas_size: int, envelope_size: int) -> int:
 
 def encode_slot(slot: Slot, size: int) -> bytes:
     """The whole slot, padded with zeros.  Raises UsageError where it does not fit."""
-    data = (
-        _HEAD.pack(_MAGIC, len(slot.body), slot.sequence, len(slot.envelope), bytes(12), slot.mac)
-        + slot.body
-        + slot.envelope
-    )
+    data = _encode(slot, _checksum(slot))
     if len(data) > size:
         raise UsageError(
             f"{len(slot.stanzas)} recipients need {len(data)} bytes of header, this file has room for {size}",
@@ -92,21 +101,35 @@ def encode_slot(slot: Slot, size: int) -> bytes:
     return data.ljust(size, b"\0")
 
 
+def _encode(slot: Slot, checksum: bytes) -> bytes:
+    head = _HEAD.pack(_MAGIC, len(slot.body), slot.sequence, len(slot.envelope), checksum, slot.mac)
+    return head + slot.body + slot.envelope
+
+
+def _checksum(slot: Slot) -> bytes:
+    # Finds damage in what neither MAC nor signature covers, such as certificates beside a signature.
+    return blake3.blake3(_encode(slot, bytes(_CHECKSUM))).digest(_CHECKSUM)
+
+
 def decode_slot(data: bytes) -> Slot | None:
     """A slot as stored; None if it is idle (all zero).  Raises FileError if it is neither valid nor idle."""
     if not any(data):
         return None
-    magic, body_size, sequence, envelope_size, zeros, mac = _HEAD.unpack_from(data)
+    if len(data) < SLOT_HEAD_SIZE:
+        raise FileError("header slot: malformed")
+    magic, body_size, sequence, envelope_size, checksum, mac = _HEAD.unpack_from(data)
     end = SLOT_HEAD_SIZE + body_size + envelope_size
     if (
         magic != _MAGIC
-        or any(zeros)
-        or sequence == 0
+        or not 0 < sequence <= MAX_SEQUENCE
         or body_size > MAX_STANZAS * (MAX_STANZA_BODY + 64)
         or end > len(data)
         or any(data[end:])
     ):
         raise FileError("header slot: malformed")
     body = data[SLOT_HEAD_SIZE : SLOT_HEAD_SIZE + body_size]
+    slot = Slot(sequence, body, mac, data[SLOT_HEAD_SIZE + body_size : end])
+    if _checksum(slot) != checksum:
+        raise FileError("header slot: damaged, or written only in part")
     decode_stanzas(body)
-    return Slot(sequence, body, mac, data[SLOT_HEAD_SIZE + body_size : end])
+    return slot

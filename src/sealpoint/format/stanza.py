@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from sealpoint.errors import FileError
+from sealpoint.errors import FileError, UsageError
 from sealpoint.format.constants import (
     HASH_SIZE,
     LABEL,
@@ -59,7 +59,12 @@ class WrapContext:
 
 
 def encode_stanzas(stanzas: list[Stanza]) -> bytes:
-    """u16 count, then each {u8 kind, u8 roots, u16 body length, 32-byte fingerprint, body}, little-endian."""
+    """u16 count, then each {u8 kind, u8 roots, u16 body length, 32-byte fingerprint, body}, little-endian.
+
+    Raises UsageError.
+    """
+    if len(stanzas) > MAX_STANZAS or any(len(s.body) > MAX_STANZA_BODY for s in stanzas):
+        raise UsageError(f"too many recipients, or too large ones (at most {MAX_STANZAS} fit)")
     parts = [_COUNT.pack(len(stanzas))]
     for s in stanzas:
         parts += [_HEAD.pack(s.kind, s.roots, len(s.body)), s.fingerprint, s.body]

@@ -5,8 +5,8 @@ Here are their payloads, strict JSON inside DSSE.  Signing and trust are matters
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import blake3
 
@@ -21,10 +21,15 @@ from sealpoint.format.constants import (
     Roots,
     Suite,
 )
-from sealpoint.format.preamble import Preamble
-from sealpoint.format.slot import Slot
-from sealpoint.format.stanza import Stanza
+from sealpoint.format.dsse import MAX_SIGNATURES
 from sealpoint.format.strictjson import Fields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sealpoint.format.preamble import Preamble
+    from sealpoint.format.slot import Slot
+    from sealpoint.format.stanza import Stanza
 
 KINDS = ("full", "increment", "derived")
 
@@ -126,12 +131,10 @@ class Origin:
         chain = f.fields("chain")
         chain_root, sequence = chain.hex("root", ID_SIZE), chain.u64("sequence")
         chain.done()
-        workload, captured, tool = f.text("workload"), f.u64("captured"), f.text("tool", limit=256)
+        workload, captured, tool = f.text("workload"), f.time("captured"), f.text("tool", limit=256)
         signers = _decode_signers(f)
         f.done()
-        if kind not in KINDS or (kind == "increment") != (parent is not None):
-            raise FileError("origin statement: kind and parent contradict each other")
-        return cls(
+        origin = cls(
             suite=suite,
             checkpoint_id=checkpoint_id,
             kind=kind,
@@ -150,6 +153,23 @@ class Origin:
             derived_from=derived_from,
             signers=signers,
         )
+        origin.check()
+        if origin.encode() != payload:
+            raise FileError("origin statement: not in canonical form")
+        return origin
+
+    def check(self) -> None:
+        """Kind, parent and place in the chain must agree.  Raises FileError."""
+        first = self.chain_sequence == 0
+        if (
+            self.kind not in KINDS
+            or (self.kind == "derived") != (self.derived_from is not None)
+            or (self.kind == "full" and self.parent is not None)
+            or (self.kind == "increment" and self.parent is None)
+            or first != (self.parent is None)
+            or first != (self.chain_root == self.checkpoint_id)
+        ):
+            raise FileError("origin statement: kind, parent and chain contradict each other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +185,7 @@ class EnvelopeStatement:
     signers: tuple[str, ...] = ()
 
     @classmethod
-    def for_slot(  # noqa: PLR0913
+    def for_slot(
         cls,
         preamble: Preamble,
         slot: Slot,
@@ -219,11 +239,12 @@ class EnvelopeStatement:
             for r in Role
         }
         nested.done()
-        created, signers = f.u64("created"), _decode_signers(f)
+        created, signers = f.time("created"), _decode_signers(f)
         f.done()
-        return cls(
-            checkpoint_id, sequence, slot_digest, commitments, recipients, created, signers
-        )
+        found = cls(checkpoint_id, sequence, slot_digest, commitments, recipients, created, signers)
+        if found.encode() != payload:
+            raise FileError(f"{what}: not in canonical form")
+        return found
 
 
 def recipients_of(stanzas: list[Stanza]) -> dict[Role, tuple[bytes, ...]]:
@@ -268,5 +289,8 @@ def _decode_manifest_ref(fields: Fields) -> ManifestRef:
 
 
 def _decode_signers(fields: Fields) -> tuple[str, ...]:
-    values = fields.array("signers", limit=8)
-    return tuple(strictjson.parse_hex(v, HASH_SIZE, fields.what).hex() for v in values)
+    values = fields.array("signers", limit=MAX_SIGNATURES)
+    signers = tuple(strictjson.parse_hex(v, HASH_SIZE, fields.what).hex() for v in values)
+    if len(set(signers)) != len(signers):
+        raise FileError(f"{fields.what}: a signer is named twice")
+    return signers

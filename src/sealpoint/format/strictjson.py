@@ -1,21 +1,26 @@
 """JSON as the statements and manifests use it: strict on both sides, so that two readers never disagree.
 
-Strict UTF-8, no duplicate keys, no floats, no numbers at all beyond booleans (u64 are decimal strings), one value,
-no bytes after it.
+Strict UTF-8, no duplicate keys, no numbers (u64 are decimal strings), one object, nothing before or after it, and one
+spelling only: no spaces, no escapes but those that JSON demands.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any, NoReturn
 
 from sealpoint.errors import FileError
-from sealpoint.format.constants import MAX_U64
+from sealpoint.format.constants import MAX_JSON_VALUES, MAX_TIME, MAX_U64
 
 
 def encode(value: Any) -> bytes:
-    """Compact UTF-8 JSON, keys in insertion order."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Compact UTF-8 JSON, keys in insertion order.  Raises FileError for text that UTF-8 cannot hold."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: the trace of a file name that is not UTF-8
+        raise FileError("a name or text is not valid UTF-8") from None
 
 
 def decode(data: bytes | memoryview, what: str) -> dict[str, Any]:
@@ -30,8 +35,11 @@ def decode(data: bytes | memoryview, what: str) -> dict[str, Any]:
     def number(_: str) -> NoReturn:
         raise FileError(f"{what}: holds a bare number")
 
+    raw = bytes(data)
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise FileError(f"{what}: holds too many values")
     try:
-        text = bytes(data).decode("utf-8", errors="strict")
+        text = raw.decode("utf-8", errors="strict")
         value = json.loads(
             text,
             object_pairs_hook=pairs,
@@ -43,6 +51,8 @@ def decode(data: bytes | memoryview, what: str) -> dict[str, Any]:
         raise FileError(f"{what}: not valid JSON") from None
     if not isinstance(value, dict):
         raise FileError(f"{what}: not a JSON object")
+    if encode(value) != raw:
+        raise FileError(f"{what}: not in canonical form")
     return value
 
 
@@ -86,6 +96,13 @@ class Fields:
     def u64(self, key: str) -> int:
         """A canonical decimal string (no sign, no leading zero) below 2^64."""
         return parse_u64(self._take(key), f"{self.what}: {key!r}")
+
+    def time(self, key: str) -> int:
+        """Seconds since 1970, u64, before the year 10000."""
+        value = self.u64(key)
+        if value > MAX_TIME:
+            raise FileError(f"{self.what}: {key!r} is not a time")
+        return value
 
     def hex(self, key: str, size: int) -> bytes:
         """Lower-case hex of exactly `size` bytes."""
@@ -142,6 +159,22 @@ def parse_u64(value: Any, what: str) -> int:
 
 def parse_hex(value: Any, size: int, what: str) -> bytes:
     """Lower-case hex of exactly `size` bytes to bytes.  Raises FileError."""
-    if isinstance(value, str) and len(value) == 2 * size and not set(value) - set("0123456789abcdef"):
+    if (
+        isinstance(value, str)
+        and len(value) == 2 * size
+        and not set(value) - set("0123456789abcdef")
+    ):
         return bytes.fromhex(value)
     raise FileError(f"{what} is not {size} bytes of lower-case hex")
+
+
+def parse_base64(value: Any, what: str) -> bytes:
+    """Canonical base64 (RFC 4648, padded) to bytes.  Raises FileError."""
+    try:
+        if isinstance(value, str):
+            data = base64.b64decode(value, validate=True)
+            if base64.b64encode(data).decode() == value:
+                return data
+    except ValueError:  # binascii.Error is one; so is text that is not ASCII
+        pass
+    raise FileError(f"{what} is not base64")

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import blake3
 
+from sealpoint.errors import SealpointError, UsageError
 from sealpoint.format import derive, dsse, manifest
 from sealpoint.format.chunks import Buffer, ChunkSealer
 from sealpoint.format.codec import Coded, Coder
@@ -22,12 +23,12 @@ from sealpoint.format.constants import (
     FIRST_OBJECT,
     FRAME_HEAD_SIZE,
     MAX_OBJECT_NUMBER,
+    MAX_STATEMENT,
     MEMORY_MANIFEST,
     METADATA_MANIFEST,
     ORIGIN_TYPE,
     PACK_CHUNK_SIZE,
     TAG_SIZE,
-    TRAILER_SIZE,
     Codec,
     Role,
     Suite,
@@ -67,6 +68,8 @@ class Signing:
     def envelope(self, payload_type: str, payload: bytes) -> bytes:
         """The signed DSSE envelope as stored."""
         signatures = self.sign(dsse.pae(payload_type, payload))
+        if tuple(s.keyid for s in signatures) != self.signers:
+            raise SealpointError("a signer signed by another key than it announced")
         return dsse.encode(dsse.Envelope(payload_type, payload, signatures))
 
 
@@ -75,9 +78,10 @@ UNSIGNED = Signing(lambda _: (), ())
 
 @dataclass(slots=True)
 class Chunk:
-    """One chunk on its way into the file.  `frame` holds head, ciphertext and tag once sealed."""
+    """One chunk on its way into the file.  `frame` holds head, ciphertext and tag once sealed; `nonce` is then gone."""
 
     stream: StreamWriter
+    counter: int
     nonce: bytes
     plain_size: int
     frame: memoryview = field(default_factory=lambda: memoryview(b""))
@@ -102,8 +106,10 @@ class StreamWriter:
         """Consume the next counter for `size` plaintext bytes."""
         if size > self.chunk_size or (size == self.chunk_size) == last:
             raise ValueError("every chunk but the last is full, the last is not")
+        counter = self._sealer.counter
+        nonce = self._sealer.next_nonce(last=last)
         self.padded += size
-        return Chunk(self, self._sealer.next_nonce(last=last), size)
+        return Chunk(self, counter, nonce, size)
 
     def seal(self, chunk: Chunk, data: memoryview, coder: Coder, out: memoryview) -> None:
         """Code and encrypt `data` into `out` (at least chunk_size + 24 bytes), which the chunk then refers to."""
@@ -112,11 +118,19 @@ class StreamWriter:
         chunk.digest = blake3.blake3(chunk.frame).digest()
 
     def _seal_frame(self, chunk: Chunk, coded: Coded, out: memoryview) -> memoryview:
+        nonce, chunk.nonce = chunk.nonce, b""
+        if not nonce:
+            raise SealpointError("chunk stream: a chunk can be sealed only once")
         out[:FRAME_HEAD_SIZE] = frame_head(self.number)
         size = self._sealer.seal_into(
-            out[FRAME_HEAD_SIZE:], chunk.nonce, coded, chunk.codec, chunk.plain_size
+            out[FRAME_HEAD_SIZE:], nonce, coded, chunk.codec, chunk.plain_size
         )
         return out[: FRAME_HEAD_SIZE + size]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk, the last included, lies in the file."""
+        return self._sealer.finished and self._sealer.counter == len(self.codecs)
 
     def entry(self) -> Stream:
         """What the manifest records, once the last chunk was appended."""
@@ -127,7 +141,13 @@ class SealedWriter:
     """One sealed file in the making."""
 
     def __init__(
-        self, out: Output, *, suite: Suite, wrap: Wrap, signing: Signing, roots: RootKeys | None = None
+        self,
+        out: Output,
+        *,
+        suite: Suite,
+        wrap: Wrap,
+        signing: Signing,
+        roots: RootKeys | None = None,
     ) -> None:
         """Writes preamble and header slots at once.  Wrapping and signing happen here, before any frame."""
         self._out = out
@@ -135,6 +155,8 @@ class SealedWriter:
         self._roots = roots or RootKeys.generate()
         self._index = IndexBuilder()
         self._number = FIRST_OBJECT
+        self._streams: dict[int, StreamWriter] = {}
+        self._usable = True
         self.preamble, slot = _first_slot(suite, self._roots, wrap, signing)
         self._offset = 0
         self._write(
@@ -157,14 +179,18 @@ class SealedWriter:
 
     def stream(self, role: Role, chunk_size: int) -> StreamWriter:
         """A new chunk stream under its own key."""
-        return self._stream(self.number(), role, chunk_size)
+        stream = self._stream(self.number(), role, chunk_size)
+        self._streams[stream.number] = stream
+        return stream
 
     def _stream(self, number: int, role: Role, chunk_size: int) -> StreamWriter:
         key = derive.object_key(self._roots.root(role), self.preamble, number, role)
         return StreamWriter(number, chunk_size, ChunkSealer(self.preamble.suite, key))
 
     def append(self, chunk: Chunk) -> None:
-        """Write a sealed chunk as the next frame."""
+        """Write a sealed chunk as the next frame.  After an error nothing more can be written."""
+        if not chunk.frame or chunk.counter != len(chunk.stream.codecs):
+            raise ValueError("chunks of a stream are appended sealed and in order")
         self._index.append(chunk.stream.number, len(chunk.frame) - FRAME_HEAD_SIZE, chunk.digest)
         chunk.stream.codecs.append(chunk.codec)
         self._write(chunk.frame)
@@ -180,8 +206,15 @@ class SealedWriter:
         parent: ParentRef | None = None,
         derived_from: ParentRef | None = None,
         captured: int | None = None,
+        chain: tuple[bytes, int] | None = None,
     ) -> bytes:
-        """Write manifests, index, origin statement and trailer; returns the origin digest."""
+        """Write manifests, index, origin statement and trailer; returns the origin digest.
+
+        chain: id of the chain's first file and place of this one in it, for a file with a parent.  Raises FileError
+        where a reader would refuse what was to be written.
+        """
+        self._check(metadata, memory)
+        chain_root, chain_sequence = chain or (self.preamble.checkpoint_id, 0)
         refs = {
             Role.METADATA: self._write_manifest(METADATA_MANIFEST, metadata),
             Role.MEMORY: self._write_manifest(MEMORY_MANIFEST, memory),
@@ -199,20 +232,35 @@ class SealedWriter:
             frames_size=self._offset - self.preamble.frames_offset,
             captured=int(time.time()) if captured is None else captured,
             tool=tool,
-            chain_root=self.preamble.checkpoint_id,
+            chain_root=chain_root,
+            chain_sequence=chain_sequence,
             workload=workload,
             parent=parent,
             derived_from=derived_from,
             signers=self._signing.signers,
         )
+        origin.check()
         payload = origin.encode()
         envelope = self._signing.envelope(ORIGIN_TYPE, payload)
-        index_offset = self._offset
-        origin_offset = index_offset + len(index)
-        end = origin_offset + len(envelope) + TRAILER_SIZE
-        trailer = Trailer(index_offset, len(index), origin_offset, len(envelope), end)
+        if len(envelope) > MAX_STATEMENT:
+            raise UsageError("the signers' certificates do not fit the statement")
+        trailer = Trailer.create(self._offset, len(index), envelope)
         self._write(index, envelope, trailer.encode())
+        self._usable = False
         return digest(payload)
+
+    def _check(self, metadata: Manifest, memory: Manifest) -> None:
+        # What a reader would refuse must fail here, while the captured process still runs.
+        tables = {Role.METADATA: metadata, Role.MEMORY: memory}
+        for role, table in tables.items():
+            manifest.decode(memoryview(manifest.encode(table)), role)
+        manifest.check_together(tables)
+        listed = {s.number: s for table in tables.values() for s in table.streams}
+        written = {n: s for n, s in self._streams.items() if s.padded or s.codecs}
+        if listed.keys() != written.keys() or any(
+            not s.complete or s.entry() != listed[n] for n, s in written.items()
+        ):
+            raise SealpointError("the manifests do not list what was written")
 
     def _write_manifest(self, number: int, table: Manifest) -> ManifestRef:
         data = memoryview(manifest.encode(table))
@@ -231,7 +279,11 @@ class SealedWriter:
         return ManifestRef(state.digest(), frames)
 
     def _write(self, *buffers: Buffer) -> None:
+        if not self._usable:
+            raise SealpointError("this sealed file cannot be written any further")
+        self._usable = False  # until everything is out: half a write must be the last one
         self._out.write(*buffers)
+        self._usable = True
         self._offset += sum(len(b) for b in buffers)
 
 
@@ -240,9 +292,7 @@ def commitments(roots: RootKeys, preamble: Preamble) -> dict[Role, bytes]:
     return {r: derive.commitment(roots.root(r), preamble, r) for r in Role}
 
 
-def sign_slot(
-    preamble: Preamble, slot: Slot, known: dict[Role, bytes], signing: Signing
-) -> Slot:
+def sign_slot(preamble: Preamble, slot: Slot, known: dict[Role, bytes], signing: Signing) -> Slot:
     """The slot with a signed envelope statement.  `known`: the commitments of both roots."""
     statement = EnvelopeStatement.for_slot(
         preamble, slot, known, created=int(time.time()), signers=signing.signers
