@@ -1,0 +1,3 @@
+"""sealpoint."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,176 @@
+"""Who may open and who is believed: connects recipients, identities, signers and policy with the format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from sealpoint.errors import IdentityError, PolicyError, UsageError
+from sealpoint.format import dsse
+from sealpoint.format.constants import ENVELOPE_TYPE, Roots, StanzaKind
+from sealpoint.format.derive import RootKeys
+from sealpoint.format.preamble import Preamble
+from sealpoint.format.reader import AuthenticFile, OpenFile, SealedFile, Unwrap
+from sealpoint.format.slot import Slot
+from sealpoint.format.stanza import Stanza, WrapContext
+from sealpoint.format.writer import UNSIGNED, Signing, Wrap
+from sealpoint.keys import (
+    Identity,
+    Recipient,
+    Signer,
+    TrustPolicy,
+    Verified,
+    VerifiedSignature,
+)
+from sealpoint.keys.base import KIND_NAMES
+from sealpoint.store.source import open_source
+
+
+def wrap_for(recipients: Sequence[Recipient], metadata_recipients: Sequence[Recipient] = ()) -> Wrap:
+    """How a new file's roots are wrapped: both for `recipients`, the metadata root for the others.
+
+    Raises UsageError: nobody could open the memory, or somebody is named twice.
+    """
+    if not recipients:
+        raise UsageError("no recipient given", hint="name one with -r, or in config.toml")
+    everyone = [*recipients, *metadata_recipients]
+    if len({r.fingerprint for r in everyone}) != len(everyone):
+        raise UsageError("a recipient is given twice")
+    if len(everyone) > 1 and any(r.kind is StanzaKind.SCRYPT for r in everyone):
+        raise UsageError("a passphrase cannot be combined with other recipients")
+
+    def wrap(preamble: Preamble, roots: RootKeys) -> list[Stanza]:
+        return wrap_stanzas(preamble, roots, recipients, metadata_recipients)
+
+    return wrap
+
+
+def wrap_stanzas(
+    preamble: Preamble,
+    roots: RootKeys,
+    recipients: Sequence[Recipient],
+    metadata_recipients: Sequence[Recipient],
+) -> list[Stanza]:
+    """One stanza for each."""
+    pairs = [(r, Roots.BOTH) for r in recipients] + [(r, Roots.METADATA) for r in metadata_recipients]
+    return [
+        recipient.wrap(
+            roots.wrappable(which), WrapContext(preamble.suite, preamble.checkpoint_id, which)
+        )
+        for recipient, which in pairs
+    ]
+
+
+def signing_by(signer: Signer | None) -> Signing:
+    """How statements are signed; None leaves them unsigned."""
+    if signer is None:
+        return UNSIGNED
+    return Signing(lambda pae: (signer.sign(pae),), (signer.key_id,))
+
+
+def unwrap_with(identities: Sequence[Identity]) -> Unwrap:
+    """Tries each identity on the stanzas that name it; prefers one that opens memory.
+
+    Raises IdentityError, naming to whom the file is sealed.
+    """
+
+    def unwrap(preamble: Preamble, slot: Slot) -> RootKeys:
+        stanzas = sorted(slot.stanzas, key=lambda s: s.roots, reverse=True)
+        for stanza in stanzas:
+            for identity in identities:
+                if identity.matches(stanza):
+                    context = WrapContext(preamble.suite, preamble.checkpoint_id, stanza.roots)
+                    return RootKeys.from_wrapped(identity.unwrap(stanza, context), stanza.roots)
+        sealed_to = ", ".join(describe_stanza(s) for s in slot.stanzas)
+        raise IdentityError(
+            f"the checkpoint is not sealed to this identity, but to: {sealed_to}",
+            hint="give the identity of one of them with -i",
+        )
+
+    return unwrap
+
+
+def describe_stanza(stanza: Stanza) -> str:
+    """Kind and shortened fingerprint of a recipient, and whether it opens memory."""
+    text = KIND_NAMES[stanza.kind]
+    if stanza.kind is not StanzaKind.SCRYPT:
+        text += " " + stanza.fingerprint.hex()[:16]
+    return text if stanza.roots is Roots.BOTH else text + " (metadata only)"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A sealed file whose statements were checked against a policy.  A context manager: closes its descriptor.
+
+    signers: who signed the origin statement, then who signed the envelope statement.
+    """
+
+    fd: int
+    authentic: AuthenticFile
+    signers: tuple[VerifiedSignature, ...]
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        policy: TrustPolicy,
+        *,
+        spool: str | None = None,
+        repair: bool = False,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Checkpoint:
+        """`path` may be "-".  Raises FileError, PolicyError, UsageError."""
+        fd = open_source(path, spool=spool, progress=progress)
+        try:
+            authentic, signers = authenticate(fd, policy, repair=repair)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, authentic, signers)
+
+    def unlock(self, identities: Sequence[Identity]) -> OpenFile:
+        """Raises IdentityError, FileError."""
+        if not identities:
+            raise UsageError("no identity given", hint="name one with -i, or in config.toml")
+        return self.authentic.unlock(unwrap_with(identities))
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self.fd)
+
+
+def authenticate(
+    fd: int, policy: TrustPolicy, *, repair: bool = False
+) -> tuple[AuthenticFile, tuple[VerifiedSignature, ...]]:
+    """Check the public parts of a sealed file and who signed them.  Raises FileError, PolicyError."""
+    seen: dict[bytes, Verified] = {}
+
+    def evaluate(envelope: dsse.Envelope) -> tuple[str, ...]:
+        verified = seen[envelope.payload] = policy.evaluate(envelope)
+        return verified.key_ids
+
+    authentic = SealedFile(fd).authenticate(evaluate, repair=repair)
+    origin = seen[authentic.file.origin_envelope.payload]
+    envelope = seen[dsse.decode(authentic.slot.envelope, ENVELOPE_TYPE, "envelope").payload]
+    policy.check_time(origin, authentic.origin.captured)
+    policy.check_time(envelope, authentic.envelope.created)
+    unique = {s.key_id: s for s in (*envelope.signatures, *origin.signatures)}
+    return authentic, tuple(unique.values())
+
+
+def require_trust(policy: TrustPolicy) -> None:
+    """Raises PolicyError where no policy says whom to believe."""
+    if not (policy.pinned or policy.authorities or policy.allow_unsigned):
+        raise PolicyError(
+            "no trusted signer is given: whoever can write the file could have made it",
+            hint="name the signer with --trust, or in config.toml; --allow-unsigned takes the risk",
+        )

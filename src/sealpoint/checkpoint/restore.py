@@ -1,0 +1,168 @@
+"""Restore a process tree from an open sealed file, with stock CRIU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sealpoint import process
+from sealpoint.checkpoint.progress import Progress, Report, silent
+from sealpoint.checkpoint.serve import Serve
+from sealpoint.criu import run
+from sealpoint.criu.binary import CriuBinary
+from sealpoint.criu.gate import Gate
+from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.errors import CriuError, FileError, IdentityError, SealpointError
+from sealpoint.format.reader import OpenFile
+
+_POLL = 0.05
+_GIVE_UP = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """How to restore.  approved: called when everything has verified, just before the tree runs."""
+
+    criu: CriuBinary
+    detach: bool = False
+    options: tuple[str, ...] = ()
+    criu_log: str | None = None
+    approved: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """What came of it.  pid: of the tree's root; status: of CRIU, which without `detach` waits for the tree's end."""
+
+    pid: int
+    seconds: float
+    status: int
+    criu: dict[str, int] = field(default_factory=dict)
+
+
+def check_restorable(checkpoint: OpenFile) -> None:
+    """Raises FileError, IdentityError where this sealed file is not one that `restore` can restore."""
+    if not checkpoint.has_memory:
+        raise IdentityError(
+            "this identity opens only the metadata of the checkpoint: it cannot restore it",
+            hint="use an identity that the checkpoint was sealed to with -r",
+        )
+    if "inventory.img" not in checkpoint.entries:
+        hint = "open it with: sealpoint open"
+        if any(name.startswith("checkpoint/") for name in checkpoint.entries):
+            hint = "it is an engine's archive: open it (sealpoint open FILE -o ARCHIVE.tar) and give it to the engine"
+        raise FileError("this sealed file holds no process checkpoint", hint=hint)
+    if "parent" in checkpoint.entries:
+        raise FileError(
+            "this checkpoint is an increment made by CRIU's pre-dump: without its parent it cannot be restored"
+        )
+
+
+class Restore:
+    """One restore.  `run` may be called once."""
+
+    def __init__(self, request: RestoreRequest, checkpoint: OpenFile) -> None:
+        self._request = request
+        self._checkpoint = checkpoint
+        self._error: BaseException | None = None
+        self._approved_at = 0.0
+
+    def run(self, report: Report = silent) -> RestoreResult:
+        """Raises SealpointError; nothing of the tree then ran or is left."""
+        request = self._request
+        run.check_options(request.options)
+        check_restorable(self._checkpoint)
+        started = time.monotonic()
+        with PrivateDir() as directory:
+            serve = Serve(directory.path, self._checkpoint)
+            try:
+                serve.prepare()
+                code, criu = self._run_criu(directory, serve, report)
+            finally:
+                serve.close()
+            stats = criu.stats("restore")
+        return RestoreResult(
+            pid=self._root_pid(), seconds=self._approved_at - started, status=code, criu=stats
+        )
+
+    def _root_pid(self) -> int:
+        from sealpoint.criu import schema
+
+        data = self._checkpoint.read_bytes(self._checkpoint.entry("pstree.img"))
+        first = next(schema.records(data, "pstree_entry", "pstree.img"), None)
+        return int(first.pid) if first is not None else 0
+
+    def _run_criu(
+        self, directory: PrivateDir, serve: Serve, report: Report
+    ) -> tuple[int, run.CriuRun]:
+        request = self._request
+
+        def approve() -> bool:
+            try:
+                serve.approve()
+                self._approved_at = time.monotonic()
+                request.approved()
+            except BaseException as error:  # noqa: BLE001 - reported by the main thread
+                self._error = error
+                serve.fail(error)
+                return False
+            return True
+
+        process.become_subreaper()
+        before = set(process.children(os.getpid()))
+        with Gate(directory.path, "post-restore", approve) as gate:
+            # A tree restored in the foreground shares our terminal and its signals, as with plain CRIU.
+            criu = run.CriuRun(request.criu, directory, gate, own_group=request.detach)
+            arguments = ["--restore-detached"] if request.detach else []
+            criu.start("restore", arguments, request.options)
+            try:
+                code = self._wait(criu, serve, gate, report)
+            except BaseException as error:
+                if not gate.passed:
+                    serve.fail(error)
+                    self._stop(criu)
+                    process.kill_descendants(before)
+                raise
+            finally:
+                if request.criu_log:
+                    criu.save_log(request.criu_log)
+            if gate.passed and (code == 0 or not request.detach):
+                return code, criu
+            process.kill_descendants(before)
+            error = self._error or serve.error
+            if error is not None and not isinstance(error, CriuError):
+                raise as_sealpoint_error(error)
+            raise criu.failure("restore", code) if code else _no_gate()
+
+    def _wait(self, criu: run.CriuRun, serve: Serve, gate: Gate, report: Report) -> int:
+        assert criu.process is not None  # noqa: S101 - started
+        total = sum(e.size for e in self._checkpoint.entries.values())
+        while True:
+            try:
+                return criu.process.wait(None if gate.passed else _POLL)
+            except subprocess.TimeoutExpired:
+                report(Progress(serve.served, total))
+
+    @staticmethod
+    def _stop(criu: run.CriuRun) -> None:
+        assert criu.process is not None  # noqa: S101 - started
+        try:
+            criu.process.wait(_GIVE_UP)
+        except subprocess.TimeoutExpired:
+            criu.process.send_signal(signal.SIGKILL)
+            criu.process.wait()
+
+
+def as_sealpoint_error(error: BaseException) -> SealpointError:
+    """What happened, for the user."""
+    if isinstance(error, SealpointError):
+        return error
+    return SealpointError(f"serving the restore failed: {error!r}")
+
+
+def _no_gate() -> SealpointError:
+    return CriuError("criu restore ended without asking whether everything verified")

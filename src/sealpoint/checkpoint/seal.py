@@ -1,0 +1,52 @@
+"""Seal an existing directory or archive into one sealed file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sealpoint.checkpoint.archive import seal_path
+from sealpoint.checkpoint.builder import CheckpointBuilder
+from sealpoint.checkpoint.progress import Report, silent
+from sealpoint.format.constants import Suite
+from sealpoint.format.writer import SealedWriter, Signing, Wrap
+from sealpoint.store.output import Target
+
+
+@dataclass(frozen=True, slots=True)
+class SealResult:
+    """What came of it; sizes in bytes."""
+
+    checkpoint_id: bytes
+    origin_digest: bytes
+    objects: int
+    plain_size: int
+    file_size: int
+
+
+def seal(  # noqa: PLR0913
+    path: str,
+    out: Target,
+    *,
+    wrap: Wrap,
+    signing: Signing,
+    suite: Suite = Suite.AES_256_GCM,
+    compression: str = "auto",
+    report: Report = silent,
+) -> SealResult:
+    """Raises SealpointError; nothing is then left under the output's name."""
+    writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
+    builder = CheckpointBuilder(writer, compression=compression)
+    try:
+        properties = seal_path(path, builder, report)
+        digest = builder.finish(properties=properties)
+        out.commit()
+    except BaseException as error:
+        builder.abort(error)
+        raise
+    return SealResult(
+        writer.preamble.checkpoint_id,
+        digest,
+        builder.count,
+        builder.pipeline.plain_bytes,
+        writer.size,
+    )

@@ -1,0 +1,163 @@
+"""Serves the objects of an open sealed file to one `criu restore --stream`.
+
+Before CRIU starts, `prepare` has verified every object that is not memory pages.  Pages are verified as they are served.
+The gate opens only on positive evidence (`approve`): no error, and every listed page object verified to its end, asked
+for or not; CRIU alone would ignore read errors of shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+
+from sealpoint.criu import stream
+from sealpoint.criu.roles import is_pages
+from sealpoint.criu.splice import PageRing
+from sealpoint.errors import FileError
+from sealpoint.format.manifest import Entry
+from sealpoint.format.reader import OpenFile, Scratch
+
+_SMALL = 64 * 1024  # fits any pipe: written at once, without a thread
+_CACHE = 32 * 1024 * 1024  # bytes of small verified objects kept for serving
+
+
+class Serve:
+    """Runs from construction until `close`."""
+
+    def __init__(self, directory: str, checkpoint: OpenFile) -> None:
+        self._checkpoint = checkpoint
+        self._listener = stream.listen(directory, stream.SERVE_SOCKET)
+        self._small: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        self._unverified = {name for name in checkpoint.entries if is_pages(name)}
+        self._error: BaseException | None = None
+        self._connections: list[socket.socket] = []
+        self._senders: list[threading.Thread] = []
+        self.served = 0
+        self._thread = threading.Thread(target=self._accept, name="serve", daemon=True)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What went wrong, if anything did."""
+        return self._error
+
+    def prepare(self) -> None:
+        """Verify every object but memory pages, then start to serve.  Raises FileError."""
+        scratch, kept = Scratch(), 0
+        entries = [e for e in self._checkpoint.entries.values() if not is_pages(e.name)]
+        for entry in sorted(entries, key=lambda e: (e.stream.number, e.offset)):
+            keep = entry.size <= _SMALL and kept + entry.size <= _CACHE
+            parts = [bytes(p) if keep else b"" for p in self._checkpoint.read(entry, scratch)]
+            if keep:
+                self._small[entry.name] = b"".join(parts)
+                kept += entry.size
+        self._thread.start()
+
+    def approve(self) -> None:
+        """Called at post-restore, when CRIU has read all that it wants.  Raises what speaks against running the tree."""
+        for sender in list(self._senders):
+            sender.join()
+        if self._error is not None:
+            raise self._error
+        scratch = Scratch()
+        for name in sorted(self._unverified):
+            for piece in self._checkpoint.read(self._checkpoint.entry(name), scratch):
+                self.served += len(piece)
+        self._unverified.clear()
+
+    def fail(self, error: BaseException) -> None:
+        """Remember the first error and cut CRIU off."""
+        with self._lock:
+            self._error = self._error or error
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        """End the threads; CRIU has ended or no longer reads."""
+        if self._thread.ident is not None:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                self._connections.append(connection)
+            threading.Thread(
+                target=self._guard, args=(self._converse, connection), daemon=True
+            ).start()
+
+    def _guard(self, target: Callable[..., None], *args: object) -> None:
+        try:
+            target(*args)
+        except BaseException as error:  # noqa: BLE001 - must reach the gate
+            self.fail(error)
+
+    def _converse(self, connection: socket.socket) -> None:
+        with connection:
+            while (name := stream.read_request(connection)) is not None:
+                entry = self._checkpoint.entries.get(name)
+                stream.answer(connection, exists=entry is not None)
+                if entry is None:
+                    continue
+                self._send(entry, stream.receive_pipe(connection))
+
+    def _send(self, entry: Entry, fd: int) -> None:
+        data = self._small.get(entry.name)
+        if data is not None:
+            try:
+                os.write(fd, data)  # at most a pipe's worth: complete
+            finally:
+                os.close(fd)
+            return
+        sender = threading.Thread(
+            target=self._guard, args=(self._send_large, entry, fd), name=entry.name, daemon=True
+        )
+        self._senders.append(sender)
+        sender.start()
+
+    def _send_large(self, entry: Entry, fd: int) -> None:
+        try:
+            ring = PageRing(fd, entry.stream.chunk_size, 3)
+            scratch = Scratch()
+            if entry.offset:
+                self._send_packed(entry, fd)
+            else:
+                self._send_stream(entry, ring, scratch)
+        except BrokenPipeError:
+            return  # CRIU closed early; what it did not take stays unverified and is verified at the gate
+        finally:
+            os.close(fd)
+        with self._lock:
+            self._unverified.discard(entry.name)
+
+    def _send_stream(self, entry: Entry, ring: PageRing, scratch: Scratch) -> None:
+        left = entry.size
+        try:
+            for counter in range(entry.stream.chunks):
+                buffer = ring.buffer()
+                size = self._checkpoint.read_chunk_into(entry.stream, counter, buffer, scratch)
+                ring.send(buffer[: min(size, left)])
+                left -= min(size, left)
+                self.served += size
+        finally:
+            ring.drain()
+        if left:
+            raise FileError(f"object {entry.name!r} is shorter than its manifest says")
+
+    def _send_packed(self, entry: Entry, fd: int) -> None:
+        for piece in self._checkpoint.read(entry):
+            view = piece
+            while view:
+                view = view[os.write(fd, view) :]
+            self.served += len(piece)

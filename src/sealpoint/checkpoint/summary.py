@@ -1,0 +1,90 @@
+"""The summary object: what a metadata recipient may know of the tasks although their images are of the memory role.
+
+Written by the sealer while images pass by: pids, parents, command names, bytes of memory, and for an engine's archive
+its name, the container's and the image's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from sealpoint.criu import schema
+from sealpoint.errors import FileError
+from sealpoint.format import strictjson
+
+_OBSERVED = re.compile(r"(?:checkpoint/)?(?:pstree|core-(\d+)|pagemap-(\d+))\.img")
+_PAGES = re.compile(r"(?:checkpoint/)?pages-(\d+)\.img")
+_MAX_TEXT = 256
+
+
+class Summary:
+    """Collects from images as they are sealed.  An image that cannot be read leaves a gap, never an error."""
+
+    def __init__(self) -> None:
+        self._tree: list[tuple[int, int]] = []
+        self._commands: dict[int, str] = {}
+        self._pages_of: dict[int, int] = {}
+        self._pages: dict[int, int] = {}
+        self._engine: dict[str, str] = {}
+
+    def observe(self, name: str, data: bytes) -> None:
+        """A whole small image, or the beginning of a large one."""
+        if name in ("config.dump", "status.dump"):
+            self._observe_engine(data)
+        match = _OBSERVED.fullmatch(name)
+        if match is None:
+            return
+        try:
+            self._observe_image(match, data)
+        except FileError:
+            pass  # the image is sealed as it is; only the summary knows less
+
+    def pages(self, name: str, size: int) -> None:
+        """Size of a pages image in bytes."""
+        if match := _PAGES.fullmatch(name):
+            self._pages[int(match[1])] = size
+
+    def _observe_image(self, match: re.Match[str], data: bytes) -> None:
+        if match[1]:
+            for entry in schema.records(data, "core_entry", match[0]):
+                self._commands[int(match[1])] = entry.tc.comm[:_MAX_TEXT]
+        elif match[2]:
+            head = next(schema.records(data, "pagemap_head", match[0]), None)
+            if head is not None:
+                self._pages_of[int(match[2])] = head.pages_id
+        else:
+            self._tree += [
+                (entry.pid, entry.ppid) for entry in schema.records(data, "pstree_entry", match[0])
+            ]
+
+    def _observe_engine(self, data: bytes) -> None:
+        try:
+            config = json.loads(data)
+        except ValueError:
+            return
+        if not isinstance(config, dict):
+            return
+        for key, name in (("id", "container"), ("name", "name"), ("rootfsImageName", "image"), ("runtime", "runtime")):
+            value = config.get(key)
+            if isinstance(value, str) and value:
+                self._engine.setdefault(name, value[:_MAX_TEXT])
+
+    def encode(self) -> bytes:
+        """The object's bytes: strict JSON, numbers as decimal strings."""
+        tasks: list[dict[str, Any]] = [
+            {
+                "pid": str(pid),
+                "parent": str(parent),
+                "command": self._commands.get(pid, "").encode(errors="replace").decode(),
+                "memory": str(self._pages.get(self._pages_of.get(pid, -1), 0)),
+            }
+            for pid, parent in self._tree
+        ]
+        return strictjson.encode({"tasks": tasks, "container": self._engine})
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The summary of a checkpoint: {"tasks": [{"pid", "parent", "command", "memory"}], "container": {...}}."""
+    return strictjson.decode(data, "summary")

@@ -1,0 +1,164 @@
+"""`sealpoint dump`."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.errors import UsageError
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option("-t", "--tree", "pid", type=int, required=True, metavar="PID", help="Root of the process tree.")
+@click.option("-o", "--output", required=True, metavar="FILE|-", help="The sealed file, or - for standard output.")
+@options.seal_options
+@click.option("-R", "--leave-running", is_flag=True, help="Let the tree run on after the dump.")
+@click.option(
+    "--kill-after",
+    type=click.Choice(["ack"]),
+    help="With -o -: end the tree once the receiver's acknowledgement (restore --ack) arrives on standard input.",
+)
+@click.option("--ack-timeout", type=float, default=600.0, show_default=True, metavar="SECONDS")
+@click.option("--workload", default="", metavar="ID", help="Opaque public name of what is dumped.")
+@options.criu_options
+@options.json_option
+@click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
+def command(  # noqa: PLR0913
+    *,
+    pid: int,
+    output: str,
+    leave_running: bool,
+    kill_after: str | None,
+    ack_timeout: float,
+    workload: str,
+    criu: str | None,
+    criu_log: str | None,
+    as_json: bool,
+    criu_arguments: tuple[str, ...],
+    **seal: Any,
+) -> None:
+    """Dump a process tree with stock CRIU into one encrypted, signed file.
+
+    The tree ends when the sealed file is complete and durable (with -R, or to a pipe, it runs on). If anything fails,
+    it runs on and no file is left.
+
+    \b
+    Example:
+      sealpoint dump -t 4711 -o app.sealed -r keys/recipient.pub --sign keys/signer.key -- --shell-job
+    """
+    config = configuration.load()
+    options.protect()
+    piped = output == "-"
+    if kill_after and not piped:
+        raise UsageError("--kill-after ack is for -o -: a file is durable before the tree ends")
+    if kill_after and leave_running:
+        raise UsageError("--kill-after and --leave-running contradict each other")
+    if kill_after and sys.stdin.isatty():
+        raise UsageError("--kill-after ack waits for the receiver on standard input, which is a terminal")
+
+    from sealpoint.checkpoint.dump import Dump, DumpRequest
+    from sealpoint.cli.bar import Bar
+    from sealpoint.criu.binary import find
+    from sealpoint.store.output import open_output
+
+    prepared = sealing(config, seal)
+    request = DumpRequest(
+        pid=pid,
+        criu=find(criu or config.criu or None),
+        wrap=prepared["wrap"],
+        signing=prepared["signing"],
+        suite=prepared["suite"],
+        compression=prepared["compression"],
+        leave_running=leave_running or (piped and not kill_after),
+        options=criu_arguments,
+        workload=workload,
+        criu_log=criu_log,
+        acknowledge=_await_ack(ack_timeout) if kill_after else None,
+    )
+    with open_output(output, force=seal["force"]) as out, Bar(f"dumping {pid}") as bar:
+        result = Dump(request, out).run(bar)
+    values = {
+        "checkpoint": result.checkpoint_id.hex(),
+        "origin": result.origin_digest.hex(),
+        "file": output,
+        "file_size": result.file_size,
+        "plain_size": result.plain_size,
+        "zero_size": result.zero_size,
+        "compressed_size": result.compressed_size,
+        "seconds": round(result.seconds, 3),
+        "left_running": result.left_running,
+        "criu": result.criu,
+    }
+    if as_json:
+        _print_json(values, err=piped)
+        return
+    frozen = result.criu.get("frozen_time", 0) / 1e6
+    click.echo(
+        f"process {pid} sealed into {'standard output' if piped else output}: {options.show_size(result.plain_size)} in "
+        f"{options.show_size(result.file_size)}, {result.seconds:.2f} s (frozen {frozen:.2f} s)"
+        f"{', still running' if result.left_running else ''}\ncheckpoint {result.checkpoint_id.hex()}",
+        err=piped,
+    )
+
+
+def sealing(config: configuration.Config, seal: dict[str, Any]) -> dict[str, Any]:
+    """What `options.seal_options` stand for."""
+    passphrases = options.Passphrases(seal["passphrase_file"])
+    return {
+        "wrap": options.wrapping(
+            seal["recipients"],
+            seal["metadata_recipients"],
+            passphrases,
+            config,
+            allow_expired=seal["allow_expired_recipient"],
+        ),
+        "signing": options.signing(
+            seal["signer"],
+            seal["sign_certificate"],
+            seal["sign_passphrase_file"],
+            config,
+            unsigned=seal["unsigned"],
+        ),
+        "suite": options.suite(seal["suite"], config),
+        "compression": seal["compress"] or config.compress or "auto",
+    }
+
+
+def _print_json(values: dict[str, Any], *, err: bool) -> None:
+    import json
+
+    click.echo(json.dumps(values, indent=2), err=err)
+
+
+def _await_ack(timeout: float) -> Callable[[bytes, bytes], bool]:
+    def acknowledge(checkpoint_id: bytes, origin_digest: bytes) -> bool:
+        """Wait for the line that `restore --ack` prints.  The tree is frozen meanwhile."""
+        expected = ack_line(checkpoint_id, origin_digest)
+        received = b""
+        deadline = time.monotonic() + timeout
+        while b"\n" not in received and len(received) < len(expected):
+            wait = deadline - time.monotonic()
+            if wait <= 0 or not select.select([0], [], [], wait)[0]:
+                raise UsageError("the receiver did not acknowledge in time: the tree runs on")
+            piece = os.read(0, 256)
+            if not piece:
+                raise UsageError("the receiver closed without acknowledging: the tree runs on")
+            received += piece
+        if received != expected:
+            raise UsageError("the receiver acknowledged something else: the tree runs on")
+        return True
+
+    return acknowledge
+
+
+def ack_line(checkpoint_id: bytes, origin_digest: bytes) -> bytes:
+    """What the receiver prints when everything has verified: it names exactly this checkpoint."""
+    return b"sealpoint-ack %s %s\n" % (checkpoint_id.hex().encode(), origin_digest.hex().encode())

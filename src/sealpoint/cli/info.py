@@ -1,0 +1,161 @@
+"""`sealpoint info`."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.access import Checkpoint
+    from sealpoint.format.reader import OpenFile
+
+
+@click.command()
+@click.argument("file", metavar="FILE|-")
+@options.identity_options
+@options.trust_options
+@options.json_option
+def command(  # noqa: PLR0913
+    *,
+    file: str,
+    identities: tuple[str, ...],
+    passphrase_file: str | None,
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    as_json: bool,
+) -> None:
+    """Show what a sealed file says of itself: without a key the public header, with one processes and objects.
+
+    Signatures are checked, frames are not: for that there is verify.
+
+    \b
+    Example:
+      sealpoint info app.sealed
+      sealpoint info app.sealed -i keys/identity.key --json
+    """
+    config = configuration.load()
+    from sealpoint.checkpoint.access import Checkpoint
+
+    policy = options.trust_policy(
+        trust,
+        config,
+        allow_unsigned=allow_unsigned or not trust,
+        allow_expired=allow_expired or not trust,
+    )
+    with Checkpoint.open(file, policy) as checkpoint:
+        values = _public(checkpoint)
+        if identities:
+            options.protect()
+            keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
+            values |= _private(checkpoint.unlock(keys))
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
+    else:
+        _print(file, values)
+
+
+def _public(checkpoint: Checkpoint) -> dict[str, Any]:
+    from sealpoint.checkpoint.access import describe_stanza
+
+    authentic = checkpoint.authentic
+    origin = authentic.origin
+    parent = origin.parent
+    return {
+        "checkpoint": origin.checkpoint_id.hex(),
+        "kind": origin.kind,
+        "suite": origin.suite.label,
+        "captured": origin.captured,
+        "tool": origin.tool,
+        "workload": origin.workload,
+        "parent": None
+        if parent is None
+        else {"checkpoint": parent.checkpoint_id.hex(), "origin": parent.origin_digest.hex()},
+        "signers": [
+            {"name": s.name, "key": s.key_id, "trusted": s.trusted} for s in checkpoint.signers
+        ],
+        "header_sequence": authentic.slot.sequence,
+        "interrupted_rekey": authentic.interrupted,
+        "recipients": [
+            {
+                "name": describe_stanza(s),
+                "fingerprint": s.fingerprint.hex(),
+                "opens": "memory" if s.roots == 3 else "metadata",  # noqa: PLR2004 - Roots.BOTH
+            }
+            for s in authentic.slot.stanzas
+        ],
+        "file_size": authentic.file.size,
+        "frames": origin.frames,
+    }
+
+
+def _private(opened: OpenFile) -> dict[str, Any]:
+    from sealpoint.checkpoint import summary
+    from sealpoint.criu.roles import SUMMARY_NAME
+    from sealpoint.format.constants import Role
+
+    entry = opened.entries.get(SUMMARY_NAME)
+    overview = summary.decode(opened.read_bytes(entry)) if entry is not None else {}
+    metadata = opened.manifests[Role.METADATA]
+    return {
+        "layout": metadata.properties.get("layout", "dump"),
+        "processes": overview.get("tasks", []),
+        "container": overview.get("container", {}),
+        "objects": [
+            {"name": e.name, "role": e.role.value, "size": e.size}
+            for e in sorted(opened.entries.values(), key=lambda e: e.name)
+        ],
+        "memory_objects": len(metadata.memory),
+        "memory_size": sum(metadata.memory.values()),
+    }
+
+
+def _print(file: str, values: dict[str, Any]) -> None:
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(values["captured"], 1 << 40)))
+    rows = [
+        ("file", f"{file}, {options.show_size(values['file_size'])} in {values['frames']} frames"),
+        ("checkpoint", values["checkpoint"]),
+        ("kind", f"{values['kind']}, {values['suite']}"),
+        ("captured", f"{when} by {values['tool']}"),
+    ]
+    if values["workload"]:
+        rows.append(("workload", values["workload"]))
+    if values["parent"]:
+        rows.append(("parent", values["parent"]["checkpoint"]))
+    for signer in values["signers"] or [{"name": "nobody", "trusted": False}]:
+        rows.append(("signed by", signer["name"] + (" (trusted)" if signer["trusted"] else "")))
+    for recipient in values["recipients"]:
+        rows.append(("sealed to", recipient["name"]))
+    if values["interrupted_rekey"]:
+        rows.append(("header", "a rekey was interrupted; finish it with: sealpoint rekey FILE --repair"))
+    for name, value in rows:
+        click.echo(f"{name:<11} {value}")
+    if "objects" in values:
+        _print_contents(values)
+
+
+def _print_contents(values: dict[str, Any]) -> None:
+    if values["processes"]:
+        click.echo(f"\n{'PID':>8} {'PARENT':>8} {'MEMORY':>12}  COMMAND")
+        for task in values["processes"]:
+            memory = options.show_size(int(task["memory"]))
+            click.echo(f"{task['pid']:>8} {task['parent']:>8} {memory:>12}  {_printable(task['command'])}")
+    click.echo(f"\n{'SIZE':>12}  {'ROLE':<9} OBJECT")
+    for item in values["objects"]:
+        size = options.show_size(item["size"])
+        click.echo(f"{size:>12}  {item['role']:<9} {_printable(item['name'])}")
+    hidden = values["memory_objects"] - sum(o["role"] == "memory" for o in values["objects"])
+    if hidden:
+        size = options.show_size(values["memory_size"])
+        click.echo(f"{size:>12}  {'memory':<9} ({hidden} objects that this identity cannot open)")
+
+
+def _printable(text: str) -> str:
+    # Names come from the checkpoint: no control characters reach the terminal.
+    return "".join(c if c.isprintable() else "?" for c in text)

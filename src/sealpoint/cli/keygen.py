@@ -1,0 +1,51 @@
+"""`sealpoint keygen DIR`."""
+
+from __future__ import annotations
+
+import click
+
+from sealpoint.cli import options
+from sealpoint.format import strictjson
+
+
+@click.command()
+@click.argument("directory", metavar="DIR")
+@click.option(
+    "--kind",
+    type=click.Choice(["hybrid", "x25519", "p256", "x509-rsa", "x509-ec"]),
+    default="hybrid",
+    show_default=True,
+    help="hybrid is post-quantum (ML-KEM-768 with X25519).",
+)
+@click.option("--signer", is_flag=True, help="Make a signer (Ed25519) instead of an identity.")
+@click.option("--passphrase", "ask", is_flag=True, help="Protect the private key by a passphrase.")
+@options.passphrase_file
+@options.json_option
+def command(
+    directory: str, kind: str, *, signer: bool, ask: bool, passphrase_file: str | None, as_json: bool
+) -> None:
+    """Make keys in DIR, which is created if needed; nothing is ever overwritten.
+
+    \b
+    Example:
+      sealpoint keygen keys            identity.key, recipient.pub
+      sealpoint keygen keys --signer   signer.key, signer.pub
+    """
+    from sealpoint import keys
+
+    secret = None
+    if ask or passphrase_file:
+        secret = options.Passphrases(passphrase_file).get("New passphrase", confirm=True)
+    if signer:
+        made = keys.generate_signer(directory, passphrase=secret)
+    else:
+        made = keys.generate(kind, directory, passphrase=secret)
+    if as_json:
+        click.echo(
+            strictjson.encode(
+                {"private": made.private, "public": made.public, "fingerprint": made.fingerprint}
+            )
+        )
+    else:
+        click.echo(f"{made.private}  (keep secret)\n{made.public}  (give away)")
+        click.echo(f"fingerprint {made.fingerprint}")

@@ -1,0 +1,74 @@
+"""`sealpoint open`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+
+
+@click.command()
+@click.argument("file", metavar="FILE|-")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="DIR|FILE.tar",
+    help="A directory to be made, or an archive by its ending (.tar, .tar.gz, .tar.zst); - is tar to standard output.",
+)
+@options.identity_options
+@options.trust_options
+@click.option("--only", multiple=True, metavar="GLOB", help="Only objects whose name matches. Repeatable.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@options.json_option
+def command(  # noqa: PLR0913
+    *,
+    file: str,
+    output: str,
+    identities: tuple[str, ...],
+    passphrase_file: str | None,
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    only: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Open a sealed file: its objects, decrypted, in a directory or an archive. They are in the clear then.
+
+    \b
+    Example:
+      sealpoint open checkpoint.sealed -o checkpoint.tar -i keys/identity.key --trust keys/signer.pub
+      sealpoint open app.sealed -o images -i keys/identity.key --trust keys/signer.pub --only 'core-*'
+    """
+    config = configuration.load()
+    options.protect()
+    from sealpoint.checkpoint import extract
+    from sealpoint.checkpoint.access import Checkpoint, require_trust
+    from sealpoint.cli.bar import Bar
+
+    policy = options.trust_policy(
+        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    )
+    require_trust(policy)
+    keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
+    with Checkpoint.open(file, policy) as checkpoint, Bar(f"opening {file}") as bar:
+        opened = checkpoint.unlock(keys)
+        entries = extract.select(opened, only)
+        if extract.is_archive_name(output):
+            extract.extract_tar(opened, entries, output, bar, force=force)
+        else:
+            extract.extract_directory(opened, entries, output, bar, force=force)
+    size = sum(e.size for e in entries)
+    if not opened.has_memory:
+        options.warn("this identity opens metadata only: memory objects were left out")
+    if as_json:
+        values = {"output": output, "objects": len(entries), "size": size}
+        click.echo(json.dumps(values, indent=2), err=output == "-")
+    else:
+        click.echo(
+            f"{len(entries)} objects, {options.show_size(size)}, in the clear in {output}", err=output == "-"
+        )

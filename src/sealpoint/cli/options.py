@@ -1,0 +1,305 @@
+"""Options that several commands share, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from sealpoint.config import Config
+from sealpoint.errors import UsageError
+from sealpoint.format.constants import Suite
+
+if TYPE_CHECKING:
+    from sealpoint.format.writer import Signing, Wrap
+    from sealpoint.keys import Identity, Recipient, TrustPolicy
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PASSPHRASE: Final = "passphrase"  # the literal that asks for a passphrase in place of a key
+_MAX_PASSPHRASE: Final = 4096
+
+
+def stack(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several decorators as one, in reading order."""
+
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+passphrase_file = click.option(
+    "--passphrase-file",
+    metavar="F|-",
+    help="Read the passphrase from the first line of a file instead of asking for it.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+criu_options = stack(
+    click.option("--criu", metavar="PATH", help="The CRIU to run (default: from PATH)."),
+    click.option("--criu-log", metavar="FILE", help="Keep CRIU's log: names and addresses, no memory."),
+)
+identity_options = stack(
+    click.option(
+        "-i",
+        "--identity",
+        "--tls-key",
+        "identities",
+        multiple=True,
+        metavar="IDENTITY",
+        help='Private key file that opens the checkpoint, or "passphrase". Repeatable.',
+    ),
+    passphrase_file,
+)
+trust_options = stack(
+    click.option(
+        "--trust",
+        multiple=True,
+        metavar="SIGNER",
+        help="A signer to believe: signer.pub, X.509 certificate (of a signer or an authority), or key id. Repeatable.",
+    ),
+    click.option(
+        "--allow-unsigned",
+        is_flag=True,
+        help="Believe a checkpoint whoever made it. RISK: what is restored runs with its rights, as root for "
+        "containers; whoever could write the file decides what that is.",
+    ),
+    click.option(
+        "--allow-expired", is_flag=True, help="Accept certificates outside their period of validity."
+    ),
+)
+recipient_options = stack(
+    click.option(
+        "-r",
+        "--recipient",
+        "--tls-cert",
+        "recipients",
+        multiple=True,
+        metavar="RECIPIENT",
+        help='Who can open it: recipient.pub, X.509 PEM, a literal "sealpoint-...:", or "passphrase". Repeatable.',
+    ),
+    click.option(
+        "--metadata-recipient",
+        "metadata_recipients",
+        multiple=True,
+        metavar="RECIPIENT",
+        help="Who can read the process tree and files, but no memory. Repeatable.",
+    ),
+    click.option(
+        "--allow-expired-recipient",
+        is_flag=True,
+        help="Accept recipient certificates outside their period of validity.",
+    ),
+)
+sign_options = stack(
+    click.option("--sign", "signer", metavar="KEY", help="Private key that signs (signer.key, or PEM)."),
+    click.option("--sign-certificate", metavar="PEM", help="X.509 chain of the signing key."),
+    click.option(
+        "--sign-passphrase-file", metavar="F", help="Passphrase of the signing key, if it has one."
+    ),
+)
+seal_options = stack(
+    recipient_options,
+    sign_options,
+    click.option("--unsigned", is_flag=True, help="Do not sign. Restoring it then takes --allow-unsigned."),
+    passphrase_file,
+    click.option(
+        "--compress",
+        type=click.Choice(["auto", "none", "lz4", "zstd"]),
+        help="Compression before encryption (default auto: lz4 where it gains).",
+    ),
+    click.option(
+        "--suite",
+        type=click.Choice([s.label for s in Suite]),
+        help="Cipher (default aes-256-gcm; chacha20-poly1305 for CPUs without AES).",
+    ),
+    click.option("--force", is_flag=True, help="Replace an existing output."),
+)
+
+
+class Passphrases:
+    """Passphrases from a file or a prompt, asked at most once each."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._known: bytes | None = None
+
+    def get(self, prompt: str = "Passphrase", *, confirm: bool = False) -> bytes:
+        """Raises UsageError where there is neither a file nor a terminal."""
+        if self._known is None:
+            self._known = self._read() if self._path else _ask(prompt, confirm=confirm)
+            if not self._known:
+                raise UsageError("the passphrase is empty")
+        return self._known
+
+    def _read(self) -> bytes:
+        try:
+            if self._path == "-":
+                data = sys.stdin.buffer.readline(_MAX_PASSPHRASE)
+            else:
+                with open(self._path or "", "rb") as file:
+                    data = file.readline(_MAX_PASSPHRASE)
+        except OSError as error:
+            raise UsageError(f"passphrase file {self._path}: {error.strerror}") from None
+        return data.rstrip(b"\r\n")
+
+
+def _ask(prompt: str, *, confirm: bool) -> bytes:
+    if not os.path.exists("/dev/tty") or not sys.stderr.isatty():
+        raise UsageError("a passphrase is needed", hint="give --passphrase-file")
+    value: str = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
+    return value.encode()
+
+
+def load_recipients(
+    names: Sequence[str], passphrases: Passphrases, config: Config, *, allow_expired: bool
+) -> list[Recipient]:
+    """Files and literals to recipients."""
+    from sealpoint import keys
+
+    policy = keys.CertificatePolicy(
+        authorities=keys.load_authorities(config.recipient_authorities), allow_expired=allow_expired
+    )
+    return [
+        keys.passphrase_recipient(passphrases.get("New passphrase", confirm=True))
+        if name == PASSPHRASE
+        else keys.load_recipient(name, policy=policy)
+        for name in names
+    ]
+
+
+def wrapping(  # noqa: PLR0913
+    recipients: Sequence[str],
+    metadata_recipients: Sequence[str],
+    passphrases: Passphrases,
+    config: Config,
+    *,
+    allow_expired: bool,
+) -> Wrap:
+    """How the roots of a new file are wrapped: options first, else the configuration."""
+    from sealpoint.checkpoint.access import wrap_for
+
+    full = list(recipients) or list(config.recipients)
+    metadata = list(metadata_recipients) or ([] if recipients else list(config.metadata_recipients))
+    return wrap_for(
+        load_recipients(full, passphrases, config, allow_expired=allow_expired),
+        load_recipients(metadata, passphrases, config, allow_expired=allow_expired),
+    )
+
+
+def signing(
+    signer: str | None,
+    certificate: str | None,
+    passphrase_path: str | None,
+    config: Config,
+    *,
+    unsigned: bool = False,
+) -> Signing:
+    """How statements are signed: the option, else the configuration.  Raises UsageError where nothing says."""
+    from sealpoint import keys
+    from sealpoint.checkpoint.access import signing_by
+
+    path = signer or config.signer
+    if unsigned:
+        if signer:
+            raise UsageError("--sign and --unsigned contradict each other")
+        return signing_by(None)
+    if not path:
+        raise UsageError(
+            "no signing key given",
+            hint="name one with --sign, or in config.toml; make one with: sealpoint keygen DIR --signer",
+        )
+    passphrases = Passphrases(passphrase_path)
+    chain = certificate or (config.signer_certificate if not signer else "")
+    warn_permissions([path])
+    return signing_by(
+        keys.load_signer(
+            path,
+            passphrase=lambda: passphrases.get(f"Passphrase of {path}"),
+            certificate=chain or None,
+        )
+    )
+
+
+def load_identities(
+    names: Sequence[str], passphrases: Passphrases, config: Config
+) -> list[Identity]:
+    """Private keys: the options, else the configuration.  Empty if neither names any."""
+    from sealpoint import keys
+
+    chosen = list(names) or list(config.identities)
+    warn_permissions([n for n in chosen if n != PASSPHRASE])
+    return [
+        keys.passphrase_identity(passphrases.get())
+        if name == PASSPHRASE
+        else keys.load_identity(name, passphrase=lambda n=name: passphrases.get(f"Passphrase of {n}"))  # type: ignore[misc]
+        for name in chosen
+    ]
+
+
+def trust_policy(
+    trust: Sequence[str],
+    config: Config,
+    *,
+    allow_unsigned: bool,
+    allow_expired: bool,
+    names_only: bool = False,
+) -> TrustPolicy:
+    """Whom to believe: the options, else the configuration."""
+    from sealpoint import keys
+
+    chosen = list(trust) or list(config.trust)
+    return keys.load_trust(
+        chosen,
+        ca_bundles=() if trust else config.signer_authorities,
+        allow_unsigned=allow_unsigned,
+        allow_expired=allow_expired,
+        names_only=names_only and not chosen,
+    )
+
+
+def warn_permissions(paths: Sequence[str]) -> None:
+    """Say so if a private key can be read by others."""
+    from sealpoint import keys
+
+    for path in paths:
+        if warning := keys.permissions_warning(path):
+            warn(warning)
+
+
+def warn(message: str) -> None:
+    """A warning on standard error."""
+    click.echo(f"sealpoint: warning: {message}", err=True)
+
+
+def suite(label: str | None, config: Config) -> Suite:
+    """The suite by its label."""
+    wanted = label or config.suite or Suite.AES_256_GCM.label
+    for candidate in Suite:
+        if candidate.label == wanted:
+            return candidate
+    raise UsageError(f"unknown suite {wanted!r}")
+
+
+def protect() -> None:
+    """Harden this process before it holds plaintext."""
+    from sealpoint import process
+
+    for warning in process.protect():
+        warn(warning)
+
+
+def show_size(size: int) -> str:
+    """For people: 1.03 GiB."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:  # noqa: PLR2004
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
+        value /= 1024
+    return f"{value:.2f} TiB"
+
+

@@ -1,0 +1,99 @@
+"""`sealpoint rekey`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.errors import UsageError
+
+
+@click.command()
+@click.argument("file", metavar="FILE")
+@options.identity_options
+@options.sign_options
+@options.trust_options
+@click.option("--add", multiple=True, metavar="RECIPIENT", help="Who shall open it, too. Repeatable.")
+@click.option(
+    "--add-metadata", multiple=True, metavar="RECIPIENT", help="Who shall read metadata only. Repeatable."
+)
+@click.option(
+    "--remove",
+    multiple=True,
+    metavar="FINGERPRINT|FILE",
+    help="Who shall no longer open it: a recipient file, or 8 or more digits of a fingerprint. Repeatable.",
+)
+@click.option("--repair", is_flag=True, help="Finish or undo a rekey that was interrupted.")
+@options.json_option
+def command(  # noqa: PLR0913
+    *,
+    file: str,
+    identities: tuple[str, ...],
+    passphrase_file: str | None,
+    signer: str | None,
+    sign_certificate: str | None,
+    sign_passphrase_file: str | None,
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    add: tuple[str, ...],
+    add_metadata: tuple[str, ...],
+    remove: tuple[str, ...],
+    repair: bool,
+    as_json: bool,
+) -> None:
+    """Change who can open a sealed file. Only the header is rewritten; pages are untouched, whatever the size.
+
+    A removed recipient may have kept the keys or a copy: to shut somebody out for good, seal anew.
+
+    \b
+    Example:
+      sealpoint rekey app.sealed -i keys/identity.key --sign keys/signer.key --add colleague.pub
+    """
+    config = configuration.load()
+    options.protect()
+    from sealpoint.checkpoint.access import describe_stanza
+    from sealpoint.checkpoint.rekey import RekeyRequest, rekey
+
+    passphrases = options.Passphrases(passphrase_file)
+    changes = bool(add or add_metadata or remove)
+    request = RekeyRequest(
+        identities=options.load_identities(identities, passphrases, config),
+        signing=options.signing(
+            signer, sign_certificate, sign_passphrase_file, config, unsigned=not changes and not signer
+        ),
+        policy=options.trust_policy(
+            trust,
+            config,
+            allow_unsigned=allow_unsigned or not trust,
+            allow_expired=allow_expired or not trust,
+        ),
+        add=options.load_recipients(add, passphrases, config, allow_expired=False),
+        add_metadata=options.load_recipients(add_metadata, passphrases, config, allow_expired=False),
+        remove=[_fingerprint(r) for r in remove],
+        repair=repair,
+    )
+    if not request.identities:
+        raise UsageError("no identity given", hint="name one with -i, or in config.toml")
+    result = rekey(file, request)
+    if as_json:
+        recipients = [{"name": describe_stanza(s), "fingerprint": s.fingerprint.hex()} for s in result.stanzas]
+        click.echo(json.dumps({"sequence": result.sequence, "recipients": recipients}, indent=2))
+        return
+    click.echo(f"{file}: header {result.sequence}{', repaired' if result.repaired else ''}, sealed to")
+    for stanza in result.stanzas:
+        click.echo(f"  {describe_stanza(stanza)}")
+
+
+def _fingerprint(text: str) -> str:
+    from sealpoint import keys
+
+    if not os.path.exists(text) and re.fullmatch(r"[0-9a-f]{8,64}", text):
+        return text
+    policy = keys.CertificatePolicy(allow_expired=True)  # an expired recipient must be removable
+    return keys.load_recipient(text, policy=policy).fingerprint.hex()

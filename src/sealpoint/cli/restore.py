@@ -1,0 +1,105 @@
+"""`sealpoint restore`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+
+
+@click.command()
+@click.argument("file", metavar="FILE|-")
+@options.identity_options
+@options.trust_options
+@click.option("-d", "--detach", is_flag=True, help="Return when the tree runs instead of waiting for its end.")
+@click.option(
+    "--spool",
+    metavar="DIR",
+    help="With -: hold the ciphertext in an unlinked file in DIR instead of in memory.",
+)
+@click.option("--ack", is_flag=True, help="Print the acknowledgement that dump --kill-after ack waits for.")
+@options.criu_options
+@options.json_option
+@click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
+def command(  # noqa: PLR0913
+    *,
+    file: str,
+    identities: tuple[str, ...],
+    passphrase_file: str | None,
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    detach: bool,
+    spool: str | None,
+    ack: bool,
+    criu: str | None,
+    criu_log: str | None,
+    as_json: bool,
+    criu_arguments: tuple[str, ...],
+) -> int:
+    """Restore a process tree from a sealed file, if a trusted signer made it and every byte is authentic.
+
+    Nothing of the tree runs before everything has verified. Without --detach the command waits for the tree's end.
+
+    \b
+    Example:
+      sealpoint restore app.sealed -i keys/identity.key --trust keys/signer.pub --detach
+      ssh HOST cat app.sealed | sealpoint restore - -i identity.key --trust signer.pub
+    """
+    config = configuration.load()
+    options.protect()
+    from sealpoint.checkpoint.access import Checkpoint, require_trust
+    from sealpoint.checkpoint.progress import Progress
+    from sealpoint.checkpoint.restore import Restore, RestoreRequest
+    from sealpoint.cli.bar import Bar
+    from sealpoint.cli.dump import ack_line
+    from sealpoint.criu.binary import find
+
+    policy = options.trust_policy(
+        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    )
+    require_trust(policy)
+    keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
+    binary = find(criu or config.criu or None)
+    with Bar("receiving") as bar:
+        received = 0
+
+        def receive(size: int) -> None:
+            nonlocal received
+            received += size
+            bar(Progress(received))
+
+        checkpoint = Checkpoint.open(file, policy, spool=spool, progress=receive)
+    with checkpoint:
+        opened = checkpoint.unlock(keys)
+
+        def approved() -> None:
+            reference = checkpoint.authentic.reference
+            if ack:
+                sys.stdout.buffer.write(ack_line(reference.checkpoint_id, reference.origin_digest))
+                sys.stdout.buffer.flush()
+
+        request = RestoreRequest(
+            criu=binary,
+            detach=detach,
+            options=criu_arguments,
+            criu_log=criu_log,
+            approved=approved,
+        )
+        with Bar("restoring") as bar:
+            result = Restore(request, opened).run(bar)
+    if as_json:
+        values = {
+            "pid": result.pid,
+            "seconds": round(result.seconds, 3),
+            "signers": [s.name for s in checkpoint.signers],
+            "criu": result.criu,
+        }
+        click.echo(json.dumps(values, indent=2), err=ack)
+    elif detach:
+        click.echo(f"process {result.pid} restored in {result.seconds:.2f} s", err=ack)
+    return result.status

@@ -1,0 +1,90 @@
+"""`sealpoint verify`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.errors import NoTrustedSignerGivenError
+
+
+@click.command()
+@click.argument("file", metavar="FILE|-")
+@options.trust_options
+@options.identity_options
+@options.json_option
+def command(  # noqa: PLR0913
+    *,
+    file: str,
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    identities: tuple[str, ...],
+    passphrase_file: str | None,
+    as_json: bool,
+) -> None:
+    """Check structure, header, both signed statements and the hash of every frame; no decryption key is needed.
+
+    With -i every chunk and both manifests are authenticated, too. Without a signer to trust, the signers are named and
+    the command ends with exit code 8: intact, but nobody has said whom to believe.
+
+    \b
+    Example:
+      sealpoint verify app.sealed --trust keys/signer.pub
+    """
+    config = configuration.load()
+    from sealpoint.checkpoint.access import Checkpoint
+    from sealpoint.checkpoint.progress import Progress
+    from sealpoint.cli.bar import Bar
+
+    policy = options.trust_policy(
+        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired, names_only=True
+    )
+    keys = []
+    if identities:
+        options.protect()
+        keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
+    with Checkpoint.open(file, policy) as checkpoint, Bar(f"verifying {file}") as bar:
+        authentic = checkpoint.authentic
+        done = 0
+
+        def progress(size: int) -> None:
+            nonlocal done
+            done += size
+            bar(Progress(done, authentic.origin.frames_size))
+
+        opened = checkpoint.unlock(keys) if keys else None
+        if opened is None or not opened.has_memory:
+            authentic.check_frames(progress)
+        done = 0
+        if opened is not None:
+            opened.verify_all(progress)
+    signers = [{"name": s.name, "key": s.key_id, "trusted": s.trusted} for s in checkpoint.signers]
+    depth = "every frame matches the signed index"
+    if opened is not None:
+        what = "every chunk" if opened.has_memory else "every metadata chunk"
+        depth += f", {what} is authentic"
+    if as_json:
+        values = {
+            "file": file,
+            "checkpoint": authentic.origin.checkpoint_id.hex(),
+            "frames": authentic.origin.frames,
+            "bytes": authentic.file.size,
+            "signers": signers,
+            "chunks_authenticated": opened is not None,
+            "interrupted_rekey": authentic.interrupted,
+        }
+        click.echo(json.dumps(values, indent=2))
+    else:
+        click.echo(f"{file}: intact: {depth}")
+        for signer in signers:
+            click.echo(f"signed by {signer['name']}{' (trusted)' if signer['trusted'] else ''}")
+    if authentic.interrupted:
+        options.warn("a rekey was interrupted; finish it with: sealpoint rekey FILE --repair")
+    if not any(s.trusted for s in checkpoint.signers) and not allow_unsigned:
+        raise NoTrustedSignerGivenError(
+            "intact, but no trusted signer was given", hint="say whom to believe with --trust"
+        )

@@ -1,0 +1,112 @@
+"""Defaults from /etc/sealpoint/config.toml and then ~/.config/sealpoint/config.toml, which wins key by key.
+
+Relative paths are relative to the file that names them.  A mistake names the file, the key and the line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
+
+from sealpoint.errors import UsageError
+
+SYSTEM_PATH: Final = "/etc/sealpoint/config.toml"
+_MAX_SIZE: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Lists are tuples; empty means: not configured.
+
+    recipients, metadata_recipients: files or literals; signer: private key file; signer_certificate: its X.509 chain;
+    identities: private key files; trust: signers to believe; recipient_authorities, signer_authorities: CA bundles that
+    X.509 certificates must lead to; compress, suite: defaults of the options; criu: path of the CRIU to run.
+    """
+
+    recipients: tuple[str, ...] = ()
+    metadata_recipients: tuple[str, ...] = ()
+    signer: str = ""
+    signer_certificate: str = ""
+    identities: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
+    recipient_authorities: tuple[str, ...] = ()
+    signer_authorities: tuple[str, ...] = ()
+    compress: str = ""
+    suite: str = ""
+    criu: str = ""
+
+
+_PATHS: Final = {
+    "recipients",
+    "metadata_recipients",
+    "signer",
+    "signer_certificate",
+    "identities",
+    "trust",
+    "recipient_authorities",
+    "signer_authorities",
+    "criu",
+}
+_LITERAL: Final = re.compile(r"sealpoint-[a-z0-9]+:|passphrase$|[0-9a-f]{64}$")
+
+
+def paths() -> list[str]:
+    """The configuration files in the order in which they are read."""
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return [SYSTEM_PATH, os.path.join(home, "sealpoint", "config.toml")]
+
+
+def load() -> Config:
+    """Both files, as far as they exist.  Raises UsageError."""
+    config = Config()
+    for path in paths():
+        try:
+            with open(path, "rb") as file:
+                data = file.read(_MAX_SIZE)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        config = replace(config, **parse(data, path))
+    return config
+
+
+def parse(data: bytes, path: str) -> dict[str, Any]:
+    """The checked settings of one file.  Raises UsageError."""
+    try:
+        text = data.decode()
+        values = tomllib.loads(text)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: not valid TOML: {error}") from None
+    known = {f.name: f.type for f in fields(Config)}
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        where = f"{path}, line {_line_of(text, key)}: {key}"
+        if key not in known:
+            raise UsageError(f"{where}: no such setting", hint="known: " + ", ".join(sorted(known)))
+        wants_list = "tuple" in str(known[key])
+        if wants_list and isinstance(value, str):
+            value = [value]
+        items = value if wants_list and isinstance(value, list) else [value]
+        if wants_list != isinstance(value, list) or not all(isinstance(v, str) for v in items):
+            raise UsageError(f"{where}: wants {'a list of strings' if wants_list else 'a string'}")
+        if key in _PATHS:
+            items = [_resolve(v, path) for v in items]
+        settings[key] = tuple(items) if wants_list else items[0]
+    return settings
+
+
+def _resolve(value: str, path: str) -> str:
+    if not value or _LITERAL.match(value):
+        return value
+    return os.path.join(os.path.dirname(path), os.path.expanduser(value))
+
+
+def _line_of(text: str, key: str) -> int:
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line) or line.strip().startswith(f"[{key}"):
+            return number
+    return 1

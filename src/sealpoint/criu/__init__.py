@@ -1,0 +1,1 @@
+"""What CRIU speaks: images, the streaming protocol, its command line.  Knows nothing of encryption."""

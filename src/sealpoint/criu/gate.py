@@ -1,0 +1,82 @@
+"""The gate between CRIU's hooks and sealpoint: a socket on which an action waits for its verdict.
+
+At `post-dump` the sealed file must be complete and durable, at `post-restore` everything must have verified.  The shell
+filters the other actions out before it starts an interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from sealpoint.criu import hook
+
+_SOCKET = "gate.sock"
+_SCRIPT = "gate.sh"
+Decide = Callable[[], bool]
+
+
+class Gate:
+    """Serves one action of one CRIU run, in a thread.  `decide` returns True to let CRIU go on.
+
+    script: the path for `--action-script`.
+    """
+
+    def __init__(self, directory: str, action: str, decide: Decide) -> None:
+        self.action = action
+        self.passed = False
+        self._decide = decide
+        self._path = f"{directory}/{_SOCKET}"
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._server.bind(self._path)
+        self._server.listen(4)
+        self.script = f"{directory}/{_SCRIPT}"
+        self._write_script()
+        self._thread = threading.Thread(target=self._serve, name="gate", daemon=True)
+
+    def _write_script(self) -> None:
+        # CRIU executes the script for each of its actions, without a shell and without arguments.
+        run = shlex.join([sys.executable, "-I", "-S", hook.__file__, self._path])
+        fd = os.open(self.script, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
+        with os.fdopen(fd, "w") as file:
+            file.write(
+                f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = {self.action} ] || exit 0\nexec {run}\n'
+            )
+
+    def __enter__(self) -> Gate:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._server.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return  # shut down: whoever asks now gets no answer, which is a no
+            with connection:
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        try:
+            asked = connection.recv(64)
+            if asked != self.action.encode() + b"\n" or self.passed or not self._decide():
+                return
+            self.passed = True
+            connection.sendall(hook.YES)
+        except OSError:
+            self.passed = False

@@ -1,0 +1,144 @@
+"""Running `criu dump` and `criu restore` with --stream, and saying why they failed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+
+from sealpoint.criu import schema
+from sealpoint.criu.binary import CriuBinary, environment
+from sealpoint.criu.gate import Gate
+from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.errors import CriuError, FileError, SealpointError, SystemEnvironmentError, UsageError
+
+_LOG = "criu.log"
+
+# Options that would lead memory past the seal or contradict what sealpoint sets; reason for the message.
+_REFUSED = {
+    "-D": "sealpoint decides where images go",
+    "--images-dir": "sealpoint decides where images go",
+    "-W": "CRIU's work directory is private; use --criu-log for its log",
+    "--work-dir": "CRIU's work directory is private; use --criu-log for its log",
+    "-o": "use --criu-log for CRIU's log",
+    "--log-file": "use --criu-log for CRIU's log",
+    "-t": "give the process to sealpoint with -t",
+    "--tree": "give the process to sealpoint with -t",
+    "--stream": "sealpoint sets it",
+    "--page-server": "pages would leave unsealed",
+    "--ps-socket": "pages would leave unsealed",
+    "--lazy-pages": "pages would leave unsealed",
+    "--prev-images-dir": "CRIU ignores it when it streams",
+    "--track-mem": "CRIU ignores it when it streams",
+    "--auto-dedup": "CRIU cannot do it when it streams",
+    "--config": "give CRIU's options one by one",
+    "-d": "use sealpoint's --detach",
+    "--restore-detached": "use sealpoint's --detach",
+    "-R": "use sealpoint's --leave-running",
+    "--leave-running": "use sealpoint's --leave-running",
+}
+
+
+def check_options(options: tuple[str, ...]) -> None:
+    """CRIU options given by the user.  Raises UsageError for those that cannot work here."""
+    for option in options:
+        name = option.split("=", 1)[0]
+        if name in _REFUSED:
+            raise UsageError(f"CRIU's option {name} cannot be used here", hint=_REFUSED[name])
+
+
+@dataclass(slots=True)
+class CriuRun:
+    """One CRIU process working on a private directory in memory.
+
+    own_group: in a process group of its own, so that Ctrl-C reaches sealpoint alone, which then lets CRIU clean up.
+    """
+
+    criu: CriuBinary
+    directory: PrivateDir
+    gate: Gate
+    own_group: bool = True
+    process: subprocess.Popen[bytes] | None = None
+    # What CRIU says before it opens its log: wrong options, for instance.
+    _early: int = field(default_factory=lambda: os.memfd_create("criu-output", os.MFD_CLOEXEC))
+
+    def start(self, command: str, arguments: list[str], options: tuple[str, ...]) -> None:
+        """Start `criu COMMAND`.  Raises SystemEnvironmentError."""
+        path = self.directory.path
+        argv = [self.criu.path, command, "--no-default-config", "--stream", "-D", path, "-W", path]
+        argv += ["-o", _LOG, "--action-script", self.gate.script, *arguments, *options]
+        try:
+            self.process = subprocess.Popen(  # noqa: S603
+                argv,
+                stdin=None if not self.own_group else subprocess.DEVNULL,
+                stdout=self._early if self.own_group else None,
+                stderr=self._early if self.own_group else None,
+                env=environment(),
+                process_group=0 if self.own_group else None,
+            )
+        except OSError as error:
+            raise SystemEnvironmentError(f"cannot run {self.criu.path}: {error.strerror}") from None
+
+    def log(self) -> str:
+        """CRIU's log so far, with what it said before it opened it."""
+        early = os.pread(self._early, 65536, 0).decode(errors="replace")
+        return early + self.directory.read_text(_LOG)
+
+    def save_log(self, path: str) -> None:
+        """Write CRIU's log to `path`, 0600.  It holds names, paths and addresses, no memory."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            file.write(self.log())
+
+    def stats(self, name: str) -> dict[str, int]:
+        """CRIU's own statistics ("dump" or "restore"): microseconds and page counts.  Empty if there are none."""
+        try:
+            with open(f"{self.directory.path}/stats-{name}", "rb") as file:
+                data = file.read(65536)
+            entry = next(schema.records(data, "stats_entry", f"stats-{name}"))
+        except (OSError, FileError, StopIteration):
+            return {}
+        part = getattr(entry, name)
+        return {f.name: value for f, value in part.ListFields()}
+
+    def failure(self, command: str, code: int) -> SealpointError:
+        """The error to raise for a CRIU that ended with `code`."""
+        errors = _error_lines(self.log())
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        message = f"criu {command} {how}"
+        if errors:
+            message += ": " + "; ".join(errors[-3:])
+        for pattern, text, hint in _KNOWN:
+            if any(re.search(pattern, line) for line in errors):
+                return SystemEnvironmentError(text, hint=hint)
+        return CriuError(message, hint="--criu-log FILE keeps CRIU's whole log; -- -v4 makes it longer")
+
+
+# What the log says -> what it means, and what to do
+_KNOWN = (
+    (
+        r"Unexpected rt vDSO area bounds",
+        "this CRIU does not run on this kernel (it does not know the kernel's vDSO)",
+        "install CRIU 4.0 or newer, or name one with --criu or SEALPOINT_CRIU",
+    ),
+    (
+        r"The criu itself is within dumped tree",
+        "sealpoint runs inside the process tree that it should dump",
+        "run it from another session, not from a child of the process",
+    ),
+    (
+        r"Can't get rlimit|Can't dump (?:foreign )?rlimit",
+        "CRIU may not read the limits of this process (CAP_SYS_RESOURCE is missing)",
+        "run sealpoint with CAP_SYS_RESOURCE, or dump a process of root",
+    ),
+)
+
+
+def _error_lines(log: str) -> list[str]:
+    lines = []
+    for line in log.splitlines():
+        match = re.match(r"(?:\([\d.]+\)\s*)?(?:\d+: )?(?:Error \([^)]*\)|criu): (.*)", line)
+        if match and "RLIMIT_NOFILE" not in line:  # harmless without CAP_SYS_RESOURCE
+            lines.append(match[1].strip())
+    return lines

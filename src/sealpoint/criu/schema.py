@@ -1,0 +1,103 @@
+"""The few fields of CRIU's protobuf messages that sealpoint reads (CRIU's images/*.proto).
+
+Built as dynamic messages from a table, so that unknown fields of newer CRIU versions do no harm.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
+
+from sealpoint.errors import FileError
+
+# message -> ((field, number, type), ...); "*" after a type: repeated; a type that is a message name: nested
+_MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
+    "pstree_entry": (
+        ("pid", 1, "uint32"),
+        ("ppid", 2, "uint32"),
+        ("pgid", 3, "uint32"),
+        ("sid", 4, "uint32"),
+        ("threads", 5, "uint32*"),
+    ),
+    "task_core_entry": (("task_state", 1, "uint32"), ("comm", 6, "string")),
+    "core_entry": (("tc", 3, "task_core_entry"),),
+    "pagemap_head": (("pages_id", 1, "uint32"),),
+    "dump_stats_entry": (
+        ("freezing_time", 1, "uint32"),
+        ("frozen_time", 2, "uint32"),
+        ("memdump_time", 3, "uint32"),
+        ("memwrite_time", 4, "uint32"),
+        ("pages_scanned", 5, "uint64"),
+        ("pages_skipped_parent", 6, "uint64"),
+        ("pages_written", 7, "uint64"),
+    ),
+    "restore_stats_entry": (
+        ("pages_compared", 1, "uint64"),
+        ("pages_skipped_cow", 2, "uint64"),
+        ("forking_time", 3, "uint32"),
+        ("restore_time", 4, "uint32"),
+        ("pages_restored", 5, "uint64"),
+    ),
+    "stats_entry": (("dump", 1, "dump_stats_entry"), ("restore", 2, "restore_stats_entry")),
+}
+
+_COMMON_MAGIC: Final = 0x54564319
+_SERVICE_MAGIC: Final = 0x55105940
+_MAX_RECORD: Final = 16 * 1024 * 1024
+
+
+@functools.cache
+def _pool() -> Any:
+    from google.protobuf import descriptor_pb2, descriptor_pool
+
+    file = descriptor_pb2.FileDescriptorProto(
+        name="sealpoint/criu.proto", package="criu", syntax="proto2"
+    )
+    kind = descriptor_pb2.FieldDescriptorProto
+    for message, fields in _MESSAGES.items():
+        descriptor = file.message_type.add(name=message)
+        for name, number, type_ in fields:
+            base = type_.rstrip("*")
+            field = descriptor.field.add(name=name, number=number)
+            field.label = kind.LABEL_REPEATED if type_.endswith("*") else kind.LABEL_OPTIONAL
+            if base in _MESSAGES:
+                field.type, field.type_name = kind.TYPE_MESSAGE, f".criu.{base}"
+            else:
+                field.type = getattr(kind, f"TYPE_{base.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return pool
+
+
+@functools.cache
+def message(name: str) -> Any:
+    """The message class of that name."""
+    from google.protobuf import message_factory
+
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"criu.{name}"))
+
+
+def records(data: bytes, name: str, what: str) -> Iterator[Any]:
+    """Parsed records of one image file: two magic words, then {u32 LE length, protobuf}.  Raises FileError.
+
+    `what` names the image in errors, which also give the offset.
+    """
+    from google.protobuf.message import DecodeError
+
+    if len(data) < 8 or struct.unpack_from("<I", data)[0] not in (_COMMON_MAGIC, _SERVICE_MAGIC):  # noqa: PLR2004
+        raise FileError(f"{what}: not a CRIU image")
+    at = 8
+    while at < len(data):
+        if len(data) - at < 4:  # noqa: PLR2004
+            raise FileError(f"{what}: cut short at offset {at}")
+        (size,) = struct.unpack_from("<I", data, at)
+        at += 4
+        if size > _MAX_RECORD or size > len(data) - at:
+            raise FileError(f"{what}: record of impossible length at offset {at - 4}")
+        try:
+            yield message(name).FromString(data[at : at + size])
+        except DecodeError:
+            raise FileError(f"{what}: malformed record at offset {at}") from None
+        at += size

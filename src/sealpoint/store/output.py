@@ -1,0 +1,209 @@
+"""Writing a sealed file to a path or into a pipe.
+
+A file appears under its name only when it is complete and durable; until then it has no name at all (O_TMPFILE) or, on
+file systems without that, a temporary one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import select
+from types import TracebackType
+
+from sealpoint.errors import SystemEnvironmentError, UsageError
+
+Buffer = bytes | bytearray | memoryview
+_WRITE_BACK_STEP = 16 * 1024 * 1024  # bytes after which the kernel is asked to start writing
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+def write_all(fd: int, buffers: list[Buffer], what: str) -> None:
+    """writev until everything is written.  Raises SystemEnvironmentError."""
+    views = [memoryview(b) for b in buffers]
+    while views:
+        try:
+            done = os.writev(fd, views)
+        except BlockingIOError:
+            select.select([], [fd], [])
+            continue
+        except OSError as error:
+            raise _write_error(error, what) from None
+        while views and done >= len(views[0]):
+            done -= len(views.pop(0))
+        if views and done:
+            views[0] = views[0][done:]
+
+
+def _write_error(error: OSError, what: str) -> SystemEnvironmentError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return SystemEnvironmentError(f"no space left for {what}", hint="free some space or choose another target")
+    if error.errno == errno.EPIPE:
+        return SystemEnvironmentError(f"the reader of {what} went away before the checkpoint was complete")
+    return SystemEnvironmentError(f"cannot write {what}: {error.strerror}")
+
+
+class OutputFile:
+    """A sealed file in the making.  Without `commit` nothing of it is left."""
+
+    def __init__(self, path: str, *, force: bool = False) -> None:
+        """Raises UsageError if `path` exists and not `force`, SystemEnvironmentError if it cannot be made there."""
+        self.path = os.path.abspath(path)
+        self._force = force
+        self._directory = os.path.dirname(self.path)
+        self._temporary: str | None = None
+        self.committed = False
+        if os.path.isdir(self.path):
+            raise UsageError(f"{path} is a directory", hint="name a file")
+        if os.path.lexists(self.path) and not force:
+            raise UsageError(f"{path} exists", hint="remove it or use --force")
+        self.fd = self._create()
+        self._size = self._written_back = 0
+
+    def _create(self) -> int:
+        try:
+            return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise _create_error(error, self.path) from None
+        self._temporary = self._random_name()
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            return os.open(self._temporary, flags, 0o600)
+        except OSError as error:
+            raise _create_error(error, self.path) from None
+
+    def _random_name(self) -> str:
+        name = os.path.basename(self.path)
+        return f"{self._directory}/.{name[:200]}.{secrets.token_hex(6)}.partial"
+
+    def write(self, *buffers: Buffer) -> None:
+        """Append.  Write-back starts early, so that the final fsync, during which a dumped tree is frozen, is short."""
+        write_all(self.fd, list(buffers), self.path)
+        self._size += sum(len(b) for b in buffers)
+        if self._size - self._written_back >= _WRITE_BACK_STEP:
+            _start_write_back(self.fd, self._written_back, self._size - self._written_back)
+            self._written_back = self._size
+
+    def commit(self) -> None:
+        """Make it durable, then give it its name; durable again.  Raises SystemEnvironmentError, UsageError."""
+        try:
+            os.fsync(self.fd)
+            self._name()
+            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except FileExistsError:
+            raise UsageError(f"{self.path} exists", hint="remove it or use --force") from None
+        except OSError as error:
+            raise _write_error(error, self.path) from None
+        self.committed = True
+
+    def _name(self) -> None:
+        if self._force and self._temporary is None:
+            name = self._random_name()
+            self._link(f"/proc/self/fd/{self.fd}", name)
+            self._temporary = name
+        if self._force and self._temporary is not None:
+            os.replace(self._temporary, self.path)
+        else:
+            self._link(self._temporary or f"/proc/self/fd/{self.fd}", self.path)
+            if self._temporary is not None:
+                os.unlink(self._temporary)
+        self._temporary = None
+
+    @staticmethod
+    def _link(source: str, target: str) -> None:
+        # Only with a directory descriptor does Python call linkat, which follows the link that names an unnamed file.
+        directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        try:
+            os.link(source, target, src_dir_fd=directory, follow_symlinks=True)
+        finally:
+            os.close(directory)
+
+    def mark_failed(self) -> str | None:
+        """After a commit that turned out wrong: rename to `.failed`, which no reader takes by mistake."""
+        if not self.committed:
+            return None
+        failed = self.path + ".failed"
+        os.replace(self.path, failed)
+        return failed
+
+    def close(self) -> None:
+        """Without a commit this removes everything."""
+        if self._temporary is not None:
+            os.unlink(self._temporary)
+            self._temporary = None
+        os.close(self.fd)
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class OutputPipe:
+    """A sealed file sent through a pipe or socket; durability is the reader's affair."""
+
+    def __init__(self, fd: int, name: str = "standard output") -> None:
+        """Refuses a terminal."""
+        if os.isatty(fd):
+            raise UsageError("a sealed checkpoint is binary: not written to a terminal", hint="redirect it or use -o FILE")
+        self._fd = fd
+        self._name = name
+        self.committed = False
+
+    def write(self, *buffers: Buffer) -> None:
+        """Send."""
+        write_all(self._fd, list(buffers), self._name)
+
+    def commit(self) -> None:
+        """Everything was handed over."""
+        self.committed = True
+
+    def mark_failed(self) -> str | None:
+        """What was sent cannot be called back."""
+        return None
+
+    def close(self) -> None:
+        """The descriptor stays the caller's."""
+
+    def __enter__(self) -> OutputPipe:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+Target = OutputFile | OutputPipe
+
+
+def open_output(path: str, *, force: bool = False) -> Target:
+    """A path, or "-" for standard output."""
+    return OutputPipe(1) if path == "-" else OutputFile(path, force=force)
+
+
+def _create_error(error: OSError, path: str) -> SystemEnvironmentError:
+    return SystemEnvironmentError(f"cannot create {path}: {error.strerror}")
+
+
+def _start_write_back(fd: int, offset: int, size: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.sync_file_range(
+        fd, ctypes.c_int64(offset), ctypes.c_int64(size), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
+    )  # a hint: failure changes nothing

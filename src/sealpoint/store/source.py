@@ -1,0 +1,86 @@
+"""Opening a sealed file for reading: a path, or a pipe whose contents are held first.
+
+What comes from a pipe is held as it came, encrypted: in memory (memfd), or in an unlinked file of a spool directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+
+from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.store.output import write_all
+
+_STEP = 1024 * 1024
+
+
+def open_source(
+    path: str, *, spool: str | None = None, progress: Callable[[int], None] = lambda _: None
+) -> int:
+    """A seekable descriptor of a sealed file; "-" is standard input.  The caller closes it.
+
+    Raises UsageError (no such file, a terminal), SystemEnvironmentError (cannot read, no space to hold it).
+    """
+    if path == "-":
+        return _from_stdin(spool, progress)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot open {path}: {error.strerror}") from None
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    if stat.S_ISFIFO(mode):
+        fifo = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return hold(fifo, spool, progress)
+        finally:
+            os.close(fifo)
+    raise UsageError(f"{path} is not a file", hint="name a sealed file, or - for standard input")
+
+
+def _from_stdin(spool: str | None, progress: Callable[[int], None]) -> int:
+    if os.isatty(0):
+        raise UsageError("standard input is a terminal", hint="pipe a sealed checkpoint into it")
+    if stat.S_ISREG(os.fstat(0).st_mode):
+        return os.dup(0)
+    return hold(0, spool, progress)
+
+
+def hold(fd: int, spool: str | None, progress: Callable[[int], None] = lambda _: None) -> int:
+    """Read `fd` to its end into memory or an unlinked file in `spool`; returns a descriptor of that."""
+    where = "memory" if spool is None else spool
+    try:
+        held = _memory() if spool is None else os.open(spool, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot hold the checkpoint in {where}: {error.strerror}") from None
+    try:
+        _copy(fd, held, where, progress)
+        if spool is None:
+            seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(held, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(held)
+        raise
+    return held
+
+
+def _memory() -> int:
+    return os.memfd_create("sealpoint-held", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def _copy(fd: int, held: int, where: str, progress: Callable[[int], None]) -> None:
+    buffer = memoryview(bytearray(_STEP))
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _STEP)
+        except OSError:
+            pass  # only slower
+    while size := os.readv(fd, [buffer]):
+        write_all(held, [buffer[:size]], where)
+        progress(size)
