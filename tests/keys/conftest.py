@@ -1,0 +1,41 @@
+"""Fixtures for the tests of `sealpoint.keys`."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from keys_helpers import IDENTITIES, CheapPassphrase
+
+from sealpoint.format.constants import Roots, Suite
+from sealpoint.format.stanza import WrapContext
+
+
+@pytest.fixture(params=[*IDENTITIES, "passphrase"])
+def identity(request):
+    """One identity of each kind."""
+    if request.param == "passphrase":
+        return CheapPassphrase(b"correct horse")
+    return IDENTITIES[request.param]()
+
+
+@pytest.fixture
+def context():
+    return WrapContext(Suite.AES_256_GCM, os.urandom(16), Roots.BOTH)
+
+
+@pytest.fixture
+def roots():
+    return os.urandom(64)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file and return its path as text."""
+
+    def write(name: str, *parts: bytes) -> str:
+        path = tmp_path / name
+        path.write_bytes(b"".join(parts))
+        return str(path)
+
+    return write
