@@ -397,7 +397,10 @@ class OpenFile:
         """A whole small object.  Raises FileError if it is larger than `limit` bytes."""
         if entry.size > limit:
             raise FileError(f"object {entry.name!r} is larger than {limit} bytes")
-        return b"".join(self.read(entry))
+        data = bytearray()
+        for piece in self.read(entry):  # not b"".join: it would collect the pieces, which share one buffer, first
+            data += piece
+        return bytes(data)
 
     def verify_all(self, progress: Callable[[int], None] = lambda _: None) -> None:
         """Authenticate and decode every chunk within reach, objects and padding.  Raises FileError."""
