@@ -32,13 +32,11 @@ _KEY_ID = re.compile(r"[0-9a-fA-F]{64}")
 class TrustedKey:
     """A pinned key.
 
-    key_id: as in signatures; name: for people; public_key: SubjectPublicKeyInfo DER, empty where only the id is known;
-    certificate: if it was pinned as one, whose validity period then counts.
+    key_id: as in signatures; name: for people; certificate: if it was pinned as one, whose validity period then counts.
     """
 
     key_id: str
     name: str
-    public_key: bytes = b""
     certificate: Certificate | None = None
 
 
@@ -97,10 +95,10 @@ class TrustPolicy:
         """Check every signature once.  The time is not known before the payload is read: call `check_time` then.
 
         Raises FileError where a signature does not verify by the key that it names, PolicyError where no signature is
-        trusted.  A signature by a key that is neither carried nor pinned counts for nothing.
+        trusted.
         """
         pae = envelope.pae
-        found = [v for s in envelope.signatures if (v := self._check(s, pae)) is not None]
+        found = [self._check(s, pae) for s in envelope.signatures]
         if len({v.key_id for v in found}) != len(found):
             raise FileError("a key has signed the same statement twice")
         verified = Verified(tuple(found))
@@ -127,21 +125,19 @@ class TrustPolicy:
             hint="pin the signer's key, or give --allow-expired",
         )
 
-    def _check(self, signature: dsse.Signature, pae: bytes) -> VerifiedSignature | None:
+    def _check(self, signature: dsse.Signature, pae: bytes) -> VerifiedSignature:
         from sealpoint.keys.signature import display_name, key_id, load_public, verify
 
         certificate = None
+        if bool(signature.certificates) == bool(signature.public_key):
+            raise FileError("a signature carries either its key or certificates")
         if signature.certificates:
             from sealpoint.keys.certificate import parse
 
-            if signature.public_key:
-                raise FileError("a signature carries both a key and a certificate")
             certificate = parse(signature.certificates[0], FileError)
             spki = certificate.spki
         else:
-            spki = signature.public_key or self._pinned_key(signature.keyid)
-            if not spki:
-                return None
+            spki = signature.public_key
         key, scheme = load_public(spki, FileError)
         name = key_id(spki)
         if name != signature.keyid:
@@ -160,9 +156,6 @@ class TrustPolicy:
         return VerifiedSignature(
             name, claimed, problem is None, certificate, intermediates, problem or ""
         )
-
-    def _pinned_key(self, key_id: str) -> bytes:
-        return next((p.public_key for p in self.pinned if p.key_id == key_id and p.public_key), b"")
 
     def _problem_ever(
         self, certificate: Certificate | None, intermediates: tuple[bytes, ...]
@@ -301,7 +294,7 @@ def _pin_key(data: bytes) -> TrustedKey:
     key, scheme = signature.load_public(data, IdentityError)
     spki = signature.spki(key)
     key_id = signature.key_id(spki)
-    return TrustedKey(key_id, signature.display_name(scheme, key_id), spki)
+    return TrustedKey(key_id, signature.display_name(scheme, key_id))
 
 
 def _pin_certificate(certificate: Certificate) -> TrustedKey:
@@ -311,4 +304,4 @@ def _pin_certificate(certificate: Certificate) -> TrustedKey:
     if signature.scheme(certificate.public_key) is None:
         raise IdentityError(f"certificate {certificate.subject}: its key cannot sign")
     key_id = signature.key_id(certificate.spki)
-    return TrustedKey(key_id, certificate.subject, certificate.spki, certificate)
+    return TrustedKey(key_id, certificate.subject, certificate)
