@@ -1,0 +1,86 @@
+# sealpoint: every task of development and installation. `make help` lists them.
+# On a fresh Debian machine, as root, each of them sets up what it needs by itself, and keeps it in this directory.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+unexport PYTHONPATH PYTHONHOME
+
+PREFIX ?= /opt/sealpoint
+BINDIR ?= /usr/local/bin
+# More options for pytest: make test ARGS="-k rekey -x"
+ARGS ?=
+
+PYTHON := .venv/bin/python
+
+.PHONY: help
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: dev ## a process with a secret is dumped, sealed, searched for its secret, and restored
+	@$(PYTHON) scripts/demo.py $(ARGS)
+
+# --- Set-up: instant when it is there already. ---
+
+.PHONY: dev
+dev: venv criu ## set up .venv (Python, tools) and .criu (a CRIU that runs here); changes nothing else
+
+.PHONY: venv
+venv:
+	@scripts/setup-venv
+
+.PHONY: criu
+criu:
+	@scripts/get-criu .criu
+
+.PHONY: lock
+lock: venv ## choose the newest versions of all dependencies; commit requirements/ afterwards
+	@$(PYTHON) scripts/lock
+
+# --- Checks. ---
+
+.PHONY: test
+test: dev ## run all tests that need no virtual machine
+	@$(PYTHON) -m pytest -m "not vm" $(ARGS)
+
+.PHONY: test-fast
+test-fast: venv ## run the tests that need neither CRIU nor much time
+	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz" $(ARGS)
+
+.PHONY: lint
+lint: venv ## check style, types, layers and shell syntax
+	@failed=; \
+	check() { "$$@" || failed="$$failed $$1"; }; \
+	export PATH="$$PWD/.venv/bin:$$PATH"; \
+	check ruff check; \
+	check ruff format --check; \
+	check mypy; \
+	check lint-imports --no-logo; \
+	for file in .ci/run $$(grep -lE '^#!.*bash' scripts/*); do check bash -n "$$file"; done; \
+	[ -z "$$failed" ] || { echo "lint failed:$$failed"; exit 1; }
+
+.PHONY: fmt
+fmt: venv ## format the code and repair what can be repaired
+	@.venv/bin/ruff check --fix-only
+	@.venv/bin/ruff format
+
+.PHONY: bench
+bench: dev ## measure against stock CRIU
+	@$(PYTHON) -m bench $(ARGS)
+
+# --- Installation for all users. ---
+
+.PHONY: install
+install: venv ## install into PREFIX (/opt/sealpoint), with a link in BINDIR (/usr/local/bin)
+	@scripts/install "$(PREFIX)" "$(BINDIR)"
+
+.PHONY: uninstall
+uninstall: ## remove what `make install` made
+	@scripts/install --uninstall "$(PREFIX)" "$(BINDIR)"
+
+.PHONY: clean
+clean: ## remove all that was made here, .venv and .criu included
+	rm -rf .venv .criu .criu.tmp .vm build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
