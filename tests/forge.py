@@ -1,7 +1,7 @@
 """A sealed file taken apart, so that tests can put it together again wrongly.
 
 `sample` makes a valid file with everything in it; `Forge` edits one as an outsider (bytes), as a recipient (roots) or
-as the sealer himself (roots and signing key); `read_all` is the reader that must notice.  Needs no `sealpoint.keys`: the
+as the sealer himself (roots and signing key); `read_all` is the reader that must notice.  Without `sealpoint.keys`: the
 roots of a sample are wrapped by a toy stanza, and its signatures are Ed25519.
 """
 
@@ -177,7 +177,8 @@ def build_sample(
     tables = {role: Manifest(role) for role in Role}
     large = {n: d for n, d in objects.items() if n.startswith("pages-")}
     streams = {n: writer.stream(Role.MEMORY, 4096) for n in large}
-    packs = {role: writer.stream(role, 4096) for role in Role}
+    packs = {role: s for role in Role if (s := _small(objects, role))}
+    packed = {role: writer.stream(role, 4096) for role in packs}
     cut = {n: pieces(d, 4096) for n, d in large.items()}
     for turn in range(max((len(c) for c in cut.values()), default=0)):
         for name, parts in cut.items():
@@ -186,12 +187,8 @@ def build_sample(
                 append(
                     writer, streams[name], parts[turn], last=turn == len(parts) - 1, policy=policy
                 )
-    for role, pack in packs.items():
-        small = {
-            n: d
-            for n, d in objects.items()
-            if n not in large and (n in METADATA_NAMES) == (role is Role.METADATA)
-        }
+    for role, small in packs.items():
+        pack = packed[role]
         joined = b"".join(small.values())
         parts = pieces(joined + bytes(-len(joined) % 256), 4096)
         for n, part in enumerate(parts):
@@ -201,8 +198,7 @@ def build_sample(
             entry = Entry(writer.number(), name, role, len(data), pack.entry(), offset)
             tables[role].entries.append(entry)
             offset += len(data)
-        if small:
-            tables[role].streams.append(pack.entry())
+        tables[role].streams.append(pack.entry())
     for name, data in large.items():
         stream = streams[name].entry()
         tables[Role.MEMORY].streams.append(stream)
@@ -217,6 +213,14 @@ def build_sample(
 
 
 METADATA_NAMES = ("inventory.img", "pstree.img", "sealpoint-summary.json")
+
+
+def _small(objects: dict[str, bytes], role: Role) -> dict[str, bytes]:
+    return {
+        n: d
+        for n, d in objects.items()
+        if not n.startswith("pages-") and (n in METADATA_NAMES) == (role is Role.METADATA)
+    }
 
 
 def rekeyed(sealed: Sealed, *, finish: bool = True) -> bytes:
