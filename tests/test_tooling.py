@@ -1,0 +1,257 @@
+"""The project's own tools: what `make`, the scripts and the set-up promise."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sealpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+GIT = shutil.which("git")
+
+
+def host(*labels: str) -> str:
+    """A pattern of a host name, in parts: this file must not contain what it forbids."""
+    return re.escape(".".join(labels))
+
+
+FORBIDDEN = {
+    "a package registry's host": "|".join(
+        [
+            host("pypi", "org"),
+            host("pythonhosted", "org"),
+            host("crates", "io"),
+            host("registry", "npmjs"),
+        ]
+    ),
+    "a distribution mirror's host": "|".join(
+        host(name, "debian", "org") for name in ("deb", "ftp", "httpredir", "security", "snapshot")
+    ),
+    "a pip option that names an index": "--(extra-)?index-{}|--find-{}".format("url", "links"),
+    "a path of one machine": r"(?<![\w.-])/work/({}|\.{})\b".format("main|shared", "library"),
+}
+
+
+def run(*command: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    options = {"capture_output": True, "text": True, "timeout": 120, "cwd": ROOT} | options
+    return subprocess.run([str(part) for part in command], stdin=subprocess.DEVNULL, **options)
+
+
+def tracked_files() -> list[Path]:
+    if GIT is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = run(GIT, "-c", f"safe.directory={ROOT}", "ls-files", "-z", check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+def make_targets() -> dict[str, str]:
+    """{target: what `make help` says of it, or ""}"""
+    found = {}
+    for line in (ROOT / "Makefile").read_text().splitlines():
+        if match := re.match(r"([a-z][a-z-]*):(?!=)(?:.*## (.*))?", line):
+            found[match[1]] = match[2] or ""
+    return found
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_tracked_file_depends_on_one_machine_or_host(what: str) -> None:
+    pattern = re.compile(FORBIDDEN[what])
+    found = []
+    for path in tracked_files():
+        data = path.read_bytes()
+        if b"\0" in data:
+            continue  # recorded images and the like
+        lines = data.decode(errors="replace").splitlines()
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {match[0]}"
+            for number, line in enumerate(lines, 1)
+            if (match := pattern.search(line))
+        ]
+    assert not found, f"names {what}"
+
+
+def test_make_alone_explains_every_verb() -> None:
+    shown = run("make", "--no-print-directory", check=True).stdout
+    documented = {target for target, text in make_targets().items() if text}
+    wanted = {"demo", "dev", "test", "test-fast", "lint", "fmt"}
+    wanted |= {"install", "uninstall", "bench", "clean", "lock", "help"}
+    assert wanted <= documented
+    for target in documented:
+        assert re.search(rf"^ +make {target} ", shown, re.MULTILINE), target
+
+
+def test_the_make_verbs_that_the_documents_name_exist() -> None:
+    targets = make_targets()
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / ".ci" / "run"]
+    documents += [path for path in (ROOT / "scripts").iterdir() if path.is_file()]
+    for path in documents:
+        if not path.exists():
+            continue
+        text = path.read_text(errors="replace")
+        # In running text "make" is an English word: only `make x` in code, or a line that is a command.
+        named = re.findall(r"`make ([a-z][a-z-]*)", text)
+        named += re.findall(r"^(?:\s*\$)?\s*make ([a-z][a-z-]*)(?:\s+#.*)?$", text, re.MULTILINE)
+        for target in named:
+            assert target in targets, f"{path.relative_to(ROOT)}: make {target}"
+
+
+def test_every_pin_is_exact_and_both_lock_files_agree() -> None:
+    locked = {}
+    for name in ("run", "dev"):
+        lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+        pins = [line for line in lines if line and not line.startswith("#")]
+        for pin in pins:
+            assert re.fullmatch(r"[a-z0-9-]+==[0-9][^;\s]*(; .+)?", pin), pin
+        locked[name] = set(pins)
+    assert locked["run"] <= locked["dev"]
+
+
+def test_every_declared_dependency_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = {
+        "run": project["project"]["dependencies"],
+        "dev": project["dependency-groups"]["dev"],
+    }
+    for name, requirements in wanted.items():
+        locked = (ROOT / "requirements" / f"{name}.txt").read_text()
+        for requirement in requirements:
+            package = re.match(r"[\w-]+", requirement)[0]
+            assert f"\n{package}==" in locked, f"{package}: run `make lock`"
+
+
+def test_version_has_one_source() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" in project["dynamic"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", sealpoint.__version__)
+
+
+def test_scripts_are_executable_and_parse() -> None:
+    for path in [ROOT / ".ci" / "run", *(ROOT / "scripts").iterdir()]:
+        if not path.is_file():
+            continue
+        first = path.read_text(errors="replace").partition("\n")[0]
+        if not first.startswith("#!"):
+            continue
+        assert os.access(path, os.X_OK), path
+        if first.endswith("bash"):
+            assert run("bash", "-n", path).returncode == 0, path
+            assert "\nset -euo pipefail\n" in path.read_text(), path
+
+
+class TestGetCriu:
+    SCRIPT = ROOT / "scripts" / "get-criu"
+
+    @pytest.mark.parametrize(
+        "arguments", [[], ["--suite"], ["x", "y"], ["--nonsense"], ["x", "--suite", "a b"], ["a'b"]]
+    )
+    def test_refuses_a_wrong_call(self, arguments: list[str], tmp_path: Path) -> None:
+        result = run(self.SCRIPT, *arguments, cwd=tmp_path)
+        assert result.returncode == 1
+        assert result.stderr.startswith("get-criu: ")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_never_deletes_what_it_has_not_made(self, tmp_path: Path) -> None:
+        mine = tmp_path / "prefix" / "thesis.txt"
+        mine.parent.mkdir()
+        mine.write_text("years of work")
+        result = run(self.SCRIPT, mine.parent)
+        assert result.returncode == 1
+        assert "was not made by this script" in result.stderr
+        assert mine.read_text() == "years of work"
+
+    def test_a_complete_prefix_is_left_alone(self, tmp_path: Path) -> None:
+        if not (ROOT / ".criu" / "complete").exists():
+            pytest.skip("no .criu; `make dev` makes it")
+        for name in ("bin/criu", "bin/crit"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("#!/bin/sh\n")
+            (tmp_path / name).chmod(0o755)
+        shutil.copy(ROOT / ".criu" / "complete", tmp_path)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        # Without any other program in PATH: it has nothing to do, so it needs none.
+        result = run(self.SCRIPT, tmp_path, env={"PATH": os.defpath})
+        assert (result.returncode, result.stderr) == (0, "")
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+    @pytest.mark.parametrize("name", ["criu", "crit"])
+    def test_wrappers_keep_their_libraries_to_themselves(self, name: str) -> None:
+        wrapper = ROOT / ".criu" / "bin" / name
+        if not wrapper.exists():
+            pytest.skip("no .criu; `make dev` makes it")
+        script = wrapper.read_text()
+        # What CRIU starts (action scripts, tar, ip) would inherit any variable and load its libraries.
+        assert "LD_" not in script
+        assert "PYTHON" not in script
+        assert re.search(r"^exec ", script, re.MULTILINE), "the wrapper must not stay as a parent"
+        assert script.rstrip().endswith('"$@"')
+
+    def test_what_criu_starts_sees_the_environment_unchanged(self, tmp_path: Path) -> None:
+        crit = ROOT / ".criu" / "bin" / "crit"
+        if not crit.exists() or "ld-linux" not in crit.read_text():
+            pytest.skip("no .criu, or it is the system's CRIU")
+        # A module of that name in the working directory or in PYTHONPATH must not be taken for crit's.
+        (tmp_path / "pycriu.py").write_text("raise SystemExit('wrong pycriu')")
+        env = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(tmp_path),
+            "PYTHONHOME": "/nonexistent",
+        }
+        result = run(crit, "--help", cwd=tmp_path, env=env)
+        assert result.returncode == 0, result.stderr
+        assert "decode" in result.stdout
+
+
+class TestInstall:
+    SCRIPT = ROOT / "scripts" / "install"
+
+    @pytest.mark.parametrize("arguments", [[], ["--uninstall"]])
+    def test_never_deletes_what_it_has_not_made(self, arguments: list[str], tmp_path: Path) -> None:
+        mine = tmp_path / "prefix" / "thesis.txt"
+        mine.parent.mkdir()
+        mine.write_text("years of work")
+        result = run(self.SCRIPT, *arguments, mine.parent, tmp_path / "bin")
+        assert result.returncode == 1
+        assert "is not an installation of sealpoint" in result.stderr
+        assert mine.read_text() == "years of work"
+
+    def test_does_not_replace_another_program_of_that_name(self, tmp_path: Path) -> None:
+        (tmp_path / "sealpoint").write_text("#!/bin/sh\n")
+        result = run(self.SCRIPT, tmp_path / "prefix", tmp_path)
+        assert result.returncode == 1
+        assert "belongs to something else" in result.stderr
+        assert not (tmp_path / "prefix").exists()
+
+    @pytest.fixture
+    def public(self) -> Iterator[Path]:
+        """A directory that, other than pytest's own, every user can enter."""
+        with tempfile.TemporaryDirectory(prefix="sealpoint-install-") as directory:
+            Path(directory).chmod(0o755)
+            yield Path(directory)
+
+    @pytest.mark.slow
+    def test_is_independent_of_the_checkout_and_readable_by_services(self, public: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root, to become another user")
+        prefix, bindir = public / "prefix", public / "bin"
+        for _ in range(2):  # the second time it replaces the first
+            run(self.SCRIPT, prefix, bindir, check=True, timeout=250)
+        assert len([path for path in prefix.iterdir() if not path.name.startswith(".")]) == 2
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        version = run(*nobody, bindir / "sealpoint", "--version", cwd="/", env={"PATH": os.defpath})
+        assert sealpoint.__version__ in version.stdout, version.stderr
+        names_checkout = run("grep", "-rlIF", "--", f"{ROOT}/", prefix)
+        assert names_checkout.stdout == ""
+        not_roots = run(
+            "find", prefix, "(", "!", "-user", "root", "-o", "-perm", "-002", ")", "!", "-type", "l"
+        )
+        assert not_roots.stdout == ""
+        run(self.SCRIPT, "--uninstall", prefix, bindir, check=True)
+        assert not prefix.exists()
+        assert list(bindir.iterdir()) == []
