@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
@@ -76,6 +75,8 @@ def load() -> Config:
 
 def parse(data: bytes, path: str) -> dict[str, Any]:
     """The checked settings of one file.  Raises UsageError."""
+    import tomllib
+
     try:
         text = data.decode()
         values = tomllib.loads(text)
@@ -107,6 +108,8 @@ def _resolve(value: str, path: str) -> str:
 
 def _line_of(text: str, key: str) -> int:
     for number, line in enumerate(text.splitlines(), 1):
-        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line) or line.strip().startswith(f"[{key}"):
+        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line) or line.strip().startswith(
+            f"[{key}"
+        ):
             return number
     return 1

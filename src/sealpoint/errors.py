@@ -1,7 +1,7 @@
 """Every error that sealpoint raises on purpose, sorted by who can put it right.
 
-A message says what happened and to what; the hint says what to do about it.  The command line prints both and ends
-with `exit_code`; a traceback on a terminal is a defect.  No error text ever carries key material or checkpoint contents.
+A message says what happened and to what; the hint says what to do about it.  The command line prints both and
+ends with `exit_code`; a traceback on a terminal is a defect.  No error text carries key material or contents.
 
 Exit codes are part of the public contract (docs/operations.md has the table) and never change their meaning.
 """

@@ -1,4 +1,4 @@
-"""What a process that holds plaintext does to itself first: no core dumps, no ptrace, no swap where it can be avoided."""
+"""What a process that holds plaintext does to itself first: no core dumps, no ptrace, no swap if possible."""
 
 from __future__ import annotations
 

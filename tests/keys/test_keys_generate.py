@@ -12,16 +12,8 @@ import pytest
 from cryptography import x509
 
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
-from sealpoint.keys import (
-    KINDS,
-    generate,
-    generate_signer,
-    load_identity,
-    load_recipient,
-    load_signer,
-    load_trust,
-    scrypt,
-)
+from sealpoint.keys import load_identity, load_recipient, load_signer, load_trust, scrypt
+from sealpoint.keys.generate import KINDS, generate, generate_signer
 
 
 def mode(path: str) -> int:

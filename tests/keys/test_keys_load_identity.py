@@ -17,8 +17,9 @@ from keys_helpers import IDENTITIES, ec_key, ed_key, make_cert, pem, rsa_key
 
 from sealpoint.errors import IdentityError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import StanzaKind
-from sealpoint.keys import generate, identity_file, load_identity, permissions_warning, scrypt
+from sealpoint.keys import identity_file, load_identity, permissions_warning, scrypt
 from sealpoint.keys.files import encode_armour
+from sealpoint.keys.generate import generate
 
 MAKERS = {
     "x25519": x25519.X25519PrivateKey.generate,
@@ -239,7 +240,7 @@ def test_an_unreadable_key_file_is_a_matter_of_the_machine(monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(SystemEnvironmentError, match="no permission"):
         load_identity("/some/key")
 

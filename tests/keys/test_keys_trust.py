@@ -27,7 +27,8 @@ from keys_helpers import (
 from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
 from sealpoint.format import dsse
 from sealpoint.format.constants import ENVELOPE_TYPE, ORIGIN_TYPE
-from sealpoint.keys import TrustPolicy, generate, load_signer, load_trust, text
+from sealpoint.keys import TrustPolicy, load_signer, load_trust, text
+from sealpoint.keys.generate import generate
 
 SIGNING_KEYS = {
     "ed25519": ed_key,

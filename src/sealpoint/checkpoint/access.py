@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 from sealpoint.errors import IdentityError, PolicyError, UsageError
 from sealpoint.format import dsse
@@ -28,7 +29,9 @@ from sealpoint.keys.base import KIND_NAMES
 from sealpoint.store.source import open_source
 
 
-def wrap_for(recipients: Sequence[Recipient], metadata_recipients: Sequence[Recipient] = ()) -> Wrap:
+def wrap_for(
+    recipients: Sequence[Recipient], metadata_recipients: Sequence[Recipient] = ()
+) -> Wrap:
     """How a new file's roots are wrapped: both for `recipients`, the metadata root for the others.
 
     Raises UsageError: nobody could open the memory, or somebody is named twice.
@@ -54,7 +57,9 @@ def wrap_stanzas(
     metadata_recipients: Sequence[Recipient],
 ) -> list[Stanza]:
     """One stanza for each."""
-    pairs = [(r, Roots.BOTH) for r in recipients] + [(r, Roots.METADATA) for r in metadata_recipients]
+    pairs = [(r, Roots.BOTH) for r in recipients] + [
+        (r, Roots.METADATA) for r in metadata_recipients
+    ]
     return [
         recipient.wrap(
             roots.wrappable(which), WrapContext(preamble.suite, preamble.checkpoint_id, which)
@@ -136,7 +141,7 @@ class Checkpoint:
             raise UsageError("no identity given", hint="name one with -i, or in config.toml")
         return self.authentic.unlock(unwrap_with(identities))
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -20,7 +20,9 @@ from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.manifest import check_name
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_MAX_TAR_HEADER: Final = 1024 * 1024  # of one pax or long-name record: tarfile reads it in one piece
+_MAX_TAR_HEADER: Final = (
+    1024 * 1024
+)  # of one pax or long-name record: tarfile reads it in one piece
 _MAX_WINDOW: Final = 128 * 1024 * 1024  # of a zstd archive: what its decoder may allocate
 _EXTENDED: Final = (
     tarfile.XHDTYPE,
@@ -59,7 +61,9 @@ def seal_path(path: str, builder: CheckpointBuilder, report: Report) -> dict[str
     except FileNotFoundError as error:
         raise UsageError(f"{error.filename or path} does not exist") from None
     except OSError as error:
-        raise SystemEnvironmentError(f"cannot read {error.filename or path}: {error.strerror}") from None
+        raise SystemEnvironmentError(
+            f"cannot read {error.filename or path}: {error.strerror}"
+        ) from None
 
 
 class _Adder:
@@ -68,7 +72,9 @@ class _Adder:
         self._report = report
         self._names: set[str] = set()
 
-    def _add(self, name: str, source: IO[bytes] | None, size: int, attributes: dict[str, Any]) -> None:
+    def _add(
+        self, name: str, source: IO[bytes] | None, size: int, attributes: dict[str, Any]
+    ) -> None:
         if source is None:
             self._builder.add(name, b"", attributes)
             return
@@ -101,7 +107,9 @@ class _Adder:
     def directory(self, path: str, prefix: str) -> None:
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda e: e.name):
-                self._member(entry.path, prefix + _utf8(entry.name), entry.stat(follow_symlinks=False))
+                self._member(
+                    entry.path, prefix + _utf8(entry.name), entry.stat(follow_symlinks=False)
+                )
 
     def _member(self, path: str, name: str, status: os.stat_result) -> None:
         attributes = {
@@ -122,7 +130,9 @@ class _Adder:
             link = _utf8(os.readlink(path))
             self._add(name, None, 0, attributes | {"type": "symlink", "link": link})
         else:
-            raise UsageError(f"{path} is neither file, directory nor link", hint="only those can be sealed")
+            raise UsageError(
+                f"{path} is neither file, directory nor link", hint="only those can be sealed"
+            )
 
     def archive(self, file: BinaryIO, path: str) -> str:
         magic = file.read(4)

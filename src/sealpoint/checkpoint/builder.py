@@ -117,7 +117,7 @@ class LargeObject:
             self._buffer = None
 
     def _submit(self, *, last: bool) -> None:
-        assert self._buffer is not None  # noqa: S101 - space() came before
+        assert self._buffer is not None
         buffer, self._buffer = self._buffer, None
         self._builder.pipeline.submit(
             self._pending.stream, buffer, self._filled, last=last, policy=self._policy
@@ -127,7 +127,9 @@ class LargeObject:
 class CheckpointBuilder:
     """Thread-safe: objects may be added from several threads."""
 
-    def __init__(self, writer: SealedWriter, *, compression: str, workers: int | None = None) -> None:
+    def __init__(
+        self, writer: SealedWriter, *, compression: str, workers: int | None = None
+    ) -> None:
         self.pipeline = Pipeline(writer, workers)
         self.summary = Summary()
         self._writer = writer

@@ -136,7 +136,7 @@ class Capture:
         target: LargeObject | None = None
         try:
             target = self._builder.large(image.name)
-            target.write(image.data)
+            target.write(bytes(image.data))
             while size := os.readv(image.fd, [target.space()]):
                 if self._error is not None:
                     raise CriuError("the dump was given up")

@@ -8,7 +8,6 @@ makes CRIU undo the dump, and the tree runs on.
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +15,11 @@ from dataclasses import dataclass, field
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture import Capture, as_sealpoint_error
 from sealpoint.checkpoint.progress import Progress, Report, silent
-from sealpoint.criu import run
+from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.criu.run import CriuRun, check_options
 from sealpoint.errors import CriuError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import Suite
 from sealpoint.format.writer import SealedWriter, Signing, Wrap
@@ -68,7 +68,9 @@ def check_process(pid: int) -> None:
     except ProcessLookupError:
         raise UsageError(f"there is no process {pid}") from None
     except PermissionError:
-        raise SystemEnvironmentError(f"not permitted to dump process {pid}", hint="run as root") from None
+        raise SystemEnvironmentError(
+            f"not permitted to dump process {pid}", hint="run as root"
+        ) from None
 
 
 class Dump:
@@ -83,7 +85,7 @@ class Dump:
     def run(self, report: Report = silent) -> DumpResult:
         """Raises SealpointError; the tree then runs on and nothing is left under the output's name."""
         request = self._request
-        run.check_options(request.options)
+        check_options(request.options)
         check_process(request.pid)
         started = time.monotonic()
         writer = SealedWriter(
@@ -102,7 +104,7 @@ class Dump:
             builder.abort(error)
             raise
         pipeline = builder.pipeline
-        assert self._origin_digest is not None  # noqa: S101 - the gate has passed
+        assert self._origin_digest is not None
         return DumpResult(
             checkpoint_id=writer.preamble.checkpoint_id,
             origin_digest=self._origin_digest,
@@ -122,7 +124,7 @@ class Dump:
         builder: CheckpointBuilder,
         writer: SealedWriter,
         report: Report,
-    ) -> run.CriuRun:
+    ) -> CriuRun:
         request = self._request
 
         def commit() -> bool:
@@ -139,11 +141,12 @@ class Dump:
                 return False
 
         with Gate(directory.path, "post-dump", commit) as gate:
-            criu = run.CriuRun(request.criu, directory, gate)
+            criu = CriuRun(request.criu, directory, gate)
             arguments = ["-t", str(request.pid)]
             if request.leave_running:
                 arguments.append("--leave-running")
             criu.start("dump", arguments, request.options)
+            schema.warm_up()  # while CRIU starts: it takes longer until it freezes the tree
             try:
                 code = self._wait(criu, builder, report)
             except BaseException as error:
@@ -157,41 +160,33 @@ class Dump:
             if code == 0 and gate.passed:
                 return criu
             failed = self._undo()
-            error = self._error or capture.error
-            if error is not None and not _is_echo(error):
-                raise as_sealpoint_error(error)
+            cause = self._error or capture.error
+            if cause is not None and not _is_echo(cause):
+                raise as_sealpoint_error(cause)
             failure = criu.failure("dump", code) if code else _no_gate()
             if failed:
                 failure.hint = f"the sealed file was kept as {failed}"
             raise failure
 
-    def _wait(self, criu: run.CriuRun, builder: CheckpointBuilder, report: Report) -> int:
-        assert criu.process is not None  # noqa: S101 - started
-        while True:
-            try:
-                return criu.process.wait(_POLL)
-            except subprocess.TimeoutExpired:
-                pipeline = builder.pipeline
-                report(
-                    Progress(
-                        pipeline.plain_bytes,
-                        zero=pipeline.zero_bytes,
-                        compressed=pipeline.compressed_bytes,
-                    )
+    def _wait(self, criu: CriuRun, builder: CheckpointBuilder, report: Report) -> int:
+        while (code := criu.wait(_POLL)) is None:
+            pipeline = builder.pipeline
+            report(
+                Progress(
+                    pipeline.plain_bytes,
+                    zero=pipeline.zero_bytes,
+                    compressed=pipeline.compressed_bytes,
                 )
+            )
+        return code
 
     def _undo(self) -> str | None:
         return self._out.mark_failed()
 
     @staticmethod
-    def _stop(criu: run.CriuRun) -> None:
+    def _stop(criu: CriuRun) -> None:
         # CRIU sees its pipes closed, lets the tree run on and ends by itself.
-        assert criu.process is not None  # noqa: S101 - started
-        try:
-            criu.process.wait(_GIVE_UP)
-        except subprocess.TimeoutExpired:
-            criu.process.kill()
-            criu.process.wait()
+        criu.stop(_GIVE_UP)
 
 
 def _is_echo(error: BaseException) -> bool:

@@ -143,7 +143,9 @@ def extract_tar(
                 raise UsageError(f"{path} exists", hint="remove it or use --force")
             if not os.path.isdir(directory):
                 raise UsageError(f"there is no directory {directory}")
-            _check_space(directory, sum(e.size for e in entries) // (1 if path.endswith(".tar") else 8))
+            _check_space(
+                directory, sum(e.size for e in entries) // (1 if path.endswith(".tar") else 8)
+            )
             out, done = _new_file(stack, path, directory)
         try:
             _write_tar(checkpoint, entries, out, path, report)
@@ -170,7 +172,9 @@ def _write_tar(
 ) -> None:
     with ExitStack() as stack:
         if path.endswith((".tar.gz", ".tgz")):
-            out = stack.enter_context(gzip.GzipFile(fileobj=out, mode="wb", compresslevel=6, mtime=0))
+            out = stack.enter_context(
+                gzip.GzipFile(fileobj=out, mode="wb", compresslevel=6, mtime=0)
+            )
         elif path.endswith(".tar.zst"):
             import zstandard
 
@@ -188,7 +192,7 @@ def _write_tar(
 class _ObjectReader(io.RawIOBase):
     """An object as a file for tarfile."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         checkpoint: OpenFile,
         entry: Entry,
@@ -225,7 +229,9 @@ def extract_directory(
         raise UsageError(f"there is no directory {parent}")
     if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
         if not force:
-            raise UsageError(f"{path} exists and is not an empty directory", hint="remove it or use --force")
+            raise UsageError(
+                f"{path} exists and is not an empty directory", hint="remove it or use --force"
+            )
     members = [(entry, Attributes(entry)) for entry in entries]
     for entry, attributes in members:
         if attributes.kind in ("character", "block", "fifo"):
@@ -250,7 +256,9 @@ def extract_directory(
     except OSError as error:
         where = SystemEnvironmentError(f"cannot write {path}: {error.strerror}")
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EEXIST, errno.EMLINK):
-            raise FileError(f"the checkpoint's object names contradict each other ({error.strerror})") from None
+            raise FileError(
+                f"the checkpoint's object names contradict each other ({error.strerror})"
+            ) from None
         raise where from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -279,7 +287,12 @@ class _Tree:
 
     def write(self, members: list[tuple[Entry, Attributes]]) -> None:
         # Links come last: nothing is ever written through one.
-        kinds = {"directory": self._directory, "file": self._file, "hardlink": self._hardlink, "symlink": self._symlink}
+        kinds = {
+            "directory": self._directory,
+            "file": self._file,
+            "hardlink": self._hardlink,
+            "symlink": self._symlink,
+        }
         for kind, create in kinds.items():
             for entry, attributes in members:
                 if attributes.kind == kind:
@@ -345,5 +358,3 @@ class _Tree:
         when = attributes.number("mtime")
         os.utime(name, ns=(when, when), dir_fd=parent, follow_symlinks=False)
         os.close(parent)
-
-

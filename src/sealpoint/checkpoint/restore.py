@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +10,11 @@ from dataclasses import dataclass, field
 from sealpoint import process
 from sealpoint.checkpoint.progress import Progress, Report, silent
 from sealpoint.checkpoint.serve import Serve
-from sealpoint.criu import run
+from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.criu.run import CriuRun, check_options
 from sealpoint.errors import CriuError, FileError, IdentityError, SealpointError
 from sealpoint.format.reader import OpenFile
 
@@ -74,7 +73,7 @@ class Restore:
     def run(self, report: Report = silent) -> RestoreResult:
         """Raises SealpointError; nothing of the tree then ran or is left."""
         request = self._request
-        run.check_options(request.options)
+        check_options(request.options)
         check_restorable(self._checkpoint)
         started = time.monotonic()
         with PrivateDir() as directory:
@@ -90,15 +89,13 @@ class Restore:
         )
 
     def _root_pid(self) -> int:
-        from sealpoint.criu import schema
-
         data = self._checkpoint.read_bytes(self._checkpoint.entry("pstree.img"))
         first = next(schema.records(data, "pstree_entry", "pstree.img"), None)
         return int(first.pid) if first is not None else 0
 
     def _run_criu(
         self, directory: PrivateDir, serve: Serve, report: Report
-    ) -> tuple[int, run.CriuRun]:
+    ) -> tuple[int, CriuRun]:
         request = self._request
 
         def approve() -> bool:
@@ -116,9 +113,10 @@ class Restore:
         before = set(process.children(os.getpid()))
         with Gate(directory.path, "post-restore", approve) as gate:
             # A tree restored in the foreground shares our terminal and its signals, as with plain CRIU.
-            criu = run.CriuRun(request.criu, directory, gate, own_group=request.detach)
+            criu = CriuRun(request.criu, directory, gate, own_group=request.detach)
             arguments = ["--restore-detached"] if request.detach else []
             criu.start("restore", arguments, request.options)
+            schema.warm_up()  # while CRIU works
             try:
                 code = self._wait(criu, serve, gate, report)
             except BaseException as error:
@@ -133,28 +131,20 @@ class Restore:
             if gate.passed and (code == 0 or not request.detach):
                 return code, criu
             process.kill_descendants(before)
-            error = self._error or serve.error
-            if error is not None and not isinstance(error, CriuError):
-                raise as_sealpoint_error(error)
+            cause = self._error or serve.error
+            if cause is not None and not isinstance(cause, CriuError):
+                raise as_sealpoint_error(cause)
             raise criu.failure("restore", code) if code else _no_gate()
 
-    def _wait(self, criu: run.CriuRun, serve: Serve, gate: Gate, report: Report) -> int:
-        assert criu.process is not None  # noqa: S101 - started
+    def _wait(self, criu: CriuRun, serve: Serve, gate: Gate, report: Report) -> int:
         total = sum(e.size for e in self._checkpoint.entries.values())
-        while True:
-            try:
-                return criu.process.wait(None if gate.passed else _POLL)
-            except subprocess.TimeoutExpired:
-                report(Progress(serve.served, total))
+        while (code := criu.wait(None if gate.passed else _POLL)) is None:
+            report(Progress(serve.served, total))
+        return code
 
     @staticmethod
-    def _stop(criu: run.CriuRun) -> None:
-        assert criu.process is not None  # noqa: S101 - started
-        try:
-            criu.process.wait(_GIVE_UP)
-        except subprocess.TimeoutExpired:
-            criu.process.send_signal(signal.SIGKILL)
-            criu.process.wait()
+    def _stop(criu: CriuRun) -> None:
+        criu.stop(_GIVE_UP)
 
 
 def as_sealpoint_error(error: BaseException) -> SealpointError:

@@ -23,7 +23,7 @@ class SealResult:
     file_size: int
 
 
-def seal(  # noqa: PLR0913
+def seal(
     path: str,
     out: Target,
     *,

@@ -1,13 +1,14 @@
 """Serves the objects of an open sealed file to one `criu restore --stream`.
 
-Before CRIU starts, `prepare` has verified every object that is not memory pages.  Pages are verified as they are served.
-The gate opens only on positive evidence (`approve`): no error, and every listed page object verified to its end, asked
-for or not; CRIU alone would ignore read errors of shared memory.
+Before CRIU starts, `prepare` has verified every object that is not memory pages.  Pages are verified as they are
+served.  The gate opens only on positive evidence (`approve`): no error, and every listed page object verified to its
+end, asked for or not; CRIU alone would ignore read errors of shared memory.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -16,10 +17,12 @@ from sealpoint.criu import stream
 from sealpoint.criu.roles import is_pages
 from sealpoint.criu.splice import PageRing
 from sealpoint.errors import FileError
+from sealpoint.format.constants import CHUNK_SIZE
 from sealpoint.format.manifest import Entry
 from sealpoint.format.reader import OpenFile, Scratch
 
 _SMALL = 64 * 1024  # fits any pipe: written at once, without a thread
+_RING = 4  # buffers of a chunk each per object being sent
 _CACHE = 32 * 1024 * 1024  # bytes of small verified objects kept for serving
 
 
@@ -56,7 +59,7 @@ class Serve:
         self._thread.start()
 
     def approve(self) -> None:
-        """Called at post-restore, when CRIU has read all that it wants.  Raises what speaks against running the tree."""
+        """At post-restore, when CRIU has read all that it wants.  Raises what speaks against running the tree."""
         for sender in list(self._senders):
             sender.join()
         if self._error is not None:
@@ -128,12 +131,10 @@ class Serve:
 
     def _send_large(self, entry: Entry, fd: int) -> None:
         try:
-            ring = PageRing(fd, entry.stream.chunk_size, 3)
-            scratch = Scratch()
-            if entry.offset:
+            if entry.offset or entry.stream.chunk_size < CHUNK_SIZE:
                 self._send_packed(entry, fd)
             else:
-                self._send_stream(entry, ring, scratch)
+                self._send_stream(entry, PageRing(fd, entry.stream.chunk_size, _RING))
         except BrokenPipeError:
             return  # CRIU closed early; what it did not take stays unverified and is verified at the gate
         finally:
@@ -141,16 +142,41 @@ class Serve:
         with self._lock:
             self._unverified.discard(entry.name)
 
-    def _send_stream(self, entry: Entry, ring: PageRing, scratch: Scratch) -> None:
-        left = entry.size
+    def _send_stream(self, entry: Entry, ring: PageRing) -> None:
+        # Reading, hashing and decrypting run ahead in a second thread while this one waits for CRIU to read.
+        stream_, left = entry.stream, entry.size
+        filled: queue.SimpleQueue[memoryview | BaseException] = queue.SimpleQueue()
+        free = threading.Semaphore(ring.ahead)
+        stopped = threading.Event()
+
+        def fill() -> None:
+            scratch = Scratch()
+            try:
+                for counter in range(stream_.chunks):
+                    free.acquire()
+                    if stopped.is_set():
+                        return
+                    buffer = ring.buffer()
+                    size = self._checkpoint.read_chunk_into(stream_, counter, buffer, scratch)
+                    filled.put(buffer[:size])
+            except BaseException as error:  # noqa: BLE001 - raised again by the sending thread
+                filled.put(error)
+
+        filler = threading.Thread(target=fill, name=f"{entry.name} ahead", daemon=True)
+        filler.start()
         try:
-            for counter in range(entry.stream.chunks):
-                buffer = ring.buffer()
-                size = self._checkpoint.read_chunk_into(entry.stream, counter, buffer, scratch)
-                ring.send(buffer[: min(size, left)])
-                left -= min(size, left)
-                self.served += size
+            for _ in range(stream_.chunks):
+                data = filled.get()
+                if isinstance(data, BaseException):
+                    raise data
+                ring.send(data[:left])
+                free.release()
+                left -= min(len(data), left)
+                self.served += len(data)
         finally:
+            stopped.set()
+            free.release()
+            filler.join()
             ring.drain()
         if left:
             raise FileError(f"object {entry.name!r} is shorter than its manifest says")

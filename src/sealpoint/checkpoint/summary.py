@@ -66,7 +66,12 @@ class Summary:
             return
         if not isinstance(config, dict):
             return
-        for key, name in (("id", "container"), ("name", "name"), ("rootfsImageName", "image"), ("runtime", "runtime")):
+        for key, name in (
+            ("id", "container"),
+            ("name", "name"),
+            ("rootfsImageName", "image"),
+            ("runtime", "runtime"),
+        ):
             value = config.get(key)
             if isinstance(value, str) and value:
                 self._engine.setdefault(name, value[:_MAX_TEXT])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -9,5 +10,7 @@ def main() -> None:
     """Entry point of the `sealpoint` executable."""
     from sealpoint.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
-
+    code = run(sys.argv[1:])
+    sys.stderr.flush()
+    # Everything was closed where it was opened; taking the interpreter apart would only cost time.
+    os._exit(code)

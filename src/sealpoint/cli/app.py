@@ -105,7 +105,7 @@ def run(arguments: list[str]) -> int:
         # Whoever read our standard output has left; not worth a message, but not a success.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
-    except Exception as error:  # noqa: BLE001 - a user never sees a traceback
+    except Exception as error:
         if os.environ.get("SEALPOINT_DEBUG"):
             raise
         _print_error(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from sealpoint.checkpoint.progress import Progress
 
@@ -32,7 +32,9 @@ class Bar:
             self._start()
         seconds = now - self._started
         done = max(1, progress.done)
-        shares = f"{progress.zero * 100 // done}% zero, {progress.compressed * 100 // done}% compressed"
+        shares = (
+            f"{progress.zero * 100 // done}% zero, {progress.compressed * 100 // done}% compressed"
+        )
         self._bar.update(
             self._task,
             completed=progress.done,
@@ -46,9 +48,11 @@ class Bar:
         from rich.progress import (
             BarColumn,
             DownloadColumn,
-            Progress as RichProgress,
             TextColumn,
             TimeElapsedColumn,
+        )
+        from rich.progress import (
+            Progress as RichProgress,
         )
 
         self._bar = RichProgress(
@@ -63,7 +67,7 @@ class Bar:
         self._bar.start()
         self._task = self._bar.add_task(self._what, total=None, detail="")
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -17,8 +17,16 @@ from sealpoint.errors import UsageError
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.option("-t", "--tree", "pid", type=int, required=True, metavar="PID", help="Root of the process tree.")
-@click.option("-o", "--output", required=True, metavar="FILE|-", help="The sealed file, or - for standard output.")
+@click.option(
+    "-t", "--tree", "pid", type=int, required=True, metavar="PID", help="Root of the process tree."
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE|-",
+    help="The sealed file, or - for standard output.",
+)
 @options.seal_options
 @click.option("-R", "--leave-running", is_flag=True, help="Let the tree run on after the dump.")
 @click.option(
@@ -31,7 +39,7 @@ from sealpoint.errors import UsageError
 @options.criu_options
 @options.json_option
 @click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
-def command(  # noqa: PLR0913
+def command(
     *,
     pid: int,
     output: str,
@@ -62,7 +70,9 @@ def command(  # noqa: PLR0913
     if kill_after and leave_running:
         raise UsageError("--kill-after and --leave-running contradict each other")
     if kill_after and sys.stdin.isatty():
-        raise UsageError("--kill-after ack waits for the receiver on standard input, which is a terminal")
+        raise UsageError(
+            "--kill-after ack waits for the receiver on standard input, which is a terminal"
+        )
 
     from sealpoint.checkpoint.dump import Dump, DumpRequest
     from sealpoint.cli.bar import Bar

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @options.identity_options
 @options.trust_options
 @options.json_option
-def command(  # noqa: PLR0913
+def command(
     *,
     file: str,
     identities: tuple[str, ...],
@@ -86,7 +86,7 @@ def _public(checkpoint: Checkpoint) -> dict[str, Any]:
             {
                 "name": describe_stanza(s),
                 "fingerprint": s.fingerprint.hex(),
-                "opens": "memory" if s.roots == 3 else "metadata",  # noqa: PLR2004 - Roots.BOTH
+                "opens": "memory" if s.roots == 3 else "metadata",
             }
             for s in authentic.slot.stanzas
         ],
@@ -133,7 +133,9 @@ def _print(file: str, values: dict[str, Any]) -> None:
     for recipient in values["recipients"]:
         rows.append(("sealed to", recipient["name"]))
     if values["interrupted_rekey"]:
-        rows.append(("header", "a rekey was interrupted; finish it with: sealpoint rekey FILE --repair"))
+        rows.append(
+            ("header", "a rekey was interrupted; finish it with: sealpoint rekey FILE --repair")
+        )
     for name, value in rows:
         click.echo(f"{name:<11} {value}")
     if "objects" in values:
@@ -145,7 +147,9 @@ def _print_contents(values: dict[str, Any]) -> None:
         click.echo(f"\n{'PID':>8} {'PARENT':>8} {'MEMORY':>12}  COMMAND")
         for task in values["processes"]:
             memory = options.show_size(int(task["memory"]))
-            click.echo(f"{task['pid']:>8} {task['parent']:>8} {memory:>12}  {_printable(task['command'])}")
+            click.echo(
+                f"{task['pid']:>8} {task['parent']:>8} {memory:>12}  {_printable(task['command'])}"
+            )
     click.echo(f"\n{'SIZE':>12}  {'ROLE':<9} OBJECT")
     for item in values["objects"]:
         size = options.show_size(item["size"])

@@ -22,7 +22,13 @@ from sealpoint.format import strictjson
 @options.passphrase_file
 @options.json_option
 def command(
-    directory: str, kind: str, *, signer: bool, ask: bool, passphrase_file: str | None, as_json: bool
+    directory: str,
+    kind: str,
+    *,
+    signer: bool,
+    ask: bool,
+    passphrase_file: str | None,
+    as_json: bool,
 ) -> None:
     """Make keys in DIR, which is created if needed; nothing is ever overwritten.
 
@@ -31,15 +37,15 @@ def command(
       sealpoint keygen keys            identity.key, recipient.pub
       sealpoint keygen keys --signer   signer.key, signer.pub
     """
-    from sealpoint import keys
+    from sealpoint.keys import generate
 
     secret = None
     if ask or passphrase_file:
         secret = options.Passphrases(passphrase_file).get("New passphrase", confirm=True)
     if signer:
-        made = keys.generate_signer(directory, passphrase=secret)
+        made = generate.generate_signer(directory, passphrase=secret)
     else:
-        made = keys.generate(kind, directory, passphrase=secret)
+        made = generate.generate(kind, directory, passphrase=secret)
     if as_json:
         click.echo(
             strictjson.encode(

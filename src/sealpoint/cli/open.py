@@ -21,10 +21,12 @@ from sealpoint.cli import options
 )
 @options.identity_options
 @options.trust_options
-@click.option("--only", multiple=True, metavar="GLOB", help="Only objects whose name matches. Repeatable.")
+@click.option(
+    "--only", multiple=True, metavar="GLOB", help="Only objects whose name matches. Repeatable."
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @options.json_option
-def command(  # noqa: PLR0913
+def command(
     *,
     file: str,
     output: str,
@@ -70,5 +72,6 @@ def command(  # noqa: PLR0913
         click.echo(json.dumps(values, indent=2), err=output == "-")
     else:
         click.echo(
-            f"{len(entries)} objects, {options.show_size(size)}, in the clear in {output}", err=output == "-"
+            f"{len(entries)} objects, {options.show_size(size)}, in the clear in {output}",
+            err=output == "-",
         )

@@ -41,7 +41,9 @@ passphrase_file = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 criu_options = stack(
     click.option("--criu", metavar="PATH", help="The CRIU to run (default: from PATH)."),
-    click.option("--criu-log", metavar="FILE", help="Keep CRIU's log: names and addresses, no memory."),
+    click.option(
+        "--criu-log", metavar="FILE", help="Keep CRIU's log: names and addresses, no memory."
+    ),
 )
 identity_options = stack(
     click.option(
@@ -69,7 +71,9 @@ trust_options = stack(
         "containers; whoever could write the file decides what that is.",
     ),
     click.option(
-        "--allow-expired", is_flag=True, help="Accept certificates outside their period of validity."
+        "--allow-expired",
+        is_flag=True,
+        help="Accept certificates outside their period of validity.",
     ),
 )
 recipient_options = stack(
@@ -96,7 +100,9 @@ recipient_options = stack(
     ),
 )
 sign_options = stack(
-    click.option("--sign", "signer", metavar="KEY", help="Private key that signs (signer.key, or PEM)."),
+    click.option(
+        "--sign", "signer", metavar="KEY", help="Private key that signs (signer.key, or PEM)."
+    ),
     click.option("--sign-certificate", metavar="PEM", help="X.509 chain of the signing key."),
     click.option(
         "--sign-passphrase-file", metavar="F", help="Passphrase of the signing key, if it has one."
@@ -105,7 +111,9 @@ sign_options = stack(
 seal_options = stack(
     recipient_options,
     sign_options,
-    click.option("--unsigned", is_flag=True, help="Do not sign. Restoring it then takes --allow-unsigned."),
+    click.option(
+        "--unsigned", is_flag=True, help="Do not sign. Restoring it then takes --allow-unsigned."
+    ),
     passphrase_file,
     click.option(
         "--compress",
@@ -172,7 +180,7 @@ def load_recipients(
     ]
 
 
-def wrapping(  # noqa: PLR0913
+def wrapping(
     recipients: Sequence[str],
     metadata_recipients: Sequence[str],
     passphrases: Passphrases,
@@ -236,7 +244,9 @@ def load_identities(
     return [
         keys.passphrase_identity(passphrases.get())
         if name == PASSPHRASE
-        else keys.load_identity(name, passphrase=lambda n=name: passphrases.get(f"Passphrase of {n}"))  # type: ignore[misc]
+        else keys.load_identity(
+            name, passphrase=lambda n=name: passphrases.get(f"Passphrase of {n}")
+        )  # type: ignore[misc]
         for name in chosen
     ]
 
@@ -297,9 +307,7 @@ def show_size(size: int) -> str:
     """For people: 1.03 GiB."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:  # noqa: PLR2004
+        if value < 1024:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
         value /= 1024
     return f"{value:.2f} TiB"
-
-

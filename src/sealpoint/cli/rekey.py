@@ -18,9 +18,14 @@ from sealpoint.errors import UsageError
 @options.identity_options
 @options.sign_options
 @options.trust_options
-@click.option("--add", multiple=True, metavar="RECIPIENT", help="Who shall open it, too. Repeatable.")
 @click.option(
-    "--add-metadata", multiple=True, metavar="RECIPIENT", help="Who shall read metadata only. Repeatable."
+    "--add", multiple=True, metavar="RECIPIENT", help="Who shall open it, too. Repeatable."
+)
+@click.option(
+    "--add-metadata",
+    multiple=True,
+    metavar="RECIPIENT",
+    help="Who shall read metadata only. Repeatable.",
 )
 @click.option(
     "--remove",
@@ -30,7 +35,7 @@ from sealpoint.errors import UsageError
 )
 @click.option("--repair", is_flag=True, help="Finish or undo a rekey that was interrupted.")
 @options.json_option
-def command(  # noqa: PLR0913
+def command(
     *,
     file: str,
     identities: tuple[str, ...],
@@ -65,7 +70,11 @@ def command(  # noqa: PLR0913
     request = RekeyRequest(
         identities=options.load_identities(identities, passphrases, config),
         signing=options.signing(
-            signer, sign_certificate, sign_passphrase_file, config, unsigned=not changes and not signer
+            signer,
+            sign_certificate,
+            sign_passphrase_file,
+            config,
+            unsigned=not changes and not signer,
         ),
         policy=options.trust_policy(
             trust,
@@ -74,7 +83,9 @@ def command(  # noqa: PLR0913
             allow_expired=allow_expired or not trust,
         ),
         add=options.load_recipients(add, passphrases, config, allow_expired=False),
-        add_metadata=options.load_recipients(add_metadata, passphrases, config, allow_expired=False),
+        add_metadata=options.load_recipients(
+            add_metadata, passphrases, config, allow_expired=False
+        ),
         remove=[_fingerprint(r) for r in remove],
         repair=repair,
     )
@@ -82,10 +93,14 @@ def command(  # noqa: PLR0913
         raise UsageError("no identity given", hint="name one with -i, or in config.toml")
     result = rekey(file, request)
     if as_json:
-        recipients = [{"name": describe_stanza(s), "fingerprint": s.fingerprint.hex()} for s in result.stanzas]
+        recipients = [
+            {"name": describe_stanza(s), "fingerprint": s.fingerprint.hex()} for s in result.stanzas
+        ]
         click.echo(json.dumps({"sequence": result.sequence, "recipients": recipients}, indent=2))
         return
-    click.echo(f"{file}: header {result.sequence}{', repaired' if result.repaired else ''}, sealed to")
+    click.echo(
+        f"{file}: header {result.sequence}{', repaired' if result.repaired else ''}, sealed to"
+    )
     for stanza in result.stanzas:
         click.echo(f"  {describe_stanza(stanza)}")
 

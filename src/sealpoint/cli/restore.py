@@ -15,17 +15,21 @@ from sealpoint.cli import options
 @click.argument("file", metavar="FILE|-")
 @options.identity_options
 @options.trust_options
-@click.option("-d", "--detach", is_flag=True, help="Return when the tree runs instead of waiting for its end.")
+@click.option(
+    "-d", "--detach", is_flag=True, help="Return when the tree runs instead of waiting for its end."
+)
 @click.option(
     "--spool",
     metavar="DIR",
     help="With -: hold the ciphertext in an unlinked file in DIR instead of in memory.",
 )
-@click.option("--ack", is_flag=True, help="Print the acknowledgement that dump --kill-after ack waits for.")
+@click.option(
+    "--ack", is_flag=True, help="Print the acknowledgement that dump --kill-after ack waits for."
+)
 @options.criu_options
 @options.json_option
 @click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
-def command(  # noqa: PLR0913
+def command(
     *,
     file: str,
     identities: tuple[str, ...],

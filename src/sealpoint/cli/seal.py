@@ -13,7 +13,13 @@ from sealpoint.cli import options
 
 @click.command()
 @click.argument("path", metavar="PATH")
-@click.option("-o", "--output", required=True, metavar="FILE|-", help="The sealed file, or - for standard output.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE|-",
+    help="The sealed file, or - for standard output.",
+)
 @options.seal_options
 @options.json_option
 def command(path: str, output: str, *, as_json: bool, **seal: Any) -> None:

@@ -16,7 +16,7 @@ from sealpoint.errors import NoTrustedSignerGivenError
 @options.trust_options
 @options.identity_options
 @options.json_option
-def command(  # noqa: PLR0913
+def command(
     *,
     file: str,
     trust: tuple[str, ...],

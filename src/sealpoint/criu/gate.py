@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from sealpoint.criu import hook
 
@@ -48,7 +49,7 @@ class Gate:
                 f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = {self.action} ] || exit 0\nexec {run}\n'
             )
 
-    def __enter__(self) -> Gate:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 from types import TracebackType
+from typing import Self
 
 from sealpoint.errors import SystemEnvironmentError
 
@@ -55,7 +56,7 @@ class PrivateDir:
             ) from None
         self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
 
-    def __enter__(self) -> PrivateDir:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

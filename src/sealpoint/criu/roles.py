@@ -15,7 +15,9 @@ SUMMARY_NAME: Final = "sealpoint-summary.json"
 _METADATA: Final = re.compile(
     r"(?:(?:checkpoint|pre-checkpoint)/)?"
     r"(?:inventory\.img|pstree\.img|ids-\d+\.img|files\.img|fdinfo-\d+\.img|mountpoints-\d+\.img|netdev-\d+\.img"
-    r"|cgroup\.img|utsns-\d+\.img|timens-\d+\.img|stats-(?:dump|restore)|" + re.escape(SUMMARY_NAME) + ")"
+    r"|cgroup\.img|utsns-\d+\.img|timens-\d+\.img|stats-(?:dump|restore)|"
+    + re.escape(SUMMARY_NAME)
+    + ")"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 from dataclasses import dataclass, field
 
@@ -11,7 +12,13 @@ from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary, environment
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.private_dir import PrivateDir
-from sealpoint.errors import CriuError, FileError, SealpointError, SystemEnvironmentError, UsageError
+from sealpoint.errors import (
+    CriuError,
+    FileError,
+    SealpointError,
+    SystemEnvironmentError,
+    UsageError,
+)
 
 _LOG = "criu.log"
 
@@ -60,6 +67,7 @@ class CriuRun:
     gate: Gate
     own_group: bool = True
     process: subprocess.Popen[bytes] | None = None
+    _pidfd: int | None = None
     # What CRIU says before it opens its log: wrong options, for instance.
     _early: int = field(default_factory=lambda: os.memfd_create("criu-output", os.MFD_CLOEXEC))
 
@@ -69,7 +77,7 @@ class CriuRun:
         argv = [self.criu.path, command, "--no-default-config", "--stream", "-D", path, "-W", path]
         argv += ["-o", _LOG, "--action-script", self.gate.script, *arguments, *options]
         try:
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(
                 argv,
                 stdin=None if not self.own_group else subprocess.DEVNULL,
                 stdout=self._early if self.own_group else None,
@@ -79,6 +87,25 @@ class CriuRun:
             )
         except OSError as error:
             raise SystemEnvironmentError(f"cannot run {self.criu.path}: {error.strerror}") from None
+        self._pidfd = os.pidfd_open(self.process.pid)
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """CRIU's exit status (negative: killed by that signal), or None if it still runs after `seconds`.
+
+        Popen.wait with a timeout polls and notices the end up to 50 ms late; a pidfd tells at once.
+        """
+        assert self.process is not None and self._pidfd is not None  # noqa: PT018 - started
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if not poll.poll(None if seconds is None else seconds * 1000):
+            return None
+        return self.process.wait()
+
+    def stop(self, patience: float) -> None:
+        """After its pipes were closed: CRIU undoes what it did and ends by itself; only if it does not, kill it."""
+        if self.wait(patience) is None and self.process is not None:
+            self.process.kill()
+            self.wait()
 
     def log(self) -> str:
         """CRIU's log so far, with what it said before it opened it."""
@@ -112,7 +139,9 @@ class CriuRun:
         for pattern, text, hint in _KNOWN:
             if any(re.search(pattern, line) for line in errors):
                 return SystemEnvironmentError(text, hint=hint)
-        return CriuError(message, hint="--criu-log FILE keeps CRIU's whole log; -- -v4 makes it longer")
+        return CriuError(
+            message, hint="--criu-log FILE keeps CRIU's whole log; -- -v4 makes it longer"
+        )
 
 
 # What the log says -> what it means, and what to do

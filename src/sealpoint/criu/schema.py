@@ -79,6 +79,11 @@ def message(name: str) -> Any:
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"criu.{name}"))
 
 
+def warm_up() -> None:
+    """Load the protobuf library ahead of its use, for instance before a tree is frozen."""
+    message("core_entry")
+
+
 def records(data: bytes, name: str, what: str) -> Iterator[Any]:
     """Parsed records of one image file: two magic words, then {u32 LE length, protobuf}.  Raises FileError.
 
@@ -86,11 +91,11 @@ def records(data: bytes, name: str, what: str) -> Iterator[Any]:
     """
     from google.protobuf.message import DecodeError
 
-    if len(data) < 8 or struct.unpack_from("<I", data)[0] not in (_COMMON_MAGIC, _SERVICE_MAGIC):  # noqa: PLR2004
+    if len(data) < 8 or struct.unpack_from("<I", data)[0] not in (_COMMON_MAGIC, _SERVICE_MAGIC):
         raise FileError(f"{what}: not a CRIU image")
     at = 8
     while at < len(data):
-        if len(data) - at < 4:  # noqa: PLR2004
+        if len(data) - at < 4:
             raise FileError(f"{what}: cut short at offset {at}")
         (size,) = struct.unpack_from("<I", data, at)
         at += 4

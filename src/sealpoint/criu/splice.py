@@ -23,15 +23,19 @@ class PageRing:
     """A few page-aligned buffers that are lent to a pipe in turn.
 
     A pipe holds references to the pages themselves until its reader took them, so a buffer may be refilled only when a
-    whole pipe's worth was spliced after it; `drain` waits for the rest.  The reader must read(), as CRIU does.
+    whole pipe's worth was spliced after it: with buffers larger than the pipe, when the next one was sent.  `drain`
+    waits for the rest.  The reader must read(), as CRIU does.
     """
 
     def __init__(self, fd: int, size: int, count: int) -> None:
         """`count` buffers of `size` bytes (a multiple of the page size) for the pipe `fd`."""
         self._fd = fd
         capacity = enlarge_pipe(fd)
-        if size * (count - 1) < capacity:
-            raise ValueError("the ring is smaller than the pipe")
+        if size < capacity:
+            raise ValueError("a buffer must be at least as large as the pipe")
+        self.ahead = (
+            count - 1
+        )  # buffers that may be filled or waiting while earlier ones are on their way
         self._maps = [mmap.mmap(-1, size) for _ in range(count)]
         self._views = [memoryview(m) for m in self._maps]
         self._next = 0
@@ -49,7 +53,9 @@ class PageRing:
         done = 0
         while done < len(data):
             part = _Iovec(base + done, len(data) - done)
-            size = self._libc.vmsplice(self._fd, ctypes.byref(part), ctypes.c_size_t(1), ctypes.c_uint(0))
+            size = self._libc.vmsplice(
+                self._fd, ctypes.byref(part), ctypes.c_size_t(1), ctypes.c_uint(0)
+            )
             if size < 0:
                 code = ctypes.get_errno()
                 if code == 4:  # EINTR

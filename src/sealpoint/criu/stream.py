@@ -17,7 +17,9 @@ from sealpoint.errors import CriuError
 
 CAPTURE_SOCKET = "streamer-capture.sock"
 SERVE_SOCKET = "streamer-serve.sock"
-PIPE_SIZE = 1024 * 1024  # bytes; the usual limit of /proc/sys/fs/pipe-max-size
+# Bytes.  The second is the usual limit of /proc/sys/fs/pipe-max-size, the first takes CAP_SYS_RESOURCE: one side can
+# then refill the pipe while the other still reads a megabyte, as CRIU does.
+PIPE_SIZES = (2 * 1024 * 1024, 1024 * 1024)
 
 _LENGTH = struct.Struct("<I")
 _MAX_REQUEST = 4096  # a file name and its framing
@@ -40,7 +42,7 @@ def read_request(connection: socket.socket) -> str | None:
     if not head:
         return None
     (size,) = _LENGTH.unpack(head)
-    if not 2 <= size <= _MAX_REQUEST:  # noqa: PLR2004 - a tag and a length
+    if not 2 <= size <= _MAX_REQUEST:
         raise CriuError("CRIU sent a malformed streaming request")
     return _parse_name(_receive(connection, size))
 
@@ -89,8 +91,10 @@ def answer(connection: socket.socket, *, exists: bool) -> None:
 
 
 def enlarge_pipe(fd: int) -> int:
-    """Raise a pipe to PIPE_SIZE if allowed; returns its capacity in bytes."""
-    try:
-        return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    except OSError:
-        return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    """Make a pipe as large as is allowed; returns its capacity in bytes."""
+    for size in PIPE_SIZES:
+        try:
+            return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
+        except OSError:
+            continue
+    return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)

@@ -397,8 +397,8 @@ class OpenFile:
         """A whole small object.  Raises FileError if it is larger than `limit` bytes."""
         if entry.size > limit:
             raise FileError(f"object {entry.name!r} is larger than {limit} bytes")
-        data = bytearray()
-        for piece in self.read(entry):  # not b"".join: it would collect the pieces, which share one buffer, first
+        data = bytearray()  # b"".join would first collect the pieces, which share one buffer
+        for piece in self.read(entry):
             data += piece
         return bytes(data)
 

@@ -2,12 +2,12 @@
 
 The nouns: Recipient wraps the roots of a checkpoint into a stanza, Identity unwraps them; Signer signs statements,
 TrustPolicy says whose signatures count.  One kind of recipient per module; nothing here knows of CRIU, or of sealed
-files beyond stanzas and signatures.  X.509 is loaded only where a certificate turns up, to keep the command line quick.
+files beyond stanzas and signatures.  X.509 is loaded only where a certificate turns up, and making keys is a
+module of its own (`sealpoint.keys.generate`), to keep the command line quick.
 """
 
 from sealpoint.keys.base import Identity, Recipient
 from sealpoint.keys.files import permissions_warning
-from sealpoint.keys.generate import KINDS, GeneratedKeys, generate, generate_signer
 from sealpoint.keys.load import load_authorities, load_identity, load_recipient
 from sealpoint.keys.recipient_policy import CertificatePolicy
 from sealpoint.keys.scrypt import passphrase_identity, passphrase_recipient
@@ -21,9 +21,7 @@ from sealpoint.keys.trust import (
 )
 
 __all__ = [
-    "KINDS",
     "CertificatePolicy",
-    "GeneratedKeys",
     "Identity",
     "Recipient",
     "Signer",
@@ -31,8 +29,6 @@ __all__ = [
     "TrustedKey",
     "Verified",
     "VerifiedSignature",
-    "generate",
-    "generate_signer",
     "load_authorities",
     "load_identity",
     "load_recipient",

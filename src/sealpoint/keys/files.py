@@ -8,7 +8,6 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 
 from sealpoint.errors import IdentityError, SystemEnvironmentError, UsageError
 
@@ -34,7 +33,7 @@ def read_key_file(path: str, *, limit: int = MAX_KEY_FILE) -> bytes:
     """
     shown = _shown(path)
     try:
-        with Path(path).open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             data = b""
             while size <= limit and len(data) <= limit:
@@ -94,14 +93,14 @@ def write_new_file(path: str, data: bytes, *, mode: int) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        Path(path).unlink()  # ours, and incomplete
+        os.unlink(path)  # ours, and incomplete
         raise SystemEnvironmentError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def permissions_warning(path: str) -> str | None:
     """What to tell the owner of a private key file that others can read; None where all is well."""
     try:
-        info = Path(path).stat()
+        info = os.stat(path)
     except (OSError, ValueError):
         return None
     if stat.S_ISREG(info.st_mode) and info.st_mode & 0o077:

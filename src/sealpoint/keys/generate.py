@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
@@ -171,15 +170,15 @@ def _write_pair(
 ) -> GeneratedKeys:
     """Both files or neither, the private one first: a public key without it would seal for nobody."""
     try:
-        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
     except OSError as error:
         raise SystemEnvironmentError(f"{directory}: cannot be made ({error.strerror})") from None
-    private_path, public_path = (str(Path(directory) / n) for n, _ in (private, public))
+    private_path, public_path = (os.path.join(directory, n) for n, _ in (private, public))
     write_new_file(private_path, private[1], mode=0o600)
     try:
         write_new_file(public_path, public[1], mode=0o644)
     except SealpointError:
-        Path(private_path).unlink()  # made a moment ago, nothing was sealed to it
+        os.unlink(private_path)  # made a moment ago, nothing was sealed to it
         raise
     _sync_directory(directory)
     return GeneratedKeys(private_path, public_path, fingerprint, line)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import secrets
 import select
 from types import TracebackType
+from typing import Self
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
 
@@ -39,9 +39,13 @@ def write_all(fd: int, buffers: list[Buffer], what: str) -> None:
 
 def _write_error(error: OSError, what: str) -> SystemEnvironmentError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return SystemEnvironmentError(f"no space left for {what}", hint="free some space or choose another target")
+        return SystemEnvironmentError(
+            f"no space left for {what}", hint="free some space or choose another target"
+        )
     if error.errno == errno.EPIPE:
-        return SystemEnvironmentError(f"the reader of {what} went away before the checkpoint was complete")
+        return SystemEnvironmentError(
+            f"the reader of {what} went away before the checkpoint was complete"
+        )
     return SystemEnvironmentError(f"cannot write {what}: {error.strerror}")
 
 
@@ -77,7 +81,7 @@ class OutputFile:
 
     def _random_name(self) -> str:
         name = os.path.basename(self.path)
-        return f"{self._directory}/.{name[:200]}.{secrets.token_hex(6)}.partial"
+        return f"{self._directory}/.{name[:200]}.{os.urandom(6).hex()}.partial"
 
     def write(self, *buffers: Buffer) -> None:
         """Append.  Write-back starts early, so that the final fsync, during which a dumped tree is frozen, is short."""
@@ -140,7 +144,7 @@ class OutputFile:
             self._temporary = None
         os.close(self.fd)
 
-    def __enter__(self) -> OutputFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -158,7 +162,10 @@ class OutputPipe:
     def __init__(self, fd: int, name: str = "standard output") -> None:
         """Refuses a terminal."""
         if os.isatty(fd):
-            raise UsageError("a sealed checkpoint is binary: not written to a terminal", hint="redirect it or use -o FILE")
+            raise UsageError(
+                "a sealed checkpoint is binary: not written to a terminal",
+                hint="redirect it or use -o FILE",
+            )
         self._fd = fd
         self._name = name
         self.committed = False
@@ -178,7 +185,7 @@ class OutputPipe:
     def close(self) -> None:
         """The descriptor stays the caller's."""
 
-    def __enter__(self) -> OutputPipe:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -56,9 +56,15 @@ def hold(fd: int, spool: str | None, progress: Callable[[int], None] = lambda _:
     """Read `fd` to its end into memory or an unlinked file in `spool`; returns a descriptor of that."""
     where = "memory" if spool is None else spool
     try:
-        held = _memory() if spool is None else os.open(spool, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        held = (
+            _memory()
+            if spool is None
+            else os.open(spool, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        )
     except OSError as error:
-        raise SystemEnvironmentError(f"cannot hold the checkpoint in {where}: {error.strerror}") from None
+        raise SystemEnvironmentError(
+            f"cannot hold the checkpoint in {where}: {error.strerror}"
+        ) from None
     try:
         _copy(fd, held, where, progress)
         if spool is None:
