@@ -7,9 +7,9 @@ import dataclasses
 import hashlib
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography import x509
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from keys_helpers import (
@@ -595,8 +595,8 @@ def test_a_damaged_certificate_never_becomes_trusted(data):
         policy.evaluate(envelope)
     except SealpointError:
         return
-    # Some bits around a certificate's own signature have no meaning (the unused bits of its BIT STRING); what the issuer
-    # signed has none such.
+    # Some bits around a certificate's own signature mean nothing (the unused bits of its BIT STRING); of what the
+    # issuer signed, all do.
     for changed, original in zip(chain, (LEAF.der, MIDDLE.der), strict=True):
         assert to_be_signed(bytes(changed)) == to_be_signed(original)
 
