@@ -1,69 +1,73 @@
 """Seal what exists in the clear: a directory of images, or an engine's archive (tar, plain or in gzip or zstd).
 
-An archive is recognised by its content.  Out of scope: opening again (`extract`).
+An archive is recognised by its content.  Out of scope: opening again (`extract`), the tar format itself (`tar`).
 """
 
 from __future__ import annotations
 
 import base64
-import gzip
 import os
 import stat
-import tarfile
-from collections.abc import Iterator
-from typing import IO, Any, BinaryIO, Final, cast
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol
 
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder
 from sealpoint.checkpoint.progress import Progress, Report
-from sealpoint.criu.roles import role_of
+from sealpoint.checkpoint.tar import TarReader
+from sealpoint.criu.roles import SUMMARY_NAME, role_of
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
+from sealpoint.format.attributes import check as check_attributes
+from sealpoint.format.constants import MAGIC
 from sealpoint.format.manifest import check_name
 
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.tar import Member, Source
+
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_MAX_TAR_HEADER: Final = (
-    1024 * 1024
-)  # of one pax or long-name record: tarfile reads it in one piece
 _MAX_WINDOW: Final = 128 * 1024 * 1024  # of a zstd archive: what its decoder may allocate
-_EXTENDED: Final = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-_XATTR: Final = "SCHILY.xattr."
-_TYPES: Final = {
-    tarfile.REGTYPE: "file",
-    tarfile.AREGTYPE: "file",
-    tarfile.CONTTYPE: "file",
-    tarfile.DIRTYPE: "directory",
-    tarfile.SYMTYPE: "symlink",
-    tarfile.LNKTYPE: "hardlink",
-    tarfile.CHRTYPE: "character",
-    tarfile.BLKTYPE: "block",
-    tarfile.FIFOTYPE: "fifo",
-}
+_HEAD: Final = 4096  # of a large image: enough for the summary
+_WANTED: Final = "seal takes an image directory or an engine's archive (tar, tar.gz, tar.zst)"
 
 
-def seal_path(path: str, builder: CheckpointBuilder, report: Report) -> dict[str, str]:
-    """Add everything in `path` to the builder; returns the manifest's properties.
+class _Contents(Protocol):
+    def readinto(self, out: memoryview, /) -> int:
+        """Read into the beginning of `out`; 0 only at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """properties: for the manifest; ignored: keys of an archive's pax headers that were not kept."""
+
+    properties: dict[str, str]
+    ignored: tuple[str, ...] = ()
+
+
+def seal_path(path: str, builder: CheckpointBuilder, report: Report) -> Sealed:
+    """Add everything in `path` ("-" is an archive from standard input) to the builder.
 
     Raises UsageError (not something that can be sealed), FileError (damaged archive), SystemEnvironmentError.
     """
     adder = _Adder(builder, report)
     try:
-        if os.path.isdir(path):
+        if path != "-" and os.path.isdir(path):
             adder.directory(path, "")
-            return {"layout": "directory"}
-        with open(path, "rb") as file:
-            compression = adder.archive(file, path)
-            return {"layout": "archive", "compression": compression}
+            sealed = Sealed({"layout": "directory"})
+        elif path == "-":
+            if os.isatty(0):
+                raise UsageError("standard input is a terminal", hint=_WANTED)
+            with open(0, "rb", closefd=False) as file:
+                sealed = adder.archive(file, "standard input")
+        else:
+            with open(path, "rb") as file:
+                sealed = adder.archive(file, path)
     except FileNotFoundError as error:
         raise UsageError(f"{error.filename or path} does not exist") from None
     except OSError as error:
-        raise SystemEnvironmentError(
-            f"cannot read {error.filename or path}: {error.strerror}"
-        ) from None
+        name = error.filename or path
+        raise SystemEnvironmentError(f"cannot read {name}: {error.strerror or error}") from None
+    if not builder.count:
+        raise UsageError(f"{path} is empty: there is nothing to seal", hint=_WANTED)
+    return sealed
 
 
 class _Adder:
@@ -73,22 +77,30 @@ class _Adder:
         self._names: set[str] = set()
 
     def _add(
-        self, name: str, source: IO[bytes] | None, size: int, attributes: dict[str, Any]
+        self, name: str, source: _Contents | None, size: int, attributes: dict[str, Any]
     ) -> None:
+        check_name(name)
+        check_attributes(attributes, 0, f"{name!r}")
+        if name == SUMMARY_NAME:
+            raise UsageError(
+                f"{name} is there already, and sealing makes its own", hint="remove it"
+            )
+        if name in self._names:
+            raise FileError(f"archive member {name!r} occurs twice")
+        self._names.add(name)
         if source is None:
             self._builder.add(name, b"", attributes)
             return
-        if size <= PACK_LIMIT[role_of(name)]:
-            data = source.read(size + 1)
-            if len(data) <= size:
-                self._builder.add(name, data, attributes)
-                return
-        else:
-            data = b""
+        limit = PACK_LIMIT[role_of(name)]
+        head = _read(source, size + 1 if size <= limit else _HEAD)
+        if len(head) <= size <= limit:
+            self._builder.add(name, head, attributes)
+            return
+        self._builder.summary.observe(name, head)
         large = self._builder.large(name, attributes)
         try:
-            large.write(data)
-            while got := cast("BinaryIO", source).readinto(large.space()):  # type: ignore[attr-defined]
+            large.write(head)
+            while got := source.readinto(large.space()):
                 large.wrote(got)
                 self._progress()
             large.finish()
@@ -107,9 +119,8 @@ class _Adder:
     def directory(self, path: str, prefix: str) -> None:
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda e: e.name):
-                self._member(
-                    entry.path, prefix + _utf8(entry.name), entry.stat(follow_symlinks=False)
-                )
+                name = prefix + _utf8(entry.name)
+                self._member(entry.path, name, entry.stat(follow_symlinks=False))
 
     def _member(self, path: str, name: str, status: os.stat_result) -> None:
         attributes = {
@@ -121,8 +132,8 @@ class _Adder:
         }
         if stat.S_ISREG(status.st_mode):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            with os.fdopen(fd, "rb", buffering=0) as file:
-                self._add(name, cast("IO[bytes]", file), status.st_size, attributes)
+            with open(fd, "rb", buffering=0) as file:
+                self._add(name, file, status.st_size, attributes)
         elif stat.S_ISDIR(status.st_mode):
             self._add(name, None, 0, attributes | {"type": "directory"})
             self.directory(path, name + "/")
@@ -134,87 +145,89 @@ class _Adder:
                 f"{path} is neither file, directory nor link", hint="only those can be sealed"
             )
 
-    def archive(self, file: BinaryIO, path: str) -> str:
-        magic = file.read(4)
-        file.seek(0)
-        source: IO[bytes]
-        if magic[:2] == _GZIP:
-            source, compression = cast("IO[bytes]", gzip.GzipFile(fileobj=file)), "gzip"
-        elif magic == _ZSTD:
+    def archive(self, file: IO[bytes], path: str) -> Sealed:
+        magic = file.peek(len(MAGIC))[: len(MAGIC)]  # type: ignore[attr-defined]
+        if magic == MAGIC:
+            raise UsageError(
+                f"{path} is a sealed checkpoint already",
+                hint="sealpoint rekey changes who can open it, sealpoint open makes it plain again",
+            )
+        source: Source = file
+        compression = "none"
+        if magic.startswith(_GZIP):
+            import gzip
+
+            source, compression = gzip.GzipFile(fileobj=file), "gzip"
+        elif magic.startswith(_ZSTD):
             import zstandard
 
             reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
             source, compression = reader.stream_reader(file, read_across_frames=True), "zstd"
-        else:
-            source, compression = file, "none"
+        tar = TarReader(source)
         try:
-            with tarfile.open(fileobj=source, mode="r|", bufsize=1 << 20, tarinfo=_Member) as tar:
-                for member in tar:
-                    self._tar_member(tar, member)
-                    tar.members = []  # tarfile would remember every member
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, *_decoder_errors()) as error:
-            if isinstance(error, tarfile.ReadError) and magic[:2] != _GZIP and magic != _ZSTD:
+            for member in tar:
+                self._tar_member(tar, member)
+        except FileError as error:
+            if not tar.started:
                 raise UsageError(
-                    f"{path} is neither a directory nor a tar archive",
-                    hint="seal takes an image directory or an engine's archive (tar, tar.gz, tar.zst)",
+                    f"{path} is neither a directory nor a tar archive", hint=_WANTED
                 ) from None
-            raise FileError(f"{path}: damaged archive ({error})") from None
-        return compression
+            raise FileError(f"{path}: {error.message}", hint=error.hint) from None
+        except _decoder_errors(compression) as error:
+            raise FileError(f"{path}: damaged {compression} data ({error})") from None
+        return Sealed({"layout": "archive", "compression": compression}, tuple(sorted(tar.ignored)))
 
-    def _tar_member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        name = _utf8(member.name)
+    def _tar_member(self, tar: TarReader, member: Member) -> None:
+        name = member.name
         while name.startswith("./"):
-            name = name[2:]
+            name = name[2:].lstrip("/")
         name = name.rstrip("/")
         if name in ("", "."):
+            if member.kind != "directory":
+                raise FileError("the archive has a member without a name")
             return  # the archive's own root
-        kind = _TYPES.get(member.type)
-        if kind is None or member.sparse is not None:
-            raise FileError(f"archive member {name!r} is of a kind that cannot be sealed")
-        xattrs: dict[str, str] = {}
         attributes: dict[str, Any] = {
-            "type": kind,
-            "mode": str(member.mode & 0o7777),
-            "uid": str(max(0, member.uid)),
-            "gid": str(max(0, member.gid)),
-            "user": _utf8(member.uname),
-            "group": _utf8(member.gname),
-            "mtime": str(max(0, int(member.mtime * 1_000_000_000))),
+            "type": member.kind,
+            "mode": str(member.mode),
+            "uid": str(member.uid),
+            "gid": str(member.gid),
+            "mtime": str(member.mtime),
         }
-        if kind in ("symlink", "hardlink"):
-            attributes["link"] = _utf8(member.linkname)
-        if kind in ("character", "block"):
-            attributes |= {"major": str(member.devmajor), "minor": str(member.devminor)}
-        for key, value in sorted(member.pax_headers.items()):
-            if key.startswith(_XATTR):
-                raw = value.encode("utf-8", "surrogateescape")
-                xattrs[_utf8(key[len(_XATTR) :])] = base64.b64encode(raw).decode()
-        if xattrs:
-            attributes["xattrs"] = xattrs
-        source = tar.extractfile(member) if kind == "file" else None
-        if name in self._names:
-            raise FileError(f"archive member {name!r} occurs twice")
-        self._names.add(name)
-        self._add(check_name(name), source, member.size if source else 0, attributes)
+        if member.user:
+            attributes["user"] = member.user
+        if member.group:
+            attributes["group"] = member.group
+        if member.kind in ("symlink", "hardlink"):
+            attributes["link"] = member.link
+        if member.kind in ("character", "block"):
+            attributes |= {"major": str(member.major), "minor": str(member.minor)}
+        if member.xattrs:
+            attributes["xattrs"] = {
+                key: base64.b64encode(value).decode() for key, value in member.xattrs.items()
+            }
+        self._add(name, tar if member.kind == "file" else None, member.size, attributes)
 
 
-class _Member(tarfile.TarInfo):
-    """Refuses extended headers of absurd size, which tarfile would read into memory in one piece."""
+def _read(source: _Contents, size: int) -> bytes:
+    """`size` bytes, fewer only at the end."""
+    data = memoryview(bytearray(size))
+    have = 0
+    while have < size and (got := source.readinto(data[have:])):
+        have += got
+    return bytes(data[:have])
 
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _EXTENDED and self.size > _MAX_TAR_HEADER:
-            raise FileError("the archive has a header of absurd size")
-        member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
-        return member
 
+def _decoder_errors(compression: str) -> tuple[type[Exception], ...]:
+    if compression == "gzip":
+        import gzip
+        import zlib
 
-def _decoder_errors() -> Iterator[type[Exception]]:
-    import zlib
+        return (EOFError, zlib.error, gzip.BadGzipFile)
+    if compression == "zstd":
+        import zstandard
 
-    import zstandard
-
-    yield zlib.error
-    yield zstandard.ZstdError
+        return (zstandard.ZstdError,)
+    return ()
 
 
 def _utf8(text: str) -> str:

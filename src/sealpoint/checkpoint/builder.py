@@ -144,6 +144,11 @@ class CheckpointBuilder:
         """Objects so far."""
         return len(self._pending)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all objects so far, without padding."""
+        return sum(p.size for p in self._pending)
+
     def add(self, name: str, data: bytes, attributes: dict[str, Any] | None = None) -> None:
         """A small object (at most the role's PACK_LIMIT)."""
         role = role_of(name)

@@ -1,119 +1,65 @@
 """Open a sealed file into a directory or a tar archive: plain again, and treated as hostile until written.
 
 Every byte is authenticated before it is written.  In a directory nothing is created outside it: each path component is
-opened without following links, links that lead out are refused, and what fails half-way is removed.
+opened without following links, links that lead out are refused, and what fails half-way is removed.  An archive gets
+what was sealed, unchanged, links and devices included: whoever unpacks it decides.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import errno
 import fnmatch
-import gzip
-import io
 import os
 import posixpath
-import secrets
 import shutil
-import sys
-import tarfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import IO, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
+from sealpoint.checkpoint import tar
 from sealpoint.checkpoint.progress import Progress, Report
-from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
-from sealpoint.format.constants import MAX_U64
-from sealpoint.format.manifest import Entry
+from sealpoint.criu.roles import SUMMARY_NAME
+from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.reader import OpenFile, Scratch
+from sealpoint.store.output import OutputFile, open_output, write_all
 
-_TAR_TYPES: Final = {
-    "file": tarfile.REGTYPE,
-    "directory": tarfile.DIRTYPE,
-    "symlink": tarfile.SYMTYPE,
-    "hardlink": tarfile.LNKTYPE,
-    "character": tarfile.CHRTYPE,
-    "block": tarfile.BLKTYPE,
-    "fifo": tarfile.FIFOTYPE,
-}
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sealpoint.format.manifest import Entry
+    from sealpoint.store.output import Target
+
+_ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Attributes:
-    """What an archive said of one member, checked.  Raises FileError."""
-
-    def __init__(self, entry: Entry) -> None:
-        self._values = entry.attributes or {}
-        self._name = entry.name
-        self.kind = self._text("type") or "file"
-        if self.kind not in _TAR_TYPES:
-            raise FileError(f"object {entry.name!r} is of an unknown type")
-        self.mode = self.number("mode", 0o600) & 0o7777
-        self.link = self._text("link")
-        if self.kind != "file" and entry.size:
-            raise FileError(f"object {entry.name!r} is a {self.kind} with contents")
-
-    def _text(self, key: str) -> str:
-        value = self._values.get(key, "")
-        if not isinstance(value, str) or "\0" in value:
-            raise FileError(f"object {self._name!r} has malformed attributes")
-        return value
-
-    def number(self, key: str, default: int = 0) -> int:
-        """A number of the member."""
-        text = self._text(key)
-        if not text:
-            return default
-        if not text.isascii() or not text.isdigit() or int(text[:21]) > MAX_U64:
-            raise FileError(f"object {self._name!r} has malformed attributes")
-        return int(text)
-
-    def tar_info(self, size: int) -> tarfile.TarInfo:
-        """The tar header of the member."""
-        info = tarfile.TarInfo(self._name)
-        info.type = _TAR_TYPES[self.kind]
-        info.size = size if self.kind == "file" else 0
-        info.mode = self.mode
-        info.uid, info.gid = self.number("uid"), self.number("gid")
-        info.uname, info.gname = self._text("user"), self._text("group")
-        info.mtime = self.number("mtime") / 1_000_000_000
-        if info.mtime == int(info.mtime):
-            info.mtime = int(info.mtime)
-        info.linkname = self.link
-        info.devmajor, info.devminor = self.number("major"), self.number("minor")
-        info.pax_headers = self._xattrs()
-        return info
-
-    def _xattrs(self) -> dict[str, str]:
-        values = self._values.get("xattrs", {})
-        try:
-            return {
-                "SCHILY.xattr." + key: base64.b64decode(value, validate=True).decode(
-                    "utf-8", "surrogateescape"
-                )
-                for key, value in values.items()
-            }
-        except (AttributeError, TypeError, ValueError, binascii.Error):
-            raise FileError(f"object {self._name!r} has malformed attributes") from None
+_UNCHANGED_ID: Final = (1 << 32) - 1  # chown takes it for "leave as it is"
+_MAX_TIME: Final = (1 << 63) - 1  # ns, what the kernel takes
 
 
 def select(checkpoint: OpenFile, patterns: tuple[str, ...]) -> list[Entry]:
-    """The objects whose name matches one of the globs (all without globs), as they were sealed.
+    """The objects that match one of the globs, as they were sealed; without globs all but the sealer's summary.
 
-    Raises UsageError if nothing matches.
+    A glob with a slash is matched against the whole name, one without against its last part.  Raises UsageError if
+    nothing matches.
     """
     entries = sorted(checkpoint.entries.values(), key=lambda e: e.number)
-    if patterns:
-        entries = [e for e in entries if any(fnmatch.fnmatchcase(e.name, p) for p in patterns)]
-        if not entries:
-            raise UsageError("no object of the checkpoint matches --only")
+    if not patterns:
+        return [e for e in entries if e.name != SUMMARY_NAME]
+    entries = [e for e in entries if any(_matches(e.name, p) for p in patterns)]
+    if not entries:
+        hint = "sealpoint info FILE -i IDENTITY lists the objects"
+        if not checkpoint.has_memory:
+            hint += "; this identity opens metadata only"
+        raise UsageError("no object of the checkpoint matches --only", hint=hint)
     return entries
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(name if "/" in pattern else posixpath.basename(name), pattern)
 
 
 def is_archive_name(path: str) -> bool:
     """Whether an output path asks for an archive rather than a directory."""
-    return path == "-" or path.endswith((".tar", ".tar.gz", ".tgz", ".tar.zst"))
+    return path == "-" or path.endswith(_ARCHIVES)
 
 
 def _check_space(directory: str, size: int) -> None:
@@ -125,236 +71,307 @@ def _check_space(directory: str, size: int) -> None:
         )
 
 
+def _member(entry: Entry, captured: int) -> tar.Member:
+    """What to tell of an object; an image of a dump has no attributes, then the time of capture counts."""
+    values: dict[str, Any] | None = entry.attributes  # checked by sealpoint.format.attributes
+    if values is None:
+        return tar.Member(entry.name, size=entry.size, mtime=captured * 1_000_000_000)
+    return tar.Member(
+        entry.name,
+        values["type"],
+        entry.size,
+        int(values["mode"]),
+        int(values["uid"]),
+        int(values["gid"]),
+        int(values["mtime"]),
+        values.get("user", ""),
+        values.get("group", ""),
+        values.get("link", ""),
+        int(values.get("major", 0)),
+        int(values.get("minor", 0)),
+        {key: base64.b64decode(value) for key, value in values.get("xattrs", {}).items()},
+    )
+
+
+class _Contents:
+    """Reads objects and reports how far that is."""
+
+    def __init__(self, checkpoint: OpenFile, entries: list[Entry], report: Report) -> None:
+        self._checkpoint = checkpoint
+        self._report = report
+        self._scratch = Scratch()
+        self._done = 0
+        self.total = sum(e.size for e in entries)
+
+    def pieces(self, entry: Entry) -> Iterator[memoryview]:
+        for piece in self._checkpoint.read(entry, self._scratch):
+            yield piece
+            self._done += len(piece)
+            self._report(Progress(self._done, self.total))
+
+
 def extract_tar(
     checkpoint: OpenFile, entries: list[Entry], path: str, report: Report, *, force: bool
 ) -> None:
     """Write a tar archive: plain, gzip or zstd by its name; "-" is plain to standard output."""
-    for entry in entries:
-        Attributes(entry)
-    with ExitStack() as stack:
-        done: Callable[[], None] = lambda: None  # noqa: E731
-        if path == "-":
-            if sys.stdout.isatty():
-                raise UsageError("an archive is binary: not written to a terminal")
-            out = cast("IO[bytes]", sys.stdout.buffer)
-        else:
-            directory = os.path.dirname(os.path.abspath(path))
-            if os.path.lexists(path) and not force:
-                raise UsageError(f"{path} exists", hint="remove it or use --force")
-            if not os.path.isdir(directory):
-                raise UsageError(f"there is no directory {directory}")
-            _check_space(
-                directory, sum(e.size for e in entries) // (1 if path.endswith(".tar") else 8)
-            )
-            out, done = _new_file(stack, path, directory)
-        try:
-            _write_tar(checkpoint, entries, out, path, report)
-            out.flush()
-        except BrokenPipeError:
-            raise SystemEnvironmentError("the reader of the archive went away") from None
-        except OSError as error:
-            raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
-        done()
+    captured = checkpoint.authentic.origin.captured
+    headers = [tar.encode(_member(e, captured)) for e in entries]  # fails before anything is made
+    contents = _Contents(checkpoint, entries, report)
+    with open_output(path, force=force) as out:
+        if isinstance(out, OutputFile):
+            compresses = not path.endswith(".tar")
+            _check_space(os.path.dirname(out.path), contents.total // (8 if compresses else 1))
+        write, finish = _compressor(path, out)
+        for entry, header in zip(entries, headers, strict=True):
+            write(header)
+            for piece in contents.pieces(entry):
+                write(piece)
+            write(bytes(-entry.size % tar.BLOCK))
+        write(tar.END)
+        finish()
+        out.commit()
 
 
-def _new_file(stack: ExitStack, path: str, directory: str) -> tuple[IO[bytes], Callable[[], None]]:
-    temporary = f"{directory}/.{os.path.basename(path)[:200]}.{secrets.token_hex(6)}.partial"
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SystemEnvironmentError(f"cannot create {path}: {error.strerror}") from None
-    stack.callback(lambda: os.path.lexists(temporary) and os.unlink(temporary))
-    return stack.enter_context(os.fdopen(fd, "wb")), lambda: os.replace(temporary, path)
+def _compressor(
+    path: str, out: Target
+) -> tuple[Callable[[bytes | memoryview], None], Callable[[], None]]:
+    """How to write plain data and how to end it."""
+    if path.endswith((".tar.gz", ".tgz")):
+        import zlib
 
+        gzip = zlib.compressobj(6, wbits=31)
+        return lambda data: out.write(gzip.compress(data)), lambda: out.write(gzip.flush())
+    if path.endswith(".tar.zst"):
+        import zstandard
 
-def _write_tar(
-    checkpoint: OpenFile, entries: list[Entry], out: IO[bytes], path: str, report: Report
-) -> None:
-    with ExitStack() as stack:
-        if path.endswith((".tar.gz", ".tgz")):
-            out = stack.enter_context(
-                gzip.GzipFile(fileobj=out, mode="wb", compresslevel=6, mtime=0)
-            )
-        elif path.endswith(".tar.zst"):
-            import zstandard
-
-            out = stack.enter_context(zstandard.ZstdCompressor().stream_writer(out, closefd=False))
-        tar = stack.enter_context(tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT))
-        tar.copybufsize = 1 << 20  # type: ignore[attr-defined]
-        total, scratch, done = sum(e.size for e in entries), Scratch(), 0
-        for entry in entries:
-            reader = _ObjectReader(checkpoint, entry, scratch, report, done, total)
-            tar.addfile(Attributes(entry).tar_info(entry.size), cast("IO[bytes]", reader))
-            tar.members = []
-            done += entry.size
-
-
-class _ObjectReader(io.RawIOBase):
-    """An object as a file for tarfile."""
-
-    def __init__(
-        self,
-        checkpoint: OpenFile,
-        entry: Entry,
-        scratch: Scratch,
-        report: Report,
-        done: int,
-        total: int,
-    ) -> None:
-        self._pieces = checkpoint.read(entry, scratch)
-        self._rest = memoryview(b"")
-        self._report, self._done, self._total = report, done, total
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._rest:
-            self._rest = next(self._pieces, memoryview(b""))
-            self._done += len(self._rest)
-            self._report(Progress(self._done, self._total))
-        parts = bytes(self._rest[:size])
-        self._rest = self._rest[size:]
-        while len(parts) < size and (piece := next(self._pieces, None)):
-            take = size - len(parts)
-            parts += bytes(piece[:take])
-            self._rest = piece[take:]
-        return parts
+        zstd = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+        return lambda data: out.write(zstd.compress(data)), lambda: out.write(zstd.flush())
+    return out.write, lambda: None
 
 
 def extract_directory(
-    checkpoint: OpenFile, entries: list[Entry], path: str, report: Report, *, force: bool
+    checkpoint: OpenFile,
+    entries: list[Entry],
+    path: str,
+    report: Report,
+    *,
+    force: bool,
+    source: str = "-",
 ) -> None:
-    """Write files into the directory `path`, which appears only when everything is in it."""
-    target = os.path.abspath(path)
-    parent = os.path.dirname(target)
-    if not os.path.isdir(parent):
-        raise UsageError(f"there is no directory {parent}")
-    if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
-        if not force:
-            raise UsageError(
-                f"{path} exists and is not an empty directory", hint="remove it or use --force"
-            )
-    members = [(entry, Attributes(entry)) for entry in entries]
-    for entry, attributes in members:
-        if attributes.kind in ("character", "block", "fifo"):
-            raise FileError(
-                f"object {entry.name!r} is a {attributes.kind} device or pipe, not created in a directory",
-                hint="open to a .tar archive instead",
-            )
-        if attributes.kind in ("symlink", "hardlink"):
-            _check_link(entry.name, attributes)
-    _check_space(parent, sum(e.size for e in entries))
-    temporary = f"{parent}/.{os.path.basename(target)[:200]}.{secrets.token_hex(6)}.partial"
-    os.mkdir(temporary, 0o700)
+    """Write files into the directory `path`, in which they appear only when all are complete.
+
+    source: path of the sealed file, which `force` must not remove.  Not kept in a directory: set-user-id and
+    set-group-id bits, extended attributes; owners, unless the caller is root.
+    """
+    captured = checkpoint.authentic.origin.captured
+    members = [(entry, _member(entry, captured)) for entry in entries]
+    _check_members([member for _, member in members])
+    contents = _Contents(checkpoint, entries, report)
+    place = _Place(path, force=force, source=source)
+    _check_space(place.parent, contents.total)
     try:
-        root = os.open(temporary, _DIRECTORY_FLAGS)
+        place.make()
+        root = os.open(place.temporary, _DIRECTORY_FLAGS)
         try:
-            _Tree(root, checkpoint, report, sum(e.size for e in entries)).write(members)
+            _Tree(root, contents).write(members)
         finally:
             os.close(root)
-        if os.path.isdir(target) and not os.path.islink(target):
-            shutil.rmtree(target) if force else os.rmdir(target)
-        os.rename(temporary, target)
+        place.commit()
     except OSError as error:
-        where = SystemEnvironmentError(f"cannot write {path}: {error.strerror}")
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EEXIST, errno.EMLINK):
             raise FileError(
                 f"the checkpoint's object names contradict each other ({error.strerror})"
             ) from None
-        raise where from None
+        raise _cannot_write(path, error) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        place.discard()
 
 
-def _check_link(name: str, attributes: Attributes) -> None:
-    base = "" if attributes.kind == "hardlink" else posixpath.dirname(name)
-    target = posixpath.normpath(posixpath.join(base, attributes.link))
-    if (
-        not attributes.link
-        or posixpath.isabs(attributes.link)
-        or target == ".."
-        or target.startswith("../")
-    ):
-        raise FileError(f"object {name!r} is a link that leads out of the checkpoint")
+def _cannot_write(path: str, error: OSError) -> SealpointError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SystemEnvironmentError(f"no space left for {path}", hint="choose another target")
+    return SystemEnvironmentError(f"cannot write {path}: {error.strerror}")
+
+
+class _Place:
+    """Where a directory is made: beside its final name, or inside of it if it is there and empty."""
+
+    def __init__(self, path: str, *, force: bool, source: str) -> None:
+        self._path = path
+        self._target = os.path.realpath(path)
+        self._inside = False
+        self._old: str | None = None
+        base, name = os.path.split(self._target)
+        if os.path.lexists(self._target):
+            self._inside = os.path.isdir(self._target) and not os.listdir(self._target)
+            if not self._inside and not force:
+                raise UsageError(
+                    f"{path} exists and is not an empty directory", hint="remove it or use --force"
+                )
+            if not self._inside:
+                self._check_replaceable(source)
+        elif not os.path.isdir(base):
+            raise UsageError(f"there is no directory {base}")
+        self.parent = self._target if self._inside else base
+        self._beside = f"{self.parent}/.{name[:200]}.{os.urandom(6).hex()}"
+        self.temporary = self._beside + ".partial"
+
+    def _check_replaceable(self, source: str) -> None:
+        for keep in map(os.path.realpath, (".", os.path.expanduser("~"), source)):
+            if os.path.commonpath([keep, self._target]) == self._target:
+                raise UsageError(f"--force does not replace {self._path}: it holds {keep}")
+
+    def make(self) -> None:
+        os.mkdir(self.temporary, 0o700)
+
+    def commit(self) -> None:
+        """Everything is in it: let it appear."""
+        if self._inside:
+            for name in os.listdir(self.temporary):
+                os.rename(f"{self.temporary}/{name}", f"{self._target}/{name}")
+            return
+        if os.path.lexists(self._target):
+            self._old = self._beside + ".old"
+            os.rename(self._target, self._old)
+        try:
+            os.rename(self.temporary, self._target)
+        except OSError:
+            if self._old is not None:
+                os.rename(self._old, self._target)
+                self._old = None
+            raise
+
+    def discard(self) -> None:
+        """Remove what is left: the unfinished, and what was replaced."""
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        if self._old is not None:
+            if os.path.isdir(self._old):
+                shutil.rmtree(self._old, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._old)
+
+
+def _check_members(members: list[tar.Member]) -> None:
+    kinds = {m.name: m.kind for m in members}
+    for member in members:
+        if member.kind in ("character", "block", "fifo"):
+            raise FileError(
+                f"object {member.name!r} is a device or a named pipe, not made in a directory",
+                hint="open to a .tar archive instead",
+            )
+        if member.kind == "symlink" and _leads_out(member.name, member.link):
+            raise FileError(
+                f"object {member.name!r} is a link that leads out of the checkpoint",
+                hint="if you trust the archive all the same, open to a .tar and unpack that",
+            )
+        if member.kind == "hardlink":
+            target = posixpath.normpath(member.link)
+            if target not in kinds:
+                raise FileError(
+                    f"object {member.name!r} is a hard link to {target!r}, which is not there",
+                    hint="with --only, name that one, too",
+                )
+            if kinds[target] not in ("file", "hardlink"):
+                raise FileError(f"object {member.name!r} is a hard link to a {kinds[target]}")
+
+
+def _leads_out(name: str, link: str) -> bool:
+    # `..` after another part is refused because that part may be a link itself: then it leads anywhere.  In front, it
+    # climbs the object's own directories, which are no links.
+    parts = [p for p in link.split("/") if p not in ("", ".")]
+    climbs = 0
+    while climbs < len(parts) and parts[climbs] == "..":
+        climbs += 1
+    return link.startswith("/") or ".." in parts[climbs:] or climbs > name.count("/")
 
 
 class _Tree:
-    def __init__(self, root: int, checkpoint: OpenFile, report: Report, total: int) -> None:
+    """Makes members below a directory."""
+
+    def __init__(self, root: int, contents: _Contents) -> None:
         self._root = root
-        self._checkpoint = checkpoint
-        self._report = report
-        self._total = total
-        self._done = 0
-        self._scratch = Scratch()
+        self._contents = contents
 
-    def write(self, members: list[tuple[Entry, Attributes]]) -> None:
+    def write(self, members: list[tuple[Entry, tar.Member]]) -> None:
+        for entry, member in members:
+            if member.kind == "directory":
+                os.close(self._open_directory(member.name.split("/")))
+            elif member.kind == "file":
+                self._file(entry, member)
         # Links come last: nothing is ever written through one.
-        kinds = {
-            "directory": self._directory,
-            "file": self._file,
-            "hardlink": self._hardlink,
-            "symlink": self._symlink,
-        }
-        for kind, create in kinds.items():
-            for entry, attributes in members:
-                if attributes.kind == kind:
-                    create(entry, attributes)
-        for entry, attributes in reversed(members):
-            if attributes.kind == "directory" and entry.attributes:
-                parent, name = self._parent(entry.name)
-                self._finish(parent, name, attributes)
+        self._hardlinks({m.name: m for _, m in members if m.kind == "hardlink"})
+        for _, member in members:
+            if member.kind == "symlink":
+                with self._parent(member.name) as (parent, name):
+                    os.symlink(member.link, name, dir_fd=parent)
+                    self._finish(parent, name, member)
+        # Deepest first, because a directory may not be writable to its owner.
+        directories = [m for e, m in members if m.kind == "directory"]
+        for member in sorted(directories, key=lambda m: -m.name.count("/")):
+            with self._parent(member.name) as (parent, name):
+                self._finish(parent, name, member)
 
-    def _parent(self, name: str) -> tuple[int, str]:
-        """Descriptor of the directory that holds `name`, made as needed, and the last component."""
-        *directories, last = name.split("/")
+    def _open_directory(self, parts: list[str]) -> int:
+        """Descriptor of a directory below the root, made as needed."""
         fd = os.dup(self._root)
-        for part in directories:
-            try:
-                os.mkdir(part, 0o700, dir_fd=fd)
-            except FileExistsError:
-                pass
-            below = os.open(part, _DIRECTORY_FLAGS, dir_fd=fd)
-            os.close(fd)
-            fd = below
-        return fd, last
-
-    def _directory(self, entry: Entry, _: Attributes) -> None:
-        fd, _name = self._parent(entry.name + "/x")
-        os.close(fd)
-
-    def _file(self, entry: Entry, attributes: Attributes) -> None:
-        parent, name = self._parent(entry.name)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o600, dir_fd=parent)
         try:
-            for piece in self._checkpoint.read(entry, self._scratch):
-                view = piece
-                while view:
-                    view = view[os.write(fd, view) :]
-                self._done += len(piece)
-                self._report(Progress(self._done, self._total))
+            for part in parts:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o700, dir_fd=fd)
+                below = os.open(part, _DIRECTORY_FLAGS, dir_fd=fd)
+                os.close(fd)
+                fd = below
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    @contextlib.contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        """Descriptor of the directory that holds `path`, and the last component."""
+        *directories, name = path.split("/")
+        fd = self._open_directory(directories)
+        try:
+            yield fd, name
         finally:
             os.close(fd)
-        if entry.attributes:
-            self._finish(parent, name, attributes)
-        else:
-            os.close(parent)
 
-    def _hardlink(self, entry: Entry, attributes: Attributes) -> None:
-        source, source_name = self._parent(attributes.link)
-        parent, name = self._parent(entry.name)
-        os.link(source_name, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-        os.close(source)
-        os.close(parent)
+    def _file(self, entry: Entry, member: tar.Member) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with self._parent(member.name) as (parent, name):
+            fd = os.open(name, flags, 0o600, dir_fd=parent)
+            try:
+                for piece in self._contents.pieces(entry):
+                    write_all(fd, [piece], member.name)
+            finally:
+                os.close(fd)
+            self._finish(parent, name, member)
 
-    def _symlink(self, entry: Entry, attributes: Attributes) -> None:
-        parent, name = self._parent(entry.name)
-        os.symlink(attributes.link, name, dir_fd=parent)
-        os.close(parent)
+    def _hardlinks(self, links: dict[str, tar.Member]) -> None:
+        for first in links.values():
+            member, seen = first, {first.name}
+            target = posixpath.normpath(member.link)
+            while target in links:  # a link to a link
+                if target in seen:
+                    raise FileError(f"object {first.name!r} is a hard link to itself")
+                seen.add(target)
+                target = posixpath.normpath(links[target].link)
+            with (
+                self._parent(target) as (source, source_name),
+                self._parent(first.name) as (parent, name),
+            ):
+                os.link(
+                    source_name, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False
+                )
 
-    def _finish(self, parent: int, name: str, attributes: Attributes) -> None:
+    @staticmethod
+    def _finish(parent: int, name: str, member: tar.Member) -> None:
         if os.geteuid() == 0:
-            uid, gid = attributes.number("uid"), attributes.number("gid")
+            uid, gid = (-1 if n == _UNCHANGED_ID else n for n in (member.uid, member.gid))
             os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
-        os.chmod(name, attributes.mode & 0o777, dir_fd=parent)  # never set-user-id or set-group-id
-        when = attributes.number("mtime")
+        if member.kind != "symlink":
+            # Never set-user-id or set-group-id: who made the checkpoint does not decide what runs as root here.
+            os.chmod(name, member.mode & 0o777, dir_fd=parent)
+        when = min(member.mtime, _MAX_TIME)
         os.utime(name, ns=(when, when), dir_fd=parent, follow_symlinks=False)
-        os.close(parent)

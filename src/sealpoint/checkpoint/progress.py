@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """done: bytes of plaintext (or of file, where nothing is decrypted); total: 0 if unknown; zero, compressed: shares of
-    `done` that were all-zero chunks or got smaller by compression.
+    """done: bytes of plaintext (or of file, where nothing is decrypted); total: 0 if unknown.
+
+    zero, compressed: shares of `done` that were all-zero chunks or got smaller by compression.
     """
 
     done: int

@@ -14,13 +14,14 @@ from sealpoint.store.output import Target
 
 @dataclass(frozen=True, slots=True)
 class SealResult:
-    """What came of it; sizes in bytes."""
+    """What came of it; sizes in bytes.  ignored: keys of an archive's headers that were not kept."""
 
     checkpoint_id: bytes
     origin_digest: bytes
     objects: int
     plain_size: int
     file_size: int
+    ignored: tuple[str, ...] = ()
 
 
 def seal(
@@ -37,8 +38,9 @@ def seal(
     writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
     builder = CheckpointBuilder(writer, compression=compression)
     try:
-        properties = seal_path(path, builder, report)
-        digest = builder.finish(properties=properties)
+        sealed = seal_path(path, builder, report)
+        count, plain_size = builder.count, builder.size  # without the summary
+        digest = builder.finish(properties=sealed.properties)
         out.commit()
     except BaseException as error:
         builder.abort(error)
@@ -46,7 +48,8 @@ def seal(
     return SealResult(
         writer.preamble.checkpoint_id,
         digest,
-        builder.count,
-        builder.pipeline.plain_bytes,
+        count,
+        plain_size,
         writer.size,
+        sealed.ignored,
     )

@@ -13,10 +13,19 @@ from typing import Any
 from sealpoint.criu import schema
 from sealpoint.errors import FileError
 from sealpoint.format import strictjson
+from sealpoint.format.strictjson import Fields
 
 _OBSERVED = re.compile(r"(?:checkpoint/)?(?:pstree|core-(\d+)|pagemap-(\d+))\.img")
 _PAGES = re.compile(r"(?:checkpoint/)?pages-(\d+)\.img")
 _MAX_TEXT = 256
+_MAX_TASKS = 1 << 16
+_ENGINE = {  # member of the summary: key in the engine's config.dump or status.dump
+    "container": "id",
+    "name": "name",
+    "image": "rootfsImageName",
+    "runtime": "runtime",
+}
+_WHAT = "summary"
 
 
 class Summary:
@@ -49,32 +58,28 @@ class Summary:
     def _observe_image(self, match: re.Match[str], data: bytes) -> None:
         if match[1]:
             for entry in schema.records(data, "core_entry", match[0]):
-                self._commands[int(match[1])] = entry.tc.comm[:_MAX_TEXT]
+                self._commands[int(match[1])] = entry.tc.comm[:_MAX_TEXT].decode(errors="replace")
         elif match[2]:
             head = next(schema.records(data, "pagemap_head", match[0]), None)
             if head is not None:
                 self._pages_of[int(match[2])] = head.pages_id
         else:
-            self._tree += [
-                (entry.pid, entry.ppid) for entry in schema.records(data, "pstree_entry", match[0])
-            ]
+            for entry in schema.records(data, "pstree_entry", match[0]):
+                if len(self._tree) < _MAX_TASKS:
+                    self._tree.append((entry.pid, entry.ppid))
 
     def _observe_engine(self, data: bytes) -> None:
         try:
             config = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if not isinstance(config, dict):
             return
-        for key, name in (
-            ("id", "container"),
-            ("name", "name"),
-            ("rootfsImageName", "image"),
-            ("runtime", "runtime"),
-        ):
+        for name, key in _ENGINE.items():
             value = config.get(key)
             if isinstance(value, str) and value:
-                self._engine.setdefault(name, value[:_MAX_TEXT])
+                text = value[:_MAX_TEXT].encode(errors="replace").decode()
+                self._engine.setdefault(name, text)
 
     def encode(self) -> bytes:
         """The object's bytes: strict JSON, numbers as decimal strings."""
@@ -82,14 +87,32 @@ class Summary:
             {
                 "pid": str(pid),
                 "parent": str(parent),
-                "command": self._commands.get(pid, "").encode(errors="replace").decode(),
+                "command": self._commands.get(pid, ""),
                 "memory": str(self._pages.get(self._pages_of.get(pid, -1), 0)),
             }
             for pid, parent in self._tree
         ]
-        return strictjson.encode({"tasks": tasks, "container": self._engine})
+        container = {name: self._engine[name] for name in _ENGINE if name in self._engine}
+        return strictjson.encode({"tasks": tasks, "container": container})
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """The summary of a checkpoint: {"tasks": [{"pid", "parent", "command", "memory"}], "container": {...}}."""
-    return strictjson.decode(data, "summary")
+    """The summary of a checkpoint: {"tasks": [{"pid", "parent", "command", "memory"}], "container": {...}}.
+
+    Raises FileError.
+    """
+    fields = Fields(strictjson.decode(data, _WHAT), _WHAT)
+    tasks = []
+    for value in fields.array("tasks", limit=_MAX_TASKS):
+        task = Fields(value, _WHAT)
+        numbers = {key: str(task.u64(key)) for key in ("pid", "parent")}
+        command = task.text("command", limit=_MAX_TEXT)
+        tasks.append({**numbers, "command": command, "memory": str(task.u64("memory"))})
+        task.done()
+    container = fields.fields("container")
+    engine = {
+        name: container.text(name, limit=_MAX_TEXT) for name in _ENGINE if container.has(name)
+    }
+    container.done()
+    fields.done()
+    return {"tasks": tasks, "container": engine}

@@ -21,7 +21,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("sid", 4, "uint32"),
         ("threads", 5, "uint32*"),
     ),
-    "task_core_entry": (("task_state", 1, "uint32"), ("comm", 6, "string")),
+    "task_core_entry": (("task_state", 1, "uint32"), ("comm", 6, "bytes")),
     "core_entry": (("tc", 3, "task_core_entry"),),
     "pagemap_head": (("pages_id", 1, "uint32"),),
     "dump_stats_entry": (
