@@ -6,6 +6,7 @@ file systems without that, a temporary one.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -18,6 +19,8 @@ from sealpoint.errors import SystemEnvironmentError, UsageError
 Buffer = bytes | bytearray | memoryview
 _WRITE_BACK_STEP = 16 * 1024 * 1024  # bytes after which the kernel is asked to start writing
 _SYNC_FILE_RANGE_WRITE = 2
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)  # FAT and some network file systems
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 def write_all(fd: int, buffers: list[Buffer], what: str) -> None:
@@ -53,14 +56,16 @@ class OutputFile:
     """A sealed file in the making.  Without `commit` nothing of it is left."""
 
     def __init__(self, path: str, *, force: bool = False) -> None:
-        """Raises UsageError if `path` exists and not `force`, SystemEnvironmentError if it cannot be made there."""
+        """Raises UsageError if `path` exists and not `force`, or its directory does not; SystemEnvironmentError."""
         self.path = os.path.abspath(path)
         self._force = force
         self._directory = os.path.dirname(self.path)
         self._temporary: str | None = None
         self.committed = False
-        if os.path.isdir(self.path):
+        if os.path.isdir(self.path) or not os.path.basename(path):
             raise UsageError(f"{path} is a directory", hint="name a file")
+        if not os.path.isdir(self._directory):
+            raise UsageError(f"there is no directory {self._directory}")
         if os.path.lexists(self.path) and not force:
             raise UsageError(f"{path} exists", hint="remove it or use --force")
         self.fd = self._create()
@@ -115,10 +120,20 @@ class OutputFile:
         if self._force and self._temporary is not None:
             os.replace(self._temporary, self.path)
         else:
-            self._link(self._temporary or f"/proc/self/fd/{self.fd}", self.path)
+            self._name_first(self._temporary or f"/proc/self/fd/{self.fd}")
+        self._temporary = None
+
+    def _name_first(self, source: str) -> None:
+        """Give the file its name if nothing has it.  Raises OSError, FileExistsError among them."""
+        try:
+            self._link(source, self.path)
+        except OSError as error:
+            if self._temporary is None or error.errno not in _NO_LINKS:
+                raise
+            _rename_new(self._temporary, self.path)
+        else:
             if self._temporary is not None:
                 os.unlink(self._temporary)
-        self._temporary = None
 
     @staticmethod
     def _link(source: str, target: str) -> None:
@@ -139,10 +154,13 @@ class OutputFile:
 
     def close(self) -> None:
         """Without a commit this removes everything."""
-        if self._temporary is not None:
-            os.unlink(self._temporary)
-            self._temporary = None
-        os.close(self.fd)
+        try:
+            if self._temporary is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._temporary)
+                self._temporary = None
+        finally:
+            os.close(self.fd)
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +181,7 @@ class OutputPipe:
         """Refuses a terminal."""
         if os.isatty(fd):
             raise UsageError(
-                "a sealed checkpoint is binary: not written to a terminal",
+                "the output is binary: not written to a terminal",
                 hint="redirect it or use -o FILE",
             )
         self._fd = fd
@@ -207,6 +225,15 @@ def open_output(path: str, *, force: bool = False) -> Target:
 
 def _create_error(error: OSError, path: str) -> SystemEnvironmentError:
     return SystemEnvironmentError(f"cannot create {path}: {error.strerror}")
+
+
+def _rename_new(source: str, target: str) -> None:
+    """Rename unless `target` exists.  Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = (os.fsencode(source), os.fsencode(target))
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
 
 
 def _start_write_back(fd: int, offset: int, size: int) -> None:

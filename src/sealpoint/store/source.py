@@ -5,6 +5,7 @@ What comes from a pipe is held as it came, encrypted: in memory (memfd), or in a
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -56,11 +57,7 @@ def hold(fd: int, spool: str | None, progress: Callable[[int], None] = lambda _:
     """Read `fd` to its end into memory or an unlinked file in `spool`; returns a descriptor of that."""
     where = "memory" if spool is None else spool
     try:
-        held = (
-            _memory()
-            if spool is None
-            else os.open(spool, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        )
+        held = _memory() if spool is None else _unlinked(spool)
     except OSError as error:
         raise SystemEnvironmentError(
             f"cannot hold the checkpoint in {where}: {error.strerror}"
@@ -80,6 +77,19 @@ def _memory() -> int:
     return os.memfd_create("sealpoint-held", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
+def _unlinked(directory: str) -> int:
+    """A file without a name."""
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    path = f"{directory}/.sealpoint.{os.urandom(6).hex()}.partial"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    os.unlink(path)
+    return fd
+
+
 def _copy(fd: int, held: int, where: str, progress: Callable[[int], None]) -> None:
     buffer = memoryview(bytearray(_STEP))
     if stat.S_ISFIFO(os.fstat(fd).st_mode):
@@ -87,6 +97,13 @@ def _copy(fd: int, held: int, where: str, progress: Callable[[int], None]) -> No
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _STEP)
         except OSError:
             pass  # only slower
-    while size := os.readv(fd, [buffer]):
+    while size := _read(fd, buffer):
         write_all(held, [buffer[:size]], where)
         progress(size)
+
+
+def _read(fd: int, buffer: memoryview) -> int:
+    try:
+        return os.readv(fd, [buffer])
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot read the checkpoint: {error.strerror}") from None
