@@ -49,7 +49,11 @@ _PATHS: Final = {
     "signer_authorities",
     "criu",
 }
-_LITERAL: Final = re.compile(r"sealpoint-[a-z0-9]+:|passphrase$|[0-9a-f]{64}$")
+_LITERAL: Final = re.compile(r"sealpoint-[a-z0-9]+:|passphrase$|[0-9a-fA-F]{64}$")
+_CHOICES: Final = {
+    "compress": ("auto", "none", "lz4", "zstd"),
+    "suite": ("aes-256-gcm", "chacha20-poly1305"),
+}
 
 
 def paths() -> list[str]:
@@ -64,11 +68,13 @@ def load() -> Config:
     for path in paths():
         try:
             with open(path, "rb") as file:
-                data = file.read(_MAX_SIZE)
+                data = file.read(_MAX_SIZE + 1)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+        if len(data) > _MAX_SIZE:
+            raise UsageError(f"{path}: larger than {_MAX_SIZE} bytes")
         config = replace(config, **parse(data, path))
     return config
 
@@ -84,7 +90,8 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
     known = {f.name: f.type for f in fields(Config)}
     settings: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, given in values.items():
+        value = given
         where = f"{path}, line {_line_of(text, key)}: {key}"
         if key not in known:
             raise UsageError(f"{where}: no such setting", hint="known: " + ", ".join(sorted(known)))
@@ -94,6 +101,8 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
         items = value if wants_list and isinstance(value, list) else [value]
         if wants_list != isinstance(value, list) or not all(isinstance(v, str) for v in items):
             raise UsageError(f"{where}: wants {'a list of strings' if wants_list else 'a string'}")
+        if key in _CHOICES and items[0] and items[0] not in _CHOICES[key]:
+            raise UsageError(f"{where}: wants one of {', '.join(_CHOICES[key])}")
         if key in _PATHS:
             items = [_resolve(v, path) for v in items]
         settings[key] = tuple(items) if wants_list else items[0]
@@ -107,9 +116,5 @@ def _resolve(value: str, path: str) -> str:
 
 
 def _line_of(text: str, key: str) -> int:
-    for number, line in enumerate(text.splitlines(), 1):
-        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line) or line.strip().startswith(
-            f"[{key}"
-        ):
-            return number
-    return 1
+    start = re.compile(rf"\s*\[{{0,2}}\s*[\"']?{re.escape(key)}[\"']?\s*[=.\]]")
+    return next((n for n, line in enumerate(text.splitlines(), 1) if start.match(line)), 1)

@@ -37,11 +37,12 @@ class RekeyRequest:
 
 @dataclass(frozen=True, slots=True)
 class RekeyResult:
-    """The header as it is now."""
+    """The header as it is now.  other_signer: it has other signers than the contents."""
 
     sequence: int
     stanzas: tuple[Stanza, ...]
     repaired: bool
+    other_signer: bool = False
 
 
 def rekey(path: str, request: RekeyRequest) -> RekeyResult:
@@ -50,7 +51,13 @@ def rekey(path: str, request: RekeyRequest) -> RekeyResult:
     if not changes and not request.repair:
         raise UsageError("nothing to change", hint="--add, --add-metadata, --remove or --repair")
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} does not exist", hint="rekey changes a file in place" if path == "-" else None
+        ) from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory", hint="name a sealed file") from None
     except OSError as error:
         raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
     try:
@@ -82,7 +89,12 @@ def _rekey(fd: int, request: RekeyRequest, *, changes: bool) -> RekeyResult:
     slot = make_slot(preamble, current.sequence + 1, stanzas, opened.roots.metadata)
     slot = sign_slot(preamble, slot, dict(authentic.origin.commitments), request.signing)
     _replace(fd, authentic, slot)
-    return RekeyResult(slot.sequence, tuple(stanzas), repaired=authentic.interrupted)
+    return RekeyResult(
+        slot.sequence,
+        tuple(stanzas),
+        repaired=authentic.interrupted,
+        other_signer=set(request.signing.signers) != set(authentic.origin.signers),
+    )
 
 
 def _memory(stanzas: list[Stanza]) -> list[Stanza]:

@@ -8,9 +8,13 @@ import sys
 
 def main() -> None:
     """Entry point of the `sealpoint` executable."""
-    from sealpoint.cli.app import run
+    try:
+        from sealpoint.cli.app import run
 
-    code = run(sys.argv[1:])
-    sys.stderr.flush()
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # before `run` could take care of it
+        code = 130
+    if sys.stderr is not None:
+        sys.stderr.flush()
     # Everything was closed where it was opened; taking the interpreter apart would only cost time.
     os._exit(code)

@@ -12,7 +12,8 @@ from typing import Any, Final
 import click
 
 from sealpoint import __version__
-from sealpoint.errors import SealpointError
+from sealpoint.cli.printable import printable
+from sealpoint.errors import SealpointError, SystemEnvironmentError
 
 # name -> one line of help; the command itself is `command` in sealpoint.cli.<name>
 _COMMANDS: Final = {
@@ -29,16 +30,16 @@ _COMMANDS: Final = {
 
 
 class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"sealpoint.cli.{cmd_name}").command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         # Without importing every command only to ask for its help.
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -47,9 +48,19 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 defect of sealpoint, 2 usage, 3 damaged or tampered file, 4 key does not fit, "
-    "5 policy says no, 6 this machine cannot do it, 7 CRIU failed, 8 intact but no trusted signer given, "
-    "130 interrupted.",
+    epilog="""\b
+Exit codes:
+    0  done
+    1  a defect of sealpoint
+    2  usage: something that cannot be was asked for
+    3  a file is damaged or tampered with
+    4  a key or passphrase does not fit
+    5  policy says no: signer not trusted, certificate expired
+    6  this machine cannot do it: no CRIU, no permission, no space
+    7  CRIU failed
+    8  intact, but no trusted signer was given
+  130  interrupted (128 and the signal's number)
+""",
 )
 @click.version_option(__version__, prog_name="sealpoint", message="%(prog)s %(version)s")
 def cli() -> None:
@@ -64,24 +75,38 @@ def cli() -> None:
 
 
 class _TerminatedError(BaseException):
-    """SIGTERM or SIGHUP: unwind as for Ctrl-C."""
+    """SIGINT, SIGTERM or SIGHUP: unwind, so that nothing half-done is left."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
 
 
-def _terminate(number: int, _: FrameType | None) -> None:
-    raise _TerminatedError(number)
+def _handle_signals() -> None:
+    """The first signal ends the command; what follows must not disturb the cleaning up."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def ignore(_: int, __: FrameType | None) -> None:
+        pass
+
+    def terminate(number: int, _: FrameType | None) -> None:
+        for other in signals:
+            if signal.getsignal(other) is terminate:
+                # Not SIG_IGN, which programs that we run would inherit.
+                signal.signal(other, ignore)
+        raise _TerminatedError(number)
+
+    for number in signals:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
+            signal.signal(number, terminate)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGHUP, _terminate)
+    _handle_signals()
     try:
         result: Any = cli.main(args=arguments, prog_name="sealpoint", standalone_mode=False)
-        sys.stdout.flush()
+        _flush()
         return result if isinstance(result, int) else 0
     except SealpointError as error:
         _print_error(error.message, error.hint)
@@ -95,16 +120,20 @@ def run(arguments: list[str]) -> int:
             error.format_message(), f"see: {context.command_path} --help" if context else None
         )
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort):  # at a prompt
         _print_error("interrupted", None)
         return 130
     except _TerminatedError as error:
-        _print_error("terminated", None)
+        _print_error("interrupted" if error.number == signal.SIGINT else "terminated", None)
         return 128 + error.number
     except BrokenPipeError:
         # Whoever read our standard output has left; not worth a message, but not a success.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except OSError as error:  # for instance standard output on a full disk
+        name = f" ({error.filename})" if error.filename else ""
+        _print_error(f"{error.strerror or type(error).__name__}{name}, in {_where(error)}", None)
+        return SystemEnvironmentError.exit_code
     except Exception as error:
         if os.environ.get("SEALPOINT_DEBUG"):
             raise
@@ -113,6 +142,17 @@ def run(arguments: list[str]) -> int:
             "this is a defect of sealpoint; SEALPOINT_DEBUG=1 shows more",
         )
         return 1
+
+
+def _flush() -> None:
+    if sys.stdout is None:  # closed by the caller
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot write standard output: {error.strerror}") from None
 
 
 def _where(error: BaseException) -> str:
@@ -126,6 +166,7 @@ def _where(error: BaseException) -> str:
 
 
 def _print_error(message: str, hint: str | None) -> None:
-    click.echo(f"sealpoint: {message}", err=True)
+    # Messages quote names, and those may come from a hostile file.
+    click.echo(f"sealpoint: {printable(message)}", err=True)
     if hint:
-        click.echo(f"  hint: {hint}", err=True)
+        click.echo(f"  hint: {printable(hint)}", err=True)

@@ -69,6 +69,8 @@ def command(
         raise UsageError("--kill-after ack is for -o -: a file is durable before the tree ends")
     if kill_after and leave_running:
         raise UsageError("--kill-after and --leave-running contradict each other")
+    if kill_after and "-" in (seal["passphrase_file"], seal["sign_passphrase_file"]):
+        raise UsageError("standard input cannot carry both a passphrase and the acknowledgement")
     if kill_after and sys.stdin.isatty():
         raise UsageError(
             "--kill-after ack waits for the receiver on standard input, which is a terminal"
@@ -111,9 +113,10 @@ def command(
         _print_json(values, err=piped)
         return
     frozen = result.criu.get("frozen_time", 0) / 1e6
+    where = "standard output" if piped else output
+    sizes = f"{options.show_size(result.plain_size)} in {options.show_size(result.file_size)}"
     click.echo(
-        f"process {pid} sealed into {'standard output' if piped else output}: {options.show_size(result.plain_size)} in "
-        f"{options.show_size(result.file_size)}, {result.seconds:.2f} s (frozen {frozen:.2f} s)"
+        f"process {pid} sealed into {where}: {sizes}, {result.seconds:.2f} s (frozen {frozen:.2f} s)"
         f"{', still running' if result.left_running else ''}\ncheckpoint {result.checkpoint_id.hex()}",
         err=piped,
     )

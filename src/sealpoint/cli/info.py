@@ -10,6 +10,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import printable
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.access import Checkpoint
@@ -40,6 +41,7 @@ def command(
       sealpoint info app.sealed
       sealpoint info app.sealed -i keys/identity.key --json
     """
+    options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     from sealpoint.checkpoint.access import Checkpoint
 
@@ -128,16 +130,17 @@ def _print(file: str, values: dict[str, Any]) -> None:
         rows.append(("workload", values["workload"]))
     if values["parent"]:
         rows.append(("parent", values["parent"]["checkpoint"]))
-    for signer in values["signers"] or [{"name": "nobody", "trusted": False}]:
-        rows.append(("signed by", signer["name"] + (" (trusted)" if signer["trusted"] else "")))
-    for recipient in values["recipients"]:
-        rows.append(("sealed to", recipient["name"]))
+    rows += [
+        ("signed by", signer["name"] + (" (trusted)" if signer["trusted"] else ""))
+        for signer in values["signers"] or [{"name": "nobody", "trusted": False}]
+    ]
+    rows += [("sealed to", recipient["name"]) for recipient in values["recipients"]]
     if values["interrupted_rekey"]:
         rows.append(
             ("header", "a rekey was interrupted; finish it with: sealpoint rekey FILE --repair")
         )
     for name, value in rows:
-        click.echo(f"{name:<11} {value}")
+        click.echo(f"{name:<11} {printable(value)}")
     if "objects" in values:
         _print_contents(values)
 
@@ -148,18 +151,13 @@ def _print_contents(values: dict[str, Any]) -> None:
         for task in values["processes"]:
             memory = options.show_size(int(task["memory"]))
             click.echo(
-                f"{task['pid']:>8} {task['parent']:>8} {memory:>12}  {_printable(task['command'])}"
+                f"{task['pid']:>8} {task['parent']:>8} {memory:>12}  {printable(task['command'])}"
             )
     click.echo(f"\n{'SIZE':>12}  {'ROLE':<9} OBJECT")
     for item in values["objects"]:
         size = options.show_size(item["size"])
-        click.echo(f"{size:>12}  {item['role']:<9} {_printable(item['name'])}")
+        click.echo(f"{size:>12}  {item['role']:<9} {printable(item['name'])}")
     hidden = values["memory_objects"] - sum(o["role"] == "memory" for o in values["objects"])
     if hidden:
         size = options.show_size(values["memory_size"])
         click.echo(f"{size:>12}  {'memory':<9} ({hidden} objects that this identity cannot open)")
-
-
-def _printable(text: str) -> str:
-    # Names come from the checkpoint: no control characters reach the terminal.
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sealpoint.cli import options
+from sealpoint.errors import UsageError
 from sealpoint.format import strictjson
 
 
@@ -39,6 +40,8 @@ def command(
     """
     from sealpoint.keys import generate
 
+    if signer and kind != "hybrid":
+        raise UsageError("--kind is for identities: a signer is always an Ed25519 key")
     secret = None
     if ask or passphrase_file:
         secret = options.Passphrases(passphrase_file).get("New passphrase", confirm=True)

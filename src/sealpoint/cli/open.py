@@ -46,6 +46,7 @@ def command(
       sealpoint open checkpoint.sealed -o checkpoint.tar -i keys/identity.key --trust keys/signer.pub
       sealpoint open app.sealed -o images -i keys/identity.key --trust keys/signer.pub --only 'core-*'
     """
+    options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     options.protect()
     from sealpoint.checkpoint import extract
@@ -63,7 +64,7 @@ def command(
         if extract.is_archive_name(output):
             extract.extract_tar(opened, entries, output, bar, force=force)
         else:
-            extract.extract_directory(opened, entries, output, bar, force=force)
+            extract.extract_directory(opened, entries, output, bar, force=force, source=file)
     size = sum(e.size for e in entries)
     if not opened.has_memory:
         options.warn("this identity opens metadata only: memory objects were left out")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from sealpoint.cli.printable import printable
 from sealpoint.config import Config
 from sealpoint.errors import UsageError
 from sealpoint.format.constants import Suite
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from sealpoint.keys import Identity, Recipient, TrustPolicy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-PASSPHRASE: Final = "passphrase"  # the literal that asks for a passphrase in place of a key
+PASSPHRASE: Final = "passphrase"  # noqa: S105 - the literal that asks for a passphrase in place of a key
 _MAX_PASSPHRASE: Final = 4096
 
 
@@ -130,37 +132,58 @@ seal_options = stack(
 
 
 class Passphrases:
-    """Passphrases from a file or a prompt, asked at most once each."""
+    """Passphrases from a file or a prompt: each prompt is shown once, a file has one passphrase."""
 
     def __init__(self, path: str | None) -> None:
         self._path = path
-        self._known: bytes | None = None
+        self._known: dict[str, bytes] = {}
 
     def get(self, prompt: str = "Passphrase", *, confirm: bool = False) -> bytes:
         """Raises UsageError where there is neither a file nor a terminal."""
-        if self._known is None:
-            self._known = self._read() if self._path else _ask(prompt, confirm=confirm)
-            if not self._known:
+        key = "" if self._path else prompt
+        if key not in self._known:
+            value = self._read(self._path) if self._path else _ask(prompt, confirm=confirm)
+            if not value:
                 raise UsageError("the passphrase is empty")
-        return self._known
+            self._known[key] = value
+        return self._known[key]
 
-    def _read(self) -> bytes:
+    @staticmethod
+    def _read(path: str) -> bytes:
         try:
-            if self._path == "-":
-                data = sys.stdin.buffer.readline(_MAX_PASSPHRASE)
+            if path == "-":
+                if sys.stdin is None:
+                    raise UsageError("there is no standard input to read the passphrase from")
+                data = sys.stdin.buffer.readline(_MAX_PASSPHRASE + 1)
             else:
-                with open(self._path or "", "rb") as file:
-                    data = file.readline(_MAX_PASSPHRASE)
+                with open(path, "rb") as file:
+                    data = file.readline(_MAX_PASSPHRASE + 1)
         except OSError as error:
-            raise UsageError(f"passphrase file {self._path}: {error.strerror}") from None
+            raise UsageError(f"passphrase file {path}: {error.strerror}") from None
+        if len(data) > _MAX_PASSPHRASE:
+            raise UsageError(f"the passphrase is longer than {_MAX_PASSPHRASE} bytes")
         return data.rstrip(b"\r\n")
 
 
 def _ask(prompt: str, *, confirm: bool) -> bytes:
-    if not os.path.exists("/dev/tty") or not sys.stderr.isatty():
-        raise UsageError("a passphrase is needed", hint="give --passphrase-file")
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY))
+    except OSError:
+        raise UsageError(
+            "a passphrase is needed, and there is no terminal to ask for it",
+            hint="give --passphrase-file (or --sign-passphrase-file for a signing key)",
+        ) from None
     value: str = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True)
-    return value.encode()
+    return value.encode(errors="surrogateescape")
+
+
+def check_standard_input(file: str, passphrase_file: str | None) -> None:
+    """Raises UsageError if both the checkpoint and the passphrase are to come from standard input."""
+    if file == passphrase_file == "-":
+        raise UsageError(
+            "standard input cannot carry both the checkpoint and the passphrase",
+            hint="put the passphrase into a file: --passphrase-file F",
+        )
 
 
 def load_recipients(
@@ -244,9 +267,7 @@ def load_identities(
     return [
         keys.passphrase_identity(passphrases.get())
         if name == PASSPHRASE
-        else keys.load_identity(
-            name, passphrase=lambda n=name: passphrases.get(f"Passphrase of {n}")
-        )  # type: ignore[misc]
+        else keys.load_identity(name, passphrase=partial(passphrases.get, f"Passphrase of {name}"))
         for name in chosen
     ]
 
@@ -259,17 +280,26 @@ def trust_policy(
     allow_expired: bool,
     names_only: bool = False,
 ) -> TrustPolicy:
-    """Whom to believe: the options, else the configuration."""
+    """Whom to believe: the options, else the configuration.
+
+    names_only: where neither names anybody, find out who signed instead of refusing.
+    """
     from sealpoint import keys
 
     chosen = list(trust) or list(config.trust)
+    names_only = names_only and not names_trust(trust, config)
     return keys.load_trust(
         chosen,
         ca_bundles=() if trust else config.signer_authorities,
         allow_unsigned=allow_unsigned,
         allow_expired=allow_expired,
-        names_only=names_only and not chosen,
+        names_only=names_only,
     )
+
+
+def names_trust(trust: Sequence[str], config: Config) -> bool:
+    """Whether the options or the configuration say whom to believe."""
+    return bool(trust or config.trust or config.signer_authorities)
 
 
 def warn_permissions(paths: Sequence[str]) -> None:
@@ -283,7 +313,7 @@ def warn_permissions(paths: Sequence[str]) -> None:
 
 def warn(message: str) -> None:
     """A warning on standard error."""
-    click.echo(f"sealpoint: warning: {message}", err=True)
+    click.echo(f"sealpoint: warning: {printable(message)}", err=True)
 
 
 def suite(label: str | None, config: Config) -> Suite:

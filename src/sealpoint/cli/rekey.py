@@ -79,8 +79,9 @@ def command(
         policy=options.trust_policy(
             trust,
             config,
-            allow_unsigned=allow_unsigned or not trust,
-            allow_expired=allow_expired or not trust,
+            # Without a policy it is about the own file: who cannot unlock it cannot change its header.
+            allow_unsigned=allow_unsigned or not options.names_trust(trust, config),
+            allow_expired=allow_expired or not options.names_trust(trust, config),
         ),
         add=options.load_recipients(add, passphrases, config, allow_expired=False),
         add_metadata=options.load_recipients(
@@ -92,6 +93,11 @@ def command(
     if not request.identities:
         raise UsageError("no identity given", hint="name one with -i, or in config.toml")
     result = rekey(file, request)
+    if result.other_signer:
+        options.warn(
+            "the header is now signed by another key than the contents: "
+            "who opens the file has to trust both signers"
+        )
     if as_json:
         recipients = [
             {"name": describe_stanza(s), "fingerprint": s.fingerprint.hex()} for s in result.stanzas

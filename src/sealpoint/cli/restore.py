@@ -54,6 +54,7 @@ def command(
       sealpoint restore app.sealed -i keys/identity.key --trust keys/signer.pub --detach
       ssh HOST cat app.sealed | sealpoint restore - -i identity.key --trust signer.pub
     """
+    options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     options.protect()
     from sealpoint.checkpoint.access import Checkpoint, require_trust

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.errors import UsageError
 
 
 @click.command()
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH|-")
 @click.option(
     "-o",
     "--output",
@@ -25,12 +27,14 @@ from sealpoint.cli import options
 def command(path: str, output: str, *, as_json: bool, **seal: Any) -> None:
     """Seal an existing image directory or engine archive (tar, tar.gz or tar.zst, recognised by content).
 
-    PATH itself stays as it is: in the clear, until you remove it.
+    With - an archive is read from standard input. PATH itself stays as it is: in the clear, until you remove it.
 
     \b
     Example:
       sealpoint seal checkpoint.tar.zst -o checkpoint.sealed -r keys/recipient.pub --sign keys/signer.key
     """
+    options.check_standard_input(path, seal["passphrase_file"])
+    options.check_standard_input(path, seal["sign_passphrase_file"])
     config = configuration.load()
     options.protect()
     from sealpoint.checkpoint.seal import seal as run
@@ -38,9 +42,13 @@ def command(path: str, output: str, *, as_json: bool, **seal: Any) -> None:
     from sealpoint.cli.dump import sealing
     from sealpoint.store.output import open_output
 
+    if os.path.isdir(path) and _inside(output, path):
+        raise UsageError(f"{output} would lie in the directory that is to be sealed")
     prepared = sealing(config, seal)
     with open_output(output, force=seal["force"]) as out, Bar(f"sealing {path}") as bar:
         result = run(path, out, report=bar, **prepared)
+    for key in result.ignored:
+        options.warn(f"the archive's {key} headers were not kept")
     piped = output == "-"
     if as_json:
         values = {
@@ -58,3 +66,10 @@ def command(path: str, output: str, *, as_json: bool, **seal: Any) -> None:
             f"checkpoint {result.checkpoint_id.hex()}",
             err=piped,
         )
+
+
+def _inside(output: str, directory: str) -> bool:
+    if output == "-":
+        return False
+    top = os.path.realpath(directory)
+    return os.path.commonpath([top, os.path.realpath(os.path.dirname(output) or ".")]) == top

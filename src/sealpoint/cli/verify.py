@@ -8,6 +8,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import printable
 from sealpoint.errors import NoTrustedSignerGivenError
 
 
@@ -35,6 +36,7 @@ def command(
     Example:
       sealpoint verify app.sealed --trust keys/signer.pub
     """
+    options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     from sealpoint.checkpoint.access import Checkpoint
     from sealpoint.checkpoint.progress import Progress
@@ -81,10 +83,16 @@ def command(
     else:
         click.echo(f"{file}: intact: {depth}")
         for signer in signers:
-            click.echo(f"signed by {signer['name']}{' (trusted)' if signer['trusted'] else ''}")
+            trusted = " (trusted)" if signer["trusted"] else ""
+            click.echo(f"signed by {printable(str(signer['name']))}{trusted}, key {signer['key']}")
+        if not signers:
+            click.echo("signed by nobody")
     if authentic.interrupted:
         options.warn("a rekey was interrupted; finish it with: sealpoint rekey FILE --repair")
     if not any(s.trusted for s in checkpoint.signers) and not allow_unsigned:
         raise NoTrustedSignerGivenError(
-            "intact, but no trusted signer was given", hint="say whom to believe with --trust"
+            "intact, but no trusted signer was given"
+            if signers
+            else "intact, but nobody signed it: whoever can write the file could have made it",
+            hint="say whom to believe with --trust" if signers else None,
         )
