@@ -1,0 +1,161 @@
+"""`python -m bench`: measure dump and restore. `python -m bench micro`: the sealing and reading code alone."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import machine, report, small, tools, tree
+from bench.measure import BenchError
+from bench.plot import draw
+from bench.rounds import Arena, Table, running
+from bench.tools import Tools, say
+from bench.variants import Sealpoint, Variant, usable
+from bench.workloads import KINDS, MIB, why_not
+
+HERE = Path(__file__).resolve().parent
+MEMORY = Path("/dev/shm")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure sealpoint against stock CRIU. `python -m bench micro --help`: without CRIU.",
+    )
+    add = parser.add_argument
+    add("--rounds", type=int, help="counted rounds (default 5; one more is discarded)")
+    add("--size", type=int, metavar="MIB", help="of the random memory (default 1024)")
+    add("--quick", action="store_true", help="64 MiB and 2 rounds: to see that it works")
+    add("--only", choices=("tmpfs", "disk"), help="only this target")
+    add("--workload", action="append", choices=tuple(KINDS), help="only this one; repeatable")
+    add(
+        "--variant",
+        action="append",
+        default=[],
+        help="only this one, sealpoint and stock; repeatable",
+    )
+    add("--disk", type=Path, metavar="DIR", help="a directory on the disk to measure")
+    add("--output", type=Path, metavar="DIR", help="where results go (a whole run: bench/results)")
+    add("--no-install", action="store_true", help="do not install tools to compare with")
+    options = parser.parse_args(arguments)
+    whole = not (
+        options.quick or options.only or options.workload or options.variant or options.size
+    )
+    options.rounds = options.rounds or (2 if options.quick else 5)
+    options.size = (options.size or (64 if options.quick else 1024)) * MIB
+    options.workload = options.workload or list(KINDS)
+    # A partial run must not replace the results that are committed.
+    partial = HERE.parent / "build" / "bench"
+    options.output = options.output or (HERE / "results" if whole else partial)
+    return options
+
+
+def check_space(options: argparse.Namespace, variants: Sequence[Variant]) -> None:
+    """A restore keeps the dumps of all variants at once, in memory. Raises BenchError."""
+    inputs = len({v.input_of for v in variants if v.restores})
+    needed = (inputs + 3) * options.size
+    free = {"memory": machine.available_memory(), str(MEMORY): shutil.disk_usage(MEMORY).free}
+    if options.only != "tmpfs":
+        free["the disk"] = shutil.disk_usage(options.disk or HERE).free
+    for where, size in free.items():
+        if size < needed:
+            raise BenchError(
+                f"{needed // MIB} MiB of {where} are needed, {size // MIB} are free: use a smaller --size"
+            )
+
+
+def measure_all(
+    options: argparse.Namespace,
+    instruments: Tools,
+    variants: Sequence[Variant],
+    places: dict[str, Path],
+) -> tuple[list[Table], dict[str, Any], dict[str, str]]:
+    """Tables, small figures by target, and which workloads were skipped and why."""
+    tables: list[Table] = []
+    figures: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    for kind in options.workload:
+        if reason := why_not(kind):
+            skipped[KINDS[kind]] = reason
+            continue
+        for target, directory in places.items():
+            with contextlib.ExitStack() as stack:
+                scratch = Path(stack.enter_context(_temporary(MEMORY)))
+                arena = Arena(instruments, variants, scratch=scratch, target=directory, name=target)
+                workload = stack.enter_context(running(kind, options.size, scratch / "workload"))
+                tables.append(arena.dumps(workload, options.rounds))
+                if kind == "random":
+                    figures[target] = small_figures(arena, workload, options)
+                tables.append(arena.restores(workload, options.rounds))
+    return tables, figures, skipped
+
+
+def small_figures(arena: Arena, workload: Any, options: argparse.Namespace) -> dict[str, Any]:
+    variant = next(v for v in arena.dumping if v.name == Sealpoint.name)
+    place = arena.make(variant, workload)
+    try:
+        return small.figures(arena.tools, place.sealed, arena.scratch, 2 * options.rounds)
+    finally:
+        place.clear()
+
+
+def _temporary(directory: Path) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="sealpoint-bench-", dir=directory)
+
+
+def main(arguments: Sequence[str]) -> int:
+    if arguments and arguments[0] == "micro":
+        from bench import micro
+
+        return micro.main(arguments[1:])
+    options = parse(arguments)
+    os.umask(0o077)
+    tree.become_subreaper()
+    if not options.no_install:
+        tools.install_missing()
+    with contextlib.ExitStack() as stack:
+        keys = Path(stack.enter_context(_temporary(MEMORY)))
+        instruments = Tools.prepare(keys / "keys")
+        stack.callback(instruments.close)
+        variants, skipped = usable(instruments, options.variant)
+        check_space(options, variants)
+        places: dict[str, Path] = {}
+        if options.only != "disk":
+            places["tmpfs"] = Path(stack.enter_context(_temporary(MEMORY)))
+        if options.only != "tmpfs":
+            disk = options.disk or HERE / "work"
+            disk.mkdir(parents=True, exist_ok=True)
+            places["disk"] = Path(stack.enter_context(_temporary(disk)))
+            if machine.file_system(places["disk"]) in ("tmpfs", "ramfs"):
+                raise BenchError(f"{disk} is not on a disk: name a directory with --disk")
+        about = {
+            "rounds": options.rounds,
+            "size_mib": options.size // MIB,
+            "machine": machine.facts(instruments, places),
+        }
+        tables, figures, more = measure_all(options, instruments, variants, places)
+    skipped |= more
+    data = report.results(tables, figures, about, skipped)
+    written = report.markdown(tables, figures, about, skipped, "latest.svg")
+    report.write(options.output, data, written, draw(tables))
+    print(report.text(tables, figures, skipped))
+    say(f"written to {options.output}: latest.json, latest.md, latest.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BenchError as error:
+        say(f"bench: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say("bench: interrupted")
+        sys.exit(130)

@@ -1,0 +1,89 @@
+"""A process to be dumped: `victim.py KIND SIZE DIRECTORY`, started by bench.workloads with `python -I -S`.
+
+`random` holds SIZE bytes of random data in one private anonymous mapping, and little besides. `heap` holds what a
+Python service holds: many small records of dicts, lists and strings, about SIZE bytes of them.
+
+Writes DIRECTORY/ready when it is complete. Upon SIGUSR1 it checks its memory and writes "ok" or "BAD" into
+DIRECTORY/answer. Otherwise it sleeps, so that it costs no CPU time of its own while it is measured.
+"""
+
+import mmap
+import os
+import random
+import signal
+import sys
+import zlib
+
+PIECE = 1 << 20
+WORDS = [
+    "session", "customer", "invoice", "delivery", "warehouse", "pending", "approved", "refund",
+    "basket", "catalogue", "address", "shipping", "express", "standard", "returned", "archive",
+    "analytics", "campaign", "newsletter", "subscription", "monthly", "yearly", "trial", "support",
+]  # fmt: skip
+RECORD_BYTES = 1800  # what one record takes on CPython 3.11, measured
+
+
+class RandomMemory:
+    def __init__(self, size: int) -> None:
+        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with open("/dev/urandom", "rb", buffering=0) as source, memoryview(self.map) as view:
+            at = 0
+            while at < size:
+                at += source.readinto(view[at : at + PIECE])
+
+    def checksum(self) -> int:
+        value = 0
+        with memoryview(self.map) as view:
+            for at in range(0, len(view), PIECE):
+                value = zlib.crc32(view[at : at + PIECE], value)
+        return value
+
+
+class Heap:
+    def __init__(self, size: int) -> None:
+        dice = random.Random(20240917)  # the same heap in every run
+        self.records = {}
+        for number in range(size // RECORD_BYTES):
+            self.records[f"order-{number:08d}"] = self.record(dice, number)
+
+    def record(self, dice: random.Random, number: int) -> dict[str, object]:
+        token = f"{dice.getrandbits(256):064x}"
+        return {
+            "id": number + 10_000_000,
+            "token": token,
+            "state": dice.choice(WORDS),
+            "mail": f"{dice.choice(WORDS)}.{dice.choice(WORDS)}{number}@example.com",
+            "note": " ".join(dice.choices(WORDS, k=16)),
+            "total": dice.random() * 500,
+            "lines": [
+                {"sku": f"{dice.choice(WORDS)}-{dice.getrandbits(24):06x}", "count": count}
+                for count in range(3)
+            ],
+        }
+
+    def checksum(self) -> int:
+        value = 0
+        for key, record in self.records.items():
+            value = zlib.crc32(f"{key}{record['token']}{record['note']}".encode(), value)
+        return value
+
+
+def main() -> None:
+    kind, size, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    memory = RandomMemory(size) if kind == "random" else Heap(size)
+    expected = memory.checksum()
+
+    def answer(*_: object) -> None:
+        good = memory.checksum() == expected
+        with open(f"{directory}/answer.new", "w") as file:
+            file.write("ok" if good else "BAD")
+        os.rename(f"{directory}/answer.new", f"{directory}/answer")
+
+    signal.signal(signal.SIGUSR1, answer)
+    with open(f"{directory}/ready", "w"):
+        pass
+    while True:
+        signal.pause()
+
+
+main()
