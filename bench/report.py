@@ -28,8 +28,8 @@ PEAK_TARGET = 150.0
 # One note a line.
 NOTES = """\
 Medians; in brackets the least and the most of all rounds. Ratios are medians of the ratios within the rounds, to \
-stock CRIU at the same target. Every round runs every variant once, beginning with another one each time; a first round is \
-discarded, and in it each restored process verified its memory.
+stock CRIU at the same target. Every round runs every variant once, beginning with another one each time; a first \
+round is discarded, and in it each restored process verified its memory.
 All dumps leave the process running (--leave-running), so all variants dump the same process; what a dump wrote is \
 removed before the next. Restores read files that are in the page cache. Frozen: CRIU's own figure.
 CPU: user and system time of the command, of all it ran, and of the dumped or restored process meanwhile.
