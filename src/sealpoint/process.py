@@ -6,9 +6,14 @@ import ctypes
 import os
 import resource
 import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
 
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
+Handler = Callable[[int, FrameType | None], object]
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
@@ -38,6 +43,54 @@ def _swap_in_use() -> bool:
             return len(file.readlines()) > 1
     except OSError:
         return False
+
+
+class DeferredSignals:
+    """Context manager in which SIGINT, SIGTERM and SIGHUP wait until `check` is called.
+
+    Their handlers raise, and that must not happen between starting a process and knowing of it, or amid the cleaning
+    up.  fd: becomes readable when one came.  One that came too late for a `check` is dropped.  Only where the main
+    thread has handlers for them; elsewhere it changes nothing.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._handlers: dict[int, Handler] = {}
+        self._came: tuple[int, FrameType | None] | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in self._SIGNALS:
+                handler = signal.getsignal(number)
+                if callable(handler):  # neither ignored nor left to the kernel
+                    self._handlers[number] = handler
+                    signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._came is None:
+            self._came = (number, frame)
+            os.eventfd_write(self.fd, 1)
+
+    def check(self) -> None:
+        """Call the handler of what came, which raises."""
+        if self._came is not None:
+            number, frame = self._came
+            self._handlers[number](number, frame)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._handlers.items():
+            # The handler itself may have set another one meanwhile, for what follows.
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, handler)
+        os.close(self.fd)
 
 
 def become_subreaper() -> None:

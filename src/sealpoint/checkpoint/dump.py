@@ -8,10 +8,13 @@ makes CRIU undo the dump, and the tree runs on.
 from __future__ import annotations
 
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from sealpoint import process
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture import Capture, as_sealpoint_error
 from sealpoint.checkpoint.progress import Progress, Report, silent
@@ -63,6 +66,8 @@ class DumpResult:
 
 def check_process(pid: int) -> None:
     """Raises UsageError, SystemEnvironmentError."""
+    if pid <= 0:  # to kill(2) a group, or everybody
+        raise UsageError(f"there is no process {pid}")
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -81,6 +86,7 @@ class Dump:
         self._out = out
         self._origin_digest: bytes | None = None
         self._error: BaseException | None = None
+        self._acknowledged: queue.SimpleQueue[bool | BaseException] = queue.SimpleQueue()
 
     def run(self, report: Report = silent) -> DumpResult:
         """Raises SealpointError; the tree then runs on and nothing is left under the output's name."""
@@ -96,7 +102,8 @@ class Dump:
             with PrivateDir() as directory:
                 capture = Capture(directory.path, builder)
                 try:
-                    criu = self._run_criu(directory, capture, builder, writer, report)
+                    with process.DeferredSignals() as signals:
+                        criu = self._capture(directory, capture, builder, writer, report, signals)
                 finally:
                     capture.close()
                 stats = criu.stats("dump")
@@ -117,6 +124,24 @@ class Dump:
             criu=stats,
         )
 
+    def _capture(
+        self,
+        directory: PrivateDir,
+        capture: Capture,
+        builder: CheckpointBuilder,
+        writer: SealedWriter,
+        report: Report,
+        signals: process.DeferredSignals,
+    ) -> CriuRun:
+        try:
+            return self._run_criu(directory, capture, builder, writer, report, signals)
+        except BaseException as error:
+            # Only now, when the gate's thread has ended, is it certain whether the file got its name.
+            kept = self._out.mark_failed()
+            if kept and isinstance(error, SealpointError):
+                error.hint = f"the sealed file was kept as {kept}"
+            raise
+
     def _run_criu(
         self,
         directory: PrivateDir,
@@ -124,6 +149,7 @@ class Dump:
         builder: CheckpointBuilder,
         writer: SealedWriter,
         report: Report,
+        signals: process.DeferredSignals,
     ) -> CriuRun:
         request = self._request
 
@@ -131,45 +157,71 @@ class Dump:
             try:
                 capture.wait_complete()
                 self._origin_digest = builder.finish(workload=request.workload)
+                if capture.error is not None:  # given up meanwhile
+                    return False
                 self._out.commit()
-                if request.acknowledge is None:
-                    return True
-                return request.acknowledge(writer.preamble.checkpoint_id, self._origin_digest)
+                return self._await_acknowledgement(writer.preamble.checkpoint_id)
             except BaseException as error:  # noqa: BLE001 - reported by the main thread
                 self._error = error
                 capture.fail(error)
                 return False
 
+        arguments = ["-t", str(request.pid)]
+        if request.leave_running:
+            arguments.append("--leave-running")
         with Gate(directory.path, "post-dump", commit) as gate:
             criu = CriuRun(request.criu, directory, gate)
-            arguments = ["-t", str(request.pid)]
-            if request.leave_running:
-                arguments.append("--leave-running")
-            criu.start("dump", arguments, request.options)
-            schema.warm_up()  # while CRIU starts: it takes longer until it freezes the tree
+            if request.criu_log:
+                criu.keep_log(request.criu_log)
             try:
-                code = self._wait(criu, builder, report)
+                criu.start("dump", arguments, request.options)
+                schema.warm_up()  # while CRIU starts: it takes longer until it freezes the tree
+                code = self._wait(criu, builder, report, signals)
             except BaseException as error:
-                capture.fail(error)
-                self._stop(criu)
-                self._undo()
-                raise
+                # If the answer was yes already, it is too late to give up: the tree is about to end.
+                if gate.refuse() or criu.wait() != 0:
+                    self._give_up(criu, capture, error)
+                    raise
+                return criu
             finally:
-                if request.criu_log:
-                    criu.save_log(request.criu_log)
+                criu.save_log()
             if code == 0 and gate.passed:
                 return criu
-            failed = self._undo()
+            gate.refuse()
             cause = self._error or capture.error
+            failure = criu.failure("dump", code) if code else _no_gate()
+            self._give_up(criu, capture, failure)
             if cause is not None and not _is_echo(cause):
                 raise as_sealpoint_error(cause)
-            failure = criu.failure("dump", code) if code else _no_gate()
-            if failed:
-                failure.hint = f"the sealed file was kept as {failed}"
             raise failure
 
-    def _wait(self, criu: CriuRun, builder: CheckpointBuilder, report: Report) -> int:
-        while (code := criu.wait(_POLL)) is None:
+    def _await_acknowledgement(self, checkpoint_id: bytes) -> bool:
+        """True where none is asked for.  The wait is a thread's: here it ends when the dump is given up, too."""
+        acknowledge, origin_digest = self._request.acknowledge, self._origin_digest
+        if acknowledge is None or origin_digest is None:
+            return True
+
+        def ask() -> None:
+            try:
+                self._acknowledged.put(acknowledge(checkpoint_id, origin_digest))
+            except BaseException as error:  # noqa: BLE001 - raised below
+                self._acknowledged.put(error)
+
+        threading.Thread(target=ask, name="acknowledge", daemon=True).start()
+        answer = self._acknowledged.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _wait(
+        self,
+        criu: CriuRun,
+        builder: CheckpointBuilder,
+        report: Report,
+        signals: process.DeferredSignals,
+    ) -> int:
+        while (code := criu.wait(_POLL, signals.fd)) is None:
+            signals.check()
             pipeline = builder.pipeline
             report(
                 Progress(
@@ -180,13 +232,13 @@ class Dump:
             )
         return code
 
-    def _undo(self) -> str | None:
-        return self._out.mark_failed()
-
-    @staticmethod
-    def _stop(criu: CriuRun) -> None:
-        # CRIU sees its pipes closed, lets the tree run on and ends by itself.
-        criu.stop(_GIVE_UP)
+    def _give_up(self, criu: CriuRun, capture: Capture, error: BaseException) -> None:
+        """End every wait, so that CRIU sees its pipes closed, lets the tree run on and ends by itself."""
+        self._acknowledged.put(error)
+        capture.fail(error)
+        self._out.cancel()
+        if criu.process is not None:
+            criu.stop(_GIVE_UP)
 
 
 def _is_echo(error: BaseException) -> bool:

@@ -93,9 +93,7 @@ class Restore:
         first = next(schema.records(data, "pstree_entry", "pstree.img"), None)
         return int(first.pid) if first is not None else 0
 
-    def _run_criu(
-        self, directory: PrivateDir, serve: Serve, report: Report
-    ) -> tuple[int, CriuRun]:
+    def _run_criu(self, directory: PrivateDir, serve: Serve, report: Report) -> tuple[int, CriuRun]:
         request = self._request
 
         def approve() -> bool:
@@ -111,23 +109,28 @@ class Restore:
 
         process.become_subreaper()
         before = set(process.children(os.getpid()))
-        with Gate(directory.path, "post-restore", approve) as gate:
+        arguments = ["--restore-detached"] if request.detach else []
+        with (
+            Gate(directory.path, "post-restore", approve) as gate,
+            process.DeferredSignals() as signals,
+        ):
             # A tree restored in the foreground shares our terminal and its signals, as with plain CRIU.
             criu = CriuRun(request.criu, directory, gate, own_group=request.detach)
-            arguments = ["--restore-detached"] if request.detach else []
-            criu.start("restore", arguments, request.options)
-            schema.warm_up()  # while CRIU works
+            if request.criu_log:
+                criu.keep_log(request.criu_log)
             try:
-                code = self._wait(criu, serve, gate, report)
+                criu.start("restore", arguments, request.options)
+                schema.warm_up()  # while CRIU works
+                code = self._wait(criu, serve, gate, report, signals)
             except BaseException as error:
-                if not gate.passed:
+                if gate.refuse():  # else the tree runs already
                     serve.fail(error)
-                    self._stop(criu)
+                    if criu.process is not None:
+                        criu.stop(_GIVE_UP)
                     process.kill_descendants(before)
                 raise
             finally:
-                if request.criu_log:
-                    criu.save_log(request.criu_log)
+                criu.save_log()
             if gate.passed and (code == 0 or not request.detach):
                 return code, criu
             process.kill_descendants(before)
@@ -136,15 +139,20 @@ class Restore:
                 raise as_sealpoint_error(cause)
             raise criu.failure("restore", code) if code else _no_gate()
 
-    def _wait(self, criu: CriuRun, serve: Serve, gate: Gate, report: Report) -> int:
+    def _wait(
+        self,
+        criu: CriuRun,
+        serve: Serve,
+        gate: Gate,
+        report: Report,
+        signals: process.DeferredSignals,
+    ) -> int:
         total = sum(e.size for e in self._checkpoint.entries.values())
-        while (code := criu.wait(None if gate.passed else _POLL)) is None:
+        while (code := criu.wait(None if gate.passed else _POLL, signals.fd)) is None:
+            if not (gate.passed and self._request.detach):  # else it is too late
+                signals.check()
             report(Progress(serve.served, total))
         return code
-
-    @staticmethod
-    def _stop(criu: CriuRun) -> None:
-        criu.stop(_GIVE_UP)
 
 
 def as_sealpoint_error(error: BaseException) -> SealpointError:

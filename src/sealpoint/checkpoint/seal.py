@@ -43,6 +43,7 @@ def seal(
         digest = builder.finish(properties=sealed.properties)
         out.commit()
     except BaseException as error:
+        out.cancel()  # a reader who does not read must not keep us
         builder.abort(error)
         raise
     return SealResult(

@@ -62,13 +62,17 @@ class Serve:
         """At post-restore, when CRIU has read all that it wants.  Raises what speaks against running the tree."""
         for sender in list(self._senders):
             sender.join()
-        if self._error is not None:
-            raise self._error
+        self._raise()
         scratch = Scratch()
         for name in sorted(self._unverified):
             for piece in self._checkpoint.read(self._checkpoint.entry(name), scratch):
+                self._raise()
                 self.served += len(piece)
         self._unverified.clear()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def fail(self, error: BaseException) -> None:
         """Remember the first error and cut CRIU off."""
@@ -167,6 +171,7 @@ class Serve:
         try:
             for _ in range(stream_.chunks):
                 data = filled.get()
+                self._raise()  # no use in serving a restore that will be refused
                 if isinstance(data, BaseException):
                     raise data
                 ring.send(data[:left])

@@ -6,6 +6,7 @@ filters the other actions out before it starts an interpreter.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import socket
@@ -25,13 +26,16 @@ Decide = Callable[[], bool]
 class Gate:
     """Serves one action of one CRIU run, in a thread.  `decide` returns True to let CRIU go on.
 
-    script: the path for `--action-script`.
+    script: the path for `--action-script`.  passed: whether the answer was yes.
     """
 
     def __init__(self, directory: str, action: str, decide: Decide) -> None:
         self.action = action
         self.passed = False
         self._decide = decide
+        self._lock = threading.Lock()
+        self._refused = False
+        self._asking: socket.socket | None = None
         self._path = f"{directory}/{_SOCKET}"
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(self._path)
@@ -73,11 +77,29 @@ class Gate:
                 self._answer(connection)
 
     def _answer(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._asking = connection
         try:
             asked = connection.recv(64)
             if asked != self.action.encode() + b"\n" or self.passed or not self._decide():
                 return
-            self.passed = True
-            connection.sendall(hook.YES)
+            with self._lock:
+                if not self._refused:
+                    self.passed = True
+                    connection.sendall(hook.YES)
         except OSError:
             self.passed = False
+        finally:
+            with self._lock:
+                self._asking = None
+
+    def refuse(self) -> bool:
+        """Answer no, now and from now on, whatever `decide` would say.  False if the answer was yes already."""
+        with self._lock:
+            if self.passed:
+                return False
+            self._refused = True
+            if self._asking is not None:
+                with contextlib.suppress(OSError):  # the hook has gone
+                    self._asking.shutdown(socket.SHUT_RDWR)
+            return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -67,6 +68,7 @@ class CriuRun:
     gate: Gate
     own_group: bool = True
     process: subprocess.Popen[bytes] | None = None
+    _log_fd: int | None = None
     _pidfd: int | None = None
     # What CRIU says before it opens its log: wrong options, for instance.
     _early: int = field(default_factory=lambda: os.memfd_create("criu-output", os.MFD_CLOEXEC))
@@ -89,17 +91,20 @@ class CriuRun:
             raise SystemEnvironmentError(f"cannot run {self.criu.path}: {error.strerror}") from None
         self._pidfd = os.pidfd_open(self.process.pid)
 
-    def wait(self, seconds: float | None = None) -> int | None:
-        """CRIU's exit status (negative: killed by that signal), or None if it still runs after `seconds`.
+    def wait(self, seconds: float | None = None, wake: int | None = None) -> int | None:
+        """CRIU's exit status (negative: killed by that signal), or None if it still runs.
+
+        None comes after `seconds`, or when the descriptor `wake` becomes readable.
 
         Popen.wait with a timeout polls and notices the end up to 50 ms late; a pidfd tells at once.
         """
         assert self.process is not None and self._pidfd is not None  # noqa: PT018 - started
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
-        if not poll.poll(None if seconds is None else seconds * 1000):
-            return None
-        return self.process.wait()
+        if wake is not None:
+            poll.register(wake, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
+        return self.process.wait() if self._pidfd in ready else None
 
     def stop(self, patience: float) -> None:
         """After its pipes were closed: CRIU undoes what it did and ends by itself; only if it does not, kill it."""
@@ -112,11 +117,24 @@ class CriuRun:
         early = os.pread(self._early, 65536, 0).decode(errors="replace")
         return early + self.directory.read_text(_LOG)
 
-    def save_log(self, path: str) -> None:
-        """Write CRIU's log to `path`, 0600.  It holds names, paths and addresses, no memory."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w") as file:
+    def keep_log(self, path: str) -> None:
+        """Where `save_log` will write CRIU's log, 0600.  It holds names, paths and addresses, no memory.
+
+        Raises SystemEnvironmentError: in the end it would be too late, the dumped tree is gone then.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            self._log_fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
+
+    def save_log(self) -> None:
+        """Write the log if it is to be kept.  A full disk cuts it short: it is no reason to fail."""
+        if self._log_fd is None:
+            return
+        with contextlib.suppress(OSError), os.fdopen(self._log_fd, "w") as file:
             file.write(self.log())
+        self._log_fd = None
 
     def stats(self, name: str) -> dict[str, int]:
         """CRIU's own statistics ("dump" or "restore"): microseconds and page counts.  Empty if there are none."""

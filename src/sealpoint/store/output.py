@@ -11,6 +11,8 @@ import ctypes
 import errno
 import os
 import select
+import socket
+import stat
 from types import TracebackType
 from typing import Self
 
@@ -23,14 +25,17 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)  # FAT and some networ
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
-def write_all(fd: int, buffers: list[Buffer], what: str) -> None:
-    """writev until everything is written.  Raises SystemEnvironmentError."""
+def write_all(fd: int, buffers: list[Buffer], what: str, wake: int | None = None) -> None:
+    """writev until everything is written.  Raises SystemEnvironmentError.
+
+    wake: if this descriptor becomes readable while a non-blocking `fd` takes nothing more, give up.
+    """
     views = [memoryview(b) for b in buffers]
     while views:
         try:
             done = os.writev(fd, views)
         except BlockingIOError:
-            select.select([], [fd], [])
+            _wait_writable(fd, what, wake)
             continue
         except OSError as error:
             raise _write_error(error, what) from None
@@ -38,6 +43,15 @@ def write_all(fd: int, buffers: list[Buffer], what: str) -> None:
             done -= len(views.pop(0))
         if views and done:
             views[0] = views[0][done:]
+
+
+def _wait_writable(fd: int, what: str, wake: int | None) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if wake is not None:
+        poll.register(wake, select.POLLIN)
+    if any(ready == wake for ready, _ in poll.poll()):
+        raise SystemEnvironmentError(f"writing {what} was given up")
 
 
 def _write_error(error: OSError, what: str) -> SystemEnvironmentError:
@@ -101,11 +115,11 @@ class OutputFile:
         try:
             os.fsync(self.fd)
             self._name()
-            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+                _sync_directory(self._directory)
+            except OSError:
+                os.unlink(self.path)  # not durable, so it must not be taken for a checkpoint
+                raise
         except FileExistsError:
             raise UsageError(f"{self.path} exists", hint="remove it or use --force") from None
         except OSError as error:
@@ -143,6 +157,9 @@ class OutputFile:
             os.link(source, target, src_dir_fd=directory, follow_symlinks=True)
         finally:
             os.close(directory)
+
+    def cancel(self) -> None:
+        """From another thread: end a `write` that waits.  Writing to a file waits for nobody."""
 
     def mark_failed(self) -> str | None:
         """After a commit that turned out wrong: rename to `.failed`, which no reader takes by mistake."""
@@ -184,17 +201,30 @@ class OutputPipe:
                 "the output is binary: not written to a terminal",
                 hint="redirect it or use -o FILE",
             )
-        self._fd = fd
+        self._standard = fd
         self._name = name
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._fd = _own_description(fd)
         self.committed = False
 
     def write(self, *buffers: Buffer) -> None:
         """Send."""
-        write_all(self._fd, list(buffers), self._name)
+        write_all(self._fd, list(buffers), self._name, self._wake)
 
     def commit(self) -> None:
-        """Everything was handed over."""
+        """Everything was handed over: the reader sees the end, although this process goes on."""
+        self._let_go()
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, self._standard)
+        os.close(null)
         self.committed = True
+
+    def cancel(self) -> None:
+        """From another thread: end a `write` that waits for a reader who does not read."""
+        os.eventfd_write(self._wake, 1)
+        if stat.S_ISSOCK(os.fstat(self._standard).st_mode):
+            with socket.socket(fileno=os.dup(self._standard)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
 
     def mark_failed(self) -> str | None:
         """What was sent cannot be called back."""
@@ -202,6 +232,13 @@ class OutputPipe:
 
     def close(self) -> None:
         """The descriptor stays the caller's."""
+        self._let_go()
+        os.close(self._wake)
+
+    def _let_go(self) -> None:
+        if self._fd != self._standard:
+            os.close(self._fd)
+            self._fd = self._standard
 
     def __enter__(self) -> Self:
         return self
@@ -215,12 +252,31 @@ class OutputPipe:
         self.close()
 
 
+def _own_description(fd: int) -> int:
+    """A pipe opened anew, non-blocking: only a writer who does not block can be told to give up.
+
+    The caller's own description may be shared with other processes, so it stays as it is.
+    """
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        with contextlib.suppress(OSError):  # not permitted: then as good as it goes
+            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return fd
+
+
 Target = OutputFile | OutputPipe
 
 
 def open_output(path: str, *, force: bool = False) -> Target:
     """A path, or "-" for standard output."""
     return OutputPipe(1) if path == "-" else OutputFile(path, force=force)
+
+
+def _sync_directory(path: str) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _create_error(error: OSError, path: str) -> SystemEnvironmentError:
