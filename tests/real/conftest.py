@@ -7,6 +7,7 @@ fail instead, so that a run that ought to have a CRIU cannot pass without one.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-import harness  # noqa: E402
+import harness
+import sealed
 
 StartWorkload = Callable[..., harness.Workload]
 
@@ -82,3 +84,28 @@ def ram_dir() -> Iterator[Path]:
     """A directory in memory: plain images do not belong on a disk, not even in tests."""
     with harness.ram_directory() as directory:
         yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> sealed.Keys:
+    """An identity, a signer, and others of each kind in directories of their own (`keys.path("p256/...")`)."""
+    directory = tmp_path_factory.mktemp("keys")
+    kinds = ("x25519", "p256", "x509-rsa", "x509-ec")
+    commands = [[str(directory)], [str(directory), "--signer"], [str(directory / "other")]]
+    commands += [[str(directory / "other"), "--signer"]]
+    commands += [[str(directory / kind), "--kind", kind] for kind in kinds]
+    for command in commands:
+        subprocess.run([*sealed.SEALPOINT, "keygen", *command], check=True, stdout=subprocess.PIPE)
+    return sealed.Keys(directory)
+
+
+@pytest.fixture
+def sealpoint(tmp_path: Path, criu: Path) -> Iterator[sealed.Sealpoint]:
+    """The command. After the test nothing may be left of what it started or wrote where nobody asked."""
+    command = sealed.Sealpoint(tmp_path / "sealpoint", criu)
+    try:
+        yield command
+        command.settle()
+        assert command.left() == []
+    finally:
+        command.close()

@@ -26,12 +26,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOADS = ROOT / "tests" / "workloads"
 
 sys.path.insert(0, str(WORKLOADS))
-from workload_ask import NoAnswerError, ask, get_link  # noqa: E402
+from workload_ask import NoAnswerError, ask, get_link
 
 __all__ = [
     "NEEDLE_NAMES",
@@ -309,7 +310,7 @@ class FileWatcher:
         self._skip_devices = {os.stat(path).st_dev for path in ("/proc", "/sys")}
         self.traced = False
 
-    def __enter__(self) -> FileWatcher:
+    def __enter__(self) -> Self:
         self._before = dict(self._snapshot())
         if self._want_trace:
             try:
