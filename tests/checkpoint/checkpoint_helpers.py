@@ -103,9 +103,9 @@ def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, **values
     return info, data
 
 
-def make_tar(*members, format=tarfile.PAX_FORMAT, **options) -> bytes:
+def make_tar(*members, format_=tarfile.PAX_FORMAT, **options) -> bytes:
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=format, **options) as tar:
+    with tarfile.open(fileobj=out, mode="w", format=format_, **options) as tar:
         for info, data in members:
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue()

@@ -38,8 +38,8 @@ def write(*members: tuple[tar.Member, bytes]) -> bytes:
     return b"".join(parts) + tar.END
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_reads_what_tarfile_writes(format):
+@pytest.mark.parametrize("format_", FORMATS)
+def test_reads_what_tarfile_writes(format_):
     data = make_tar(
         member("a", b"contents", mode=0o4755, uid=7, gid=8, uname="root", gname="adm", mtime=99),
         member("d", kind=tarfile.DIRTYPE),
@@ -48,7 +48,7 @@ def test_reads_what_tarfile_writes(format):
         member("null", kind=tarfile.CHRTYPE, devmajor=1, devminor=3),
         member("sda", kind=tarfile.BLKTYPE, devmajor=8, devminor=0),
         member("pipe", kind=tarfile.FIFOTYPE),
-        format=format,
+        format_=format_,
     )
     found = read(data)
     assert found["a"] == (
@@ -69,13 +69,13 @@ def test_reads_what_tarfile_writes(format):
     assert (found["null"][0].major, found["null"][0].minor) == (1, 3)
 
 
-@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_reads_long_names_links_and_large_numbers(format):
+@pytest.mark.parametrize("format_", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_reads_long_names_links_and_large_numbers(format_):
     name, link = "d/" * 100 + "n" * 200, "t" * 3000
     data = make_tar(
         member(name, b"x", uid=2**31, gid=2**31 + 1, mtime=2**34),
         member("s", kind=tarfile.SYMTYPE, linkname=link),
-        format=format,
+        format_=format_,
     )
     found = read(data)
     assert found[name][0].uid == 2**31
@@ -85,7 +85,7 @@ def test_reads_long_names_links_and_large_numbers(format):
 
 def test_a_ustar_prefix_belongs_to_the_name():
     name = "p" * 90 + "/" + "n" * 90
-    assert list(read(make_tar(member(name), format=tarfile.USTAR_FORMAT))) == [name]
+    assert list(read(make_tar(member(name), format_=tarfile.USTAR_FORMAT))) == [name]
 
 
 def test_times_are_exact_to_the_nanosecond():
@@ -120,7 +120,7 @@ def test_headers_that_are_not_kept_are_named():
 
 
 def test_an_old_tar_marks_directories_by_a_slash():
-    data = bytearray(make_tar(member("d", kind=b"\0"), format=tarfile.USTAR_FORMAT))
+    data = bytearray(make_tar(member("d", kind=b"\0"), format_=tarfile.USTAR_FORMAT))
     data[1:2], data[257:265], data[148:156] = b"/", bytes(8), b" " * 8
     data[148:156] = b"%06o\0 " % sum(data[:512])
     assert read(bytes(data))["d/"][0].kind == "directory"
@@ -130,10 +130,10 @@ def test_reads_what_gnu_tar_writes(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / ("n" * 150)).write_bytes(b"long")
     (tmp_path / "l").symlink_to("d")
-    for format in ("v7", "ustar", "gnu", "pax"):
-        skip = ["--exclude=nn*"] if format in ("v7", "ustar") else []
+    for format_ in ("v7", "ustar", "gnu", "pax"):
+        skip = ["--exclude=nn*"] if format_ in ("v7", "ustar") else []
         done = subprocess.run(
-            ["tar", "-C", tmp_path, f"--format={format}", *skip, "-cf", "-", "."],
+            ["tar", "-C", tmp_path, f"--format={format_}", *skip, "-cf", "-", "."],
             capture_output=True,
             check=True,
         )
@@ -191,12 +191,12 @@ def test_a_device_number_that_no_archive_holds_is_refused():
         tar.encode(tar.Member("c", "character", major=2**40))
 
 
-GOOD = make_tar(member("a", b"1" * 600), member("b", b"2" * 600), format=tarfile.USTAR_FORMAT)
+GOOD = make_tar(member("a", b"1" * 600), member("b", b"2" * 600), format_=tarfile.USTAR_FORMAT)
 
 
 @pytest.mark.parametrize("size", [*range(0, 4096, 100), 512, 1024, 1536, 2048, 3072, 4096 - 512])
 def test_every_truncation_is_noticed(size):
-    with pytest.raises(FileError, match="cut short|damaged"):
+    with pytest.raises(FileError, match=r"cut short|damaged"):
         read(GOOD[:size])
 
 
@@ -220,7 +220,7 @@ def test_a_lone_zero_block_is_no_end():
 
 @pytest.mark.parametrize("kind", [b"S", b"V", b"M", b"D", b"Z"])
 def test_other_kinds_of_members_are_refused(kind):
-    data = bytearray(make_tar(member("a"), format=tarfile.USTAR_FORMAT))
+    data = bytearray(make_tar(member("a"), format_=tarfile.USTAR_FORMAT))
     data[156:157], data[148:156] = kind, b" " * 8
     data[148:156] = b"%06o\0 " % sum(data[:512])
     with pytest.raises(FileError, match="cannot be sealed"):
@@ -232,9 +232,9 @@ def test_sparse_members_of_gnu_tar_are_refused(tmp_path):
         file.truncate(1 << 20)
         file.seek(1 << 19)
         file.write(b"x")
-    for format in ("gnu", "pax"):
+    for format_ in ("gnu", "pax"):
         done = subprocess.run(
-            ["tar", "-C", tmp_path, f"--format={format}", "--sparse", "-cf", "-", "hole"],
+            ["tar", "-C", tmp_path, f"--format={format_}", "--sparse", "-cf", "-", "hole"],
             capture_output=True,
             check=True,
         )
@@ -318,7 +318,7 @@ SAMPLE = make_tar(
     member("a" * 120, b"1" * 600, uname="é"),
     member("d", kind=tarfile.DIRTYPE, pax_headers={"SCHILY.xattr.user.a": "b"}),
     member("d/l", kind=tarfile.SYMTYPE, linkname="x" * 120),
-) + make_tar(member("g" * 120, b"2"), format=tarfile.GNU_FORMAT)
+) + make_tar(member("g" * 120, b"2"), format_=tarfile.GNU_FORMAT)
 
 
 @settings(max_examples=300, deadline=None)
