@@ -346,7 +346,7 @@ def test_a_kill_between_any_two_writes_loses_nobody(keys, others, third, file, p
     for number in range(1, 10):
         shutil.copy(start, file)
         options = {"add": [third.recipient], "remove": [others.fingerprint]}
-        died = killed_at(file, number, part, lambda options=options: change(keys, file, **options))  # noqa: PT017
+        died = killed_at(file, number, part, lambda options=options: change(keys, file, **options))
         assert parts(file)[3] == before[3]
         try:
             who = [can_open(k, file, keys.policy) for k in (keys, others, third)]

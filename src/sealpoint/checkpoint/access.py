@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from sealpoint.errors import IdentityError, PolicyError, UsageError
+from sealpoint.errors import FileError, IdentityError, PolicyError, UsageError
 from sealpoint.format import dsse
 from sealpoint.format.constants import ENVELOPE_TYPE, Roots, StanzaKind
 from sealpoint.format.derive import RootKeys
@@ -26,6 +26,7 @@ from sealpoint.keys import (
     VerifiedSignature,
 )
 from sealpoint.keys.base import KIND_NAMES
+from sealpoint.keys.load import in_file
 from sealpoint.store.source import open_source
 
 
@@ -130,6 +131,9 @@ class Checkpoint:
         fd = open_source(path, spool=spool, progress=progress)
         try:
             authentic, signers = authenticate(fd, policy, repair=repair)
+        except (FileError, PolicyError) as error:
+            os.close(fd)
+            raise in_file(error, "standard input" if path == "-" else path) from None
         except BaseException:
             os.close(fd)
             raise

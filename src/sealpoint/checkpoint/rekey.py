@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sealpoint.checkpoint.access import authenticate, unwrap_with, wrap_stanzas
-from sealpoint.errors import IdentityError, SystemEnvironmentError, UsageError
+from sealpoint.errors import (
+    FileError,
+    IdentityError,
+    PolicyError,
+    SystemEnvironmentError,
+    UsageError,
+)
 from sealpoint.format.constants import Roots, StanzaKind
 from sealpoint.format.preamble import Preamble
 from sealpoint.format.reader import AuthenticFile
@@ -20,6 +26,7 @@ from sealpoint.format.slot import Slot, encode_slot, make_slot
 from sealpoint.format.stanza import Stanza
 from sealpoint.format.writer import Signing, sign_slot
 from sealpoint.keys import Identity, Recipient, TrustPolicy
+from sealpoint.keys.load import in_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,8 @@ def rekey(path: str, request: RekeyRequest) -> RekeyResult:
         except OSError:
             raise SystemEnvironmentError(f"{path} is being rekeyed by another process") from None
         return _rekey(fd, request, changes=changes)
+    except (FileError, PolicyError) as error:
+        raise in_file(error, path) from None
     finally:
         os.close(fd)
 

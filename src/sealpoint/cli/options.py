@@ -246,14 +246,13 @@ def signing(
         )
     passphrases = Passphrases(passphrase_path)
     chain = certificate or (config.signer_certificate if not signer else "")
-    warn_permissions([path])
-    return signing_by(
-        keys.load_signer(
-            path,
-            passphrase=lambda: passphrases.get(f"Passphrase of {path}"),
-            certificate=chain or None,
-        )
+    loaded = keys.load_signer(
+        path,
+        passphrase=partial(passphrases.get, f"Passphrase of {path}"),
+        certificate=chain or None,
     )
+    warn_permissions([path])
+    return signing_by(loaded)
 
 
 def load_identities(
@@ -263,13 +262,14 @@ def load_identities(
     from sealpoint import keys
 
     chosen = list(names) or list(config.identities)
-    warn_permissions([n for n in chosen if n != PASSPHRASE])
-    return [
+    loaded = [
         keys.passphrase_identity(passphrases.get())
         if name == PASSPHRASE
         else keys.load_identity(name, passphrase=partial(passphrases.get, f"Passphrase of {name}"))
         for name in chosen
     ]
+    warn_permissions([n for n in chosen if n != PASSPHRASE])
+    return loaded
 
 
 def trust_policy(

@@ -31,7 +31,8 @@ from sealpoint.errors import UsageError
     "--remove",
     multiple=True,
     metavar="FINGERPRINT|FILE",
-    help="Who shall no longer open it: a recipient file, or 8 or more digits of a fingerprint. Repeatable.",
+    help='Who shall no longer open it: a recipient file, "passphrase", or 8 or more digits of a fingerprint. '
+    "Repeatable.",
 )
 @click.option("--repair", is_flag=True, help="Finish or undo a rekey that was interrupted.")
 @options.json_option
@@ -114,7 +115,15 @@ def command(
 def _fingerprint(text: str) -> str:
     from sealpoint import keys
 
-    if not os.path.exists(text) and re.fullmatch(r"[0-9a-f]{8,64}", text):
-        return text
+    if text == options.PASSPHRASE:
+        return bytes(32).hex()
+    if not os.path.exists(text):
+        if re.fullmatch(r"[0-9a-fA-F]{8,64}", text):
+            return text.lower()
+        if not text.startswith("sealpoint-"):
+            raise UsageError(
+                f"--remove {text}: no such file, and not 8 or more digits of a fingerprint",
+                hint="sealpoint info FILE --json shows the fingerprints",
+            )
     policy = keys.CertificatePolicy(allow_expired=True)  # an expired recipient must be removable
     return keys.load_recipient(text, policy=policy).fingerprint.hex()
