@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, Final
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from sealpoint import __version__
 from sealpoint.cli.printable import printable
@@ -27,6 +28,9 @@ _COMMANDS: Final = {
     "rekey": "Change who can open a sealed file.",
     "completion": "Print a shell completion script.",
 }
+
+
+_READER_LEFT: Final = 128 + signal.SIGPIPE
 
 
 class _Commands(click.Group):
@@ -129,7 +133,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         # Whoever read our standard output has left; not worth a message, but not a success.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+        return _READER_LEFT
+    except SystemExit as error:  # click's own: the same, or completion is done
+        left = isinstance(sys.stdout, PacifyFlushWrapper)
+        return _READER_LEFT if left else int(error.code or 0)
     except OSError as error:  # for instance standard output on a full disk
         name = f" ({error.filename})" if error.filename else ""
         _print_error(f"{error.strerror or type(error).__name__}{name}, in {_where(error)}", None)

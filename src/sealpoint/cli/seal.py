@@ -31,7 +31,7 @@ def command(path: str, output: str, *, as_json: bool, **seal: Any) -> None:
 
     \b
     Example:
-      sealpoint seal checkpoint.tar.zst -o checkpoint.sealed -r keys/recipient.pub --sign keys/signer.key
+      sealpoint seal app.tar.zst -o app.sealed -r keys/recipient.pub --sign keys/signer.key
     """
     options.check_standard_input(path, seal["passphrase_file"])
     options.check_standard_input(path, seal["sign_passphrase_file"])
