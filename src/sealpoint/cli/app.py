@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any, Final
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from sealpoint import __version__
 from sealpoint.cli.printable import printable
@@ -135,7 +134,7 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _READER_LEFT
     except SystemExit as error:  # click's own: the same, or completion is done
-        left = isinstance(sys.stdout, PacifyFlushWrapper)
+        left = error.code == 1 and "_SEALPOINT_COMPLETE" not in os.environ
         return _READER_LEFT if left else int(error.code or 0)
     except OSError as error:  # for instance standard output on a full disk
         name = f" ({error.filename})" if error.filename else ""
