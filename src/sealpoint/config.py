@@ -64,8 +64,12 @@ def paths() -> list[str]:
 
 def load() -> Config:
     """Both files, as far as they exist.  Raises UsageError."""
+    return _load(paths())
+
+
+def _load(files: list[str]) -> Config:
     config = Config()
-    for path in paths():
+    for path in files:
         try:
             with open(path, "rb") as file:
                 data = file.read(_MAX_SIZE + 1)
@@ -77,6 +81,11 @@ def load() -> Config:
             raise UsageError(f"{path}: larger than {_MAX_SIZE} bytes")
         config = replace(config, **parse(data, path))
     return config
+
+
+def load_system() -> Config:
+    """The system's file alone, as a service uses it.  Raises UsageError."""
+    return _load([SYSTEM_PATH])
 
 
 def parse(data: bytes, path: str) -> dict[str, Any]:

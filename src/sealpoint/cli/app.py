@@ -25,6 +25,8 @@ _COMMANDS: Final = {
     "verify": "Check that a sealed file is intact and who signed it.",
     "info": "Show what a sealed file says of itself.",
     "rekey": "Change who can open a sealed file.",
+    "mount": "Show a sealed file as a directory of plain files.",
+    "umount": "End a mount.",
     "completion": "Print a shell completion script.",
 }
 

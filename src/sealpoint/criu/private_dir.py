@@ -7,39 +7,12 @@ it off any swap device (Linux 6.4; older kernels go without, and `swap_warning` 
 
 from __future__ import annotations
 
-import ctypes
 import os
 from types import TracebackType
 from typing import Self
 
+from sealpoint.criu import mounts
 from sealpoint.errors import SystemEnvironmentError
-
-_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the same on every architecture since Linux 5.2
-_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
-_SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
-
-
-def _syscall(number: int, *args: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result: int = libc.syscall(number, *args)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
-
-
-def _detached_tmpfs() -> int:
-    context = _syscall(_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)
-    try:
-        _syscall(_FSCONFIG, context, _SET_STRING, b"mode", b"0700", 0)
-        try:
-            _syscall(_FSCONFIG, context, _SET_FLAG, b"noswap", None, 0)
-        except OSError:
-            pass  # before Linux 6.4
-        _syscall(_FSCONFIG, context, _CMD_CREATE, None, None, 0)
-        return _syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
-    finally:
-        os.close(context)
 
 
 class PrivateDir:
@@ -48,7 +21,9 @@ class PrivateDir:
     def __init__(self) -> None:
         """Raises SystemEnvironmentError where the process may not mount."""
         try:
-            self.fd = _detached_tmpfs()
+            self.fd = mounts.detached(
+                "tmpfs", {"mode": "0700"}, optional_flags=("noswap",), executable=True
+            )
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot make a private directory in memory: {error.strerror}",

@@ -40,6 +40,29 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("restore_time", 4, "uint32"),
         ("pages_restored", 5, "uint64"),
     ),
+    # rpc.proto, as far as the drop-in looks into it; all other fields pass as they are
+    "criu_opts": (
+        ("images_dir_fd", 1, "int32"),
+        ("images_dir", 68, "string"),
+        ("leave_running", 3, "bool"),
+        ("ps", 11, "criu_page_server_info"),
+        ("notify_scripts", 12, "bool"),
+        ("parent_img", 14, "string"),
+        ("auto_dedup", 16, "bool"),
+        ("work_dir_fd", 17, "int32"),
+        ("lazy_pages", 48, "bool"),
+        ("status_fd", 49, "int32"),
+        ("pidfd_store_sk", 62, "int32"),
+    ),
+    "criu_page_server_info": (("fd", 4, "int32"),),
+    "criu_req": (("type", 1, "int32"), ("opts", 2, "criu_opts"), ("notify_success", 3, "bool")),
+    "criu_notify": (("script", 1, "string"), ("pid", 2, "int32")),
+    "criu_resp": (
+        ("type", 1, "int32"),
+        ("success", 2, "bool"),
+        ("notify", 5, "criu_notify"),
+        ("cr_errmsg", 9, "string"),
+    ),
     "stats_entry": (("dump", 1, "dump_stats_entry"), ("restore", 2, "restore_stats_entry")),
 }
 

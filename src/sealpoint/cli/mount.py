@@ -1,0 +1,106 @@
+"""`sealpoint mount`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.errors import SystemEnvironmentError, UsageError
+
+
+@click.command()
+@click.argument("file", metavar="FILE")
+@click.argument("directory", metavar="DIR")
+@options.identity_options
+@options.trust_options
+@click.option(
+    "-f", "--foreground", is_flag=True, help="Serve until unmounted instead of returning."
+)
+def command(
+    file: str,
+    directory: str,
+    *,
+    identities: tuple[str, ...],
+    passphrase_file: str | None,
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    foreground: bool,
+) -> None:
+    """Show a sealed file's objects as plain read-only files in DIR, for crit, gdb, checkpointctl or stock CRIU.
+
+    Everything is verified before the directory appears, and again as it is read. Nothing is written to a disk; only
+    root can look into DIR. End it with: sealpoint umount DIR
+
+    \b
+    Example:
+      sealpoint mount app.sealed /mnt -i keys/identity.key --trust keys/signer.pub
+    """
+    config = configuration.load()
+    options.protect()
+    from sealpoint.checkpoint.access import Checkpoint, require_trust
+    from sealpoint.checkpoint.progress import Progress
+    from sealpoint.checkpoint.view import View
+    from sealpoint.cli.bar import Bar
+    from sealpoint.criu.fuse import FuseServer
+
+    if not os.path.isdir(directory):
+        raise UsageError(f"{directory} is not a directory")
+    policy = options.trust_policy(
+        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    )
+    require_trust(policy)
+    keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
+    with Checkpoint.open(file, policy) as checkpoint, Bar(f"verifying {file}") as bar:
+        opened = checkpoint.unlock(keys)
+        done, total = 0, checkpoint.authentic.origin.frames_size
+
+        def progress(size: int) -> None:
+            nonlocal done
+            done += size
+            bar(Progress(done, total))
+
+        opened.verify_all(progress)
+        if not opened.has_memory:
+            options.warn("this identity opens metadata only: memory objects are not shown")
+        ready = _go_to_background() if not foreground else (lambda: None)
+        server = FuseServer(View(opened), read_only=True)
+        try:
+            server.attach(directory)
+        except OSError as error:
+            server.close()
+            raise SystemEnvironmentError(f"cannot mount on {directory}: {error.strerror}") from None
+        ready()
+        server.close()  # returns when it was unmounted
+
+
+def _go_to_background() -> Callable[[], None]:
+    """Continue in a child of its own session; the parent returns to the shell when the child says that it is ready.
+
+    Forked before any thread exists.  If the child fails, the parent ends with the child's exit code.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        if os.read(reader, 1):
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        os._exit(os.waitstatus_to_exitcode(status) or 1)
+    os.close(reader)
+    os.setsid()
+
+    def ready() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        os.chdir("/")
+        os.write(writer, b"1")
+        os.close(writer)
+
+    return ready

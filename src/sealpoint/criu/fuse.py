@@ -1,0 +1,339 @@
+"""The kernel's FUSE protocol, as far as CRIU and readers of images use it (linux/fuse.h, version 7.31).
+
+Spoken directly rather than through a library: no daemon of somebody else's holds plaintext, the mount can stay detached
+(reachable by descriptor only, gone with its server, even after kill -9), and requests of a megabyte are handed on
+without a copy.  docs/adr has the measurement.  Out of scope: what the files are (`Filesystem`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sealpoint.criu import mounts
+from sealpoint.errors import SystemEnvironmentError
+
+ROOT: Final = 1  # node id of the root directory
+MAX_IO: Final = 1024 * 1024  # bytes of one read or write
+
+_IN = struct.Struct("<IIQQIIIHH")
+_OUT = struct.Struct("<IiQ")
+_ATTR = struct.Struct("<QQQQQQIIIIIIIIII")
+_ENTRY = struct.Struct("<QQQQII")
+_INIT_IN = struct.Struct("<IIII")
+_INIT_OUT = struct.Struct("<IIIIHHIIHHI28x")
+_OPEN_OUT = struct.Struct("<QIi")
+_READ_IN = struct.Struct("<QQII")
+_WRITE_IN = struct.Struct("<QQIIQII")
+_WRITE_OUT = struct.Struct("<II")
+_ATTR_OUT = struct.Struct("<QII")
+_STATFS_OUT = struct.Struct("<QQQQQIIII24x")
+_DIRENT = struct.Struct("<QQII")
+_BUFFER = _IN.size + _WRITE_IN.size + MAX_IO + 4096
+
+_VERSION = (7, 31)
+_MAX_PAGES_FLAG, _BIG_WRITES, _PARALLEL_DIROPS = 1 << 22, 1 << 5, 1 << 18
+_DIRECT_IO = 1  # FOPEN_DIRECT_IO: no second copy of plaintext in the page cache, and large requests
+_SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """One file.  node: its id, 1 is the root; mode with the type bits; size in bytes; mtime in nanoseconds."""
+
+    node: int
+    mode: int
+    size: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+
+    def encode(self) -> bytes:
+        """struct fuse_attr."""
+        seconds, nano = divmod(self.mtime, _SECOND)
+        links = 2 if stat.S_ISDIR(self.mode) else 1
+        blocks = -(-self.size // 512)
+        times = (seconds, seconds, seconds, nano, nano, nano)
+        return _ATTR.pack(
+            self.node, self.size, blocks, *times, self.mode, links, self.uid, self.gid, 0, 4096, 0
+        )
+
+
+class Filesystem:
+    """What a file system does; every method raises OSError, and this base refuses everything.
+
+    Called from several threads.  `handle` is what `open` or `create` returned.
+    """
+
+    def lookup(self, parent: int, name: str) -> Attributes:
+        """The entry `name` of a directory."""
+        raise OSError(errno.ENOENT, "no such file")
+
+    def getattr(self, node: int) -> Attributes:
+        """Attributes of a node."""
+        raise OSError(errno.ENOENT, "no such file")
+
+    def readdir(self, node: int) -> Sequence[tuple[str, Attributes]]:
+        """All entries but . and .. ."""
+        raise OSError(errno.ENOTDIR, "not a directory")
+
+    def readlink(self, node: int) -> bytes:
+        """Target of a symbolic link."""
+        raise OSError(errno.EINVAL, "not a link")
+
+    def open(self, node: int, flags: int) -> int:
+        """A handle."""
+        raise OSError(errno.EACCES, "not to be opened")
+
+    def create(self, parent: int, name: str, flags: int) -> tuple[Attributes, int]:
+        """A new file and its handle."""
+        raise OSError(errno.EROFS, "read-only")
+
+    def read(self, node: int, handle: int, offset: int, size: int) -> Sequence[memoryview | bytes]:
+        """Up to `size` bytes, in pieces; fewer only at the end of the file."""
+        raise OSError(errno.EIO, "not readable")
+
+    def write(self, node: int, handle: int, offset: int, data: memoryview) -> None:
+        """Take all of `data`, which is valid during the call only."""
+        raise OSError(errno.EROFS, "read-only")
+
+    def release(self, node: int, handle: int) -> None:
+        """The last descriptor of an open file was closed."""
+
+    def unlink(self, parent: int, name: str) -> None:
+        """Remove a file."""
+        raise OSError(errno.EROFS, "read-only")
+
+    def symlink(self, parent: int, name: str, target: str) -> Attributes:
+        """Make a symbolic link."""
+        raise OSError(errno.EROFS, "read-only")
+
+
+class FuseServer:
+    """Serves one file system until the mount is gone or `close`.  fd: descriptor of the mount's root directory."""
+
+    def __init__(self, filesystem: Filesystem, *, read_only: bool, threads: int = 2) -> None:
+        """Mounts detached.  Raises SystemEnvironmentError."""
+        self._filesystem = filesystem
+        try:
+            self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise SystemEnvironmentError(
+                f"cannot open /dev/fuse: {error.strerror}",
+                hint="load the kernel module fuse, and run as root",
+            ) from None
+        options = {
+            "source": "sealpoint",
+            "subtype": "sealpoint",
+            "fd": str(self._device),
+            "rootmode": "40000",
+            "user_id": "0",
+            "group_id": "0",
+        }
+        try:
+            self.fd = mounts.detached("fuse", options, read_only=read_only)
+        except OSError as error:
+            os.close(self._device)
+            raise SystemEnvironmentError(
+                f"cannot mount a FUSE file system: {error.strerror}",
+                hint="run as root (CAP_SYS_ADMIN)",
+            ) from None
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"fuse-{n}", daemon=True)
+            for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def path(self) -> str:
+        """The directory, for this process and for root elsewhere."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def attach(self, directory: str) -> None:
+        """Make the mount visible at `directory`; it then lives until it is unmounted there.  Raises OSError."""
+        mounts.attach(self.fd, directory)
+        os.close(self.fd)  # which would keep it busy
+        self.fd = -1
+
+    def wait(self) -> None:
+        """Until the mount is gone."""
+        for thread in self._threads:
+            thread.join()
+
+    def close(self) -> None:
+        """End a detached mount, or let go of one that was unmounted."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self.wait()
+        os.close(self._device)
+
+    def _serve(self) -> None:
+        buffer = memoryview(bytearray(_BUFFER))
+        while True:
+            try:
+                size = os.readv(self._device, [buffer])
+            except OSError as error:
+                if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                    continue
+                return  # ENODEV: unmounted
+            _, opcode, unique, node, *_ = _IN.unpack_from(buffer)
+            try:
+                reply = self._handle(opcode, node, buffer[_IN.size : size])
+            except OSError as error:
+                self._answer(unique, -(error.errno or errno.EIO), [])
+            except Exception:  # noqa: BLE001 - the reader gets EIO, never silence
+                self._answer(unique, -errno.EIO, [])
+            else:
+                if reply is not None:
+                    self._answer(unique, 0, reply)
+
+    def _answer(self, unique: int, code: int, parts: Sequence[memoryview | bytes]) -> None:
+        size = _OUT.size + sum(len(p) for p in parts)
+        try:
+            os.writev(self._device, [_OUT.pack(size, code, unique), *parts])
+        except OSError:
+            pass  # the request was interrupted, or the mount is gone
+
+    def _handle(
+        self, opcode: int, node: int, body: memoryview
+    ) -> Sequence[memoryview | bytes] | None:
+        handler = _HANDLERS.get(opcode)
+        if handler is None:
+            if opcode in _SILENT:
+                return None
+            raise OSError(errno.ENOSYS, "not implemented")
+        return handler(self._filesystem, node, body)
+
+
+def _name(body: memoryview) -> str:
+    return bytes(body).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _entry(attributes: Attributes) -> bytes:
+    # No caching in the kernel: sizes change while CRIU writes.
+    return _ENTRY.pack(attributes.node, 0, 0, 0, 0, 0) + attributes.encode()
+
+
+def _init(_: Filesystem, __: int, body: memoryview) -> list[bytes]:
+    major, minor, readahead, flags = _INIT_IN.unpack_from(body)
+    if major != _VERSION[0] or minor < _VERSION[1]:
+        raise OSError(errno.EPROTO, "kernel too old")
+    wanted = flags & (_MAX_PAGES_FLAG | _BIG_WRITES | _PARALLEL_DIROPS)
+    limits = (16, 12, MAX_IO, 1, MAX_IO // 4096, 0, 0)
+    return [_INIT_OUT.pack(*_VERSION, readahead, wanted, *limits)]
+
+
+def _lookup(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
+    return [_entry(fs.lookup(node, _name(body)))]
+
+
+def _getattr(fs: Filesystem, node: int, _: memoryview) -> list[bytes]:
+    return [_ATTR_OUT.pack(0, 0, 0), fs.getattr(node).encode()]
+
+
+def _readlink(fs: Filesystem, node: int, _: memoryview) -> list[bytes]:
+    return [fs.readlink(node)]
+
+
+def _symlink(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
+    name, target, *_ = bytes(body).split(b"\0")
+    return [_entry(fs.symlink(node, os.fsdecode(name), os.fsdecode(target)))]
+
+
+def _unlink(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
+    fs.unlink(node, _name(body))
+    return []
+
+
+def _open(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
+    (flags,) = struct.unpack_from("<I", body)
+    return [_OPEN_OUT.pack(fs.open(node, flags), _DIRECT_IO, 0)]
+
+
+def _create(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
+    (flags,) = struct.unpack_from("<I", body)
+    attributes, handle = fs.create(node, _name(body[16:]), flags)
+    return [_entry(attributes), _OPEN_OUT.pack(handle, _DIRECT_IO, 0)]
+
+
+def _read(fs: Filesystem, node: int, body: memoryview) -> Sequence[memoryview | bytes]:
+    handle, offset, size, _ = _READ_IN.unpack_from(body)
+    return fs.read(node, handle, offset, min(size, MAX_IO))
+
+
+def _write(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
+    handle, offset, size, *_ = _WRITE_IN.unpack_from(body)
+    data = body[_WRITE_IN.size :]
+    if len(data) != size:
+        raise OSError(errno.EIO, "short write request")
+    fs.write(node, handle, offset, data)
+    return [_WRITE_OUT.pack(size, 0)]
+
+
+def _release(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
+    (handle,) = struct.unpack_from("<Q", body)
+    fs.release(node, handle)
+    return []
+
+
+def _opendir(fs: Filesystem, node: int, _: memoryview) -> list[bytes]:
+    fs.readdir(node)
+    return [_OPEN_OUT.pack(0, 0, 0)]
+
+
+def _readdir(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
+    _, offset, size, _ = _READ_IN.unpack_from(body)
+    parts, total = [], 0
+    own = (".", fs.getattr(node)), ("..", fs.getattr(node))
+    for position, (name, attributes) in enumerate((*own, *fs.readdir(node)), 1):
+        if position <= offset:
+            continue
+        raw = name.encode("utf-8", "surrogateescape")
+        record = _DIRENT.pack(attributes.node, position, len(raw), attributes.mode >> 12) + raw
+        record += bytes(-len(record) % 8)
+        total += len(record)
+        if total > size:
+            break
+        parts.append(record)
+    return parts
+
+
+def _statfs(_: Filesystem, __: int, ___: memoryview) -> list[bytes]:
+    return [_STATFS_OUT.pack(0, 0, 0, 0, 0, 4096, 255, 4096, 0)]
+
+
+def _nothing(_: Filesystem, __: int, ___: memoryview) -> list[bytes]:
+    return []
+
+
+_Handler = Callable[[Filesystem, int, memoryview], "Sequence[memoryview | bytes]"]
+_SILENT: Final = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET have no answer
+_HANDLERS: Final[dict[int, _Handler]] = {
+    1: _lookup,
+    3: _getattr,
+    5: _readlink,
+    6: _symlink,
+    10: _unlink,
+    14: _open,
+    15: _read,
+    16: _write,
+    17: _statfs,
+    18: _release,
+    20: _nothing,  # FSYNC: durable is the sealed file, not its parts
+    25: _nothing,  # FLUSH
+    26: _init,
+    27: _opendir,
+    28: _readdir,
+    29: _nothing,  # RELEASEDIR
+    30: _nothing,  # FSYNCDIR
+    34: _nothing,  # ACCESS: root only
+    35: _create,
+}

@@ -1,0 +1,79 @@
+"""Mounting without a mount point: fsopen, fsconfig, fsmount, move_mount (Linux 5.2)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+_MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432  # the same on every architecture
+_CLOEXEC: Final = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
+_SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
+_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8  # MOUNT_ATTR_*
+_EMPTY_PATH: Final = 4  # MOVE_MOUNT_F_EMPTY_PATH
+_AT_FDCWD: Final = -100
+
+
+def _syscall(number: int, *args: object) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    result: int = libc.syscall(number, *args)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def detached(
+    kind: str,
+    options: dict[str, str],
+    *,
+    optional_flags: tuple[str, ...] = (),
+    read_only: bool = False,
+    executable: bool = False,
+) -> int:
+    """Descriptor of the root of a new mount that no path leads to.  Raises OSError.
+
+    optional_flags: flags that an older kernel may not know and that are then left out.
+    """
+    context = _syscall(_FSOPEN, kind.encode(), _CLOEXEC)
+    try:
+        for name, value in options.items():
+            _syscall(_FSCONFIG, context, _SET_STRING, name.encode(), value.encode(), 0)
+        for flag in optional_flags:
+            try:
+                _syscall(_FSCONFIG, context, _SET_FLAG, flag.encode(), None, 0)
+            except OSError:
+                continue
+        _syscall(_FSCONFIG, context, _CMD_CREATE, None, None, 0)
+        attributes = (
+            _NOSUID | _NODEV | (_RDONLY if read_only else 0) | (0 if executable else _NOEXEC)
+        )
+        return _syscall(_FSMOUNT, context, _CLOEXEC, attributes)
+    finally:
+        os.close(context)
+
+
+def attach(fd: int, directory: str) -> None:
+    """Make a detached mount visible at `directory`.  Raises OSError."""
+    _syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(directory), _EMPTY_PATH)
+
+
+def unmount(directory: str, *, lazy: bool = False) -> None:
+    """Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(directory), 2 if lazy else 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def is_ours(directory: str) -> bool:
+    """Whether a sealpoint mount is the uppermost on `directory`."""
+    wanted = os.path.realpath(directory)
+    kind = ""
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            fields, _, rest = line.partition(" - ")
+            path = fields.split(" ")[4].encode().decode("unicode_escape")
+            if path.encode("latin-1", "replace").decode("utf-8", "replace") == wanted:
+                kind = rest.split(" ")[0]
+    return kind == "fuse.sealpoint"

@@ -1,0 +1,132 @@
+"""Called as `criu`: become the real CRIU, and for `criu swrk FD` leave a helper between it and the engine.
+
+The real CRIU keeps this process's pid, so that everything that the engine knows of its child stays true: exit status,
+standard streams, inherited descriptors, parent of the restored task.  The helper is an orphan that owns the socket pair
+whose other end CRIU gets, because CRIU looks up descriptor numbers of requests in the process that made the pair.
+Out of scope: the command line's dump and restore, which are refused here (use `sealpoint dump`), because passing them
+on would write memory in the clear.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Final, NoReturn
+
+# Commands that write or read images in the clear if they reach the real CRIU.
+_REFUSED: Final = ("dump", "pre-dump", "restore", "page-server", "lazy-pages", "dedup", "service")
+
+
+def run() -> NoReturn:
+    """Never returns."""
+    arguments = sys.argv[1:]
+    try:
+        real = real_criu()
+    except FileNotFoundError:
+        fail(
+            "there is no CRIU beside sealpoint's drop-in; install it, or set criu in /etc/sealpoint/config.toml"
+        )
+    if "swrk" in arguments:
+        number = arguments[arguments.index("swrk") + 1 :]
+        if not number or not number[0].isdigit():
+            fail("usage: criu swrk FD")
+        _interpose(int(number[0]))
+    elif command := next((a for a in arguments if a in _REFUSED), None):
+        fail(
+            f"criu {command} on the command line would write or read plain images; "
+            "use sealpoint dump and sealpoint restore, or call the real CRIU by its path"
+        )
+    os.environ.pop(
+        "CRIU_CONFIG_FILE", None
+    )  # its options would override the ones that lead into the seal
+    try:
+        os.execv(real, ["criu", *arguments])  # noqa: S606 - in this pid, that is the point
+    except OSError as error:
+        fail(f"cannot run {real}: {error.strerror}")
+
+
+def fail(message: str) -> NoReturn:
+    """End as CRIU does when it cannot work."""
+    sys.stderr.write(f"criu (sealpoint): {message}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def real_criu() -> str:
+    """Path of the real CRIU: `criu` in the system's configuration, else the next one in PATH after this executable.
+
+    Raises FileNotFoundError.
+    """
+    from sealpoint import config
+
+    if configured := config.load_system().criu:
+        return configured
+    own = os.path.realpath(sys.argv[0])
+    path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/usr/bin:/sbin"
+    for directory in path.split(":"):
+        candidate = os.path.join(directory or ".", "criu")
+        if os.access(candidate, os.X_OK) and os.path.realpath(candidate) != own:
+            return candidate
+    raise FileNotFoundError("criu")
+
+
+def _interpose(number: int) -> None:
+    """Put the helper between the engine's socket, descriptor `number`, and this process."""
+    ours, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    engine = os.getppid()
+    child = os.fork()
+    if child == 0:
+        # Twice, so that the helper is nobody's child: neither the engine nor CRIU shall wait for it.
+        if os.fork() == 0:
+            ours.close()
+            _helper(number, helpers, engine)
+        os._exit(0)
+    helpers.close()
+    os.waitpid(child, 0)
+    with ours:
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    if not fds:
+        fail("its helper did not start")
+    os.dup2(fds[0], number, inheritable=True)
+    os.close(fds[0])
+
+
+def _helper(number: int, link: socket.socket, engine: int) -> NoReturn:
+    code = 1
+    try:
+        os.setsid()
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        socket.send_fds(link, [b"1"], [far.fileno()])
+        far.close()
+        link.close()
+        keep = sorted({number, near.fileno()})
+        _release_descriptors(keep)
+        from sealpoint.dropin.proxy import Proxy
+
+        Proxy(socket.socket(fileno=number), near, engine).run()
+        code = 0
+    except BaseException as error:  # noqa: BLE001 - there is nobody to raise to
+        _log(f"helper: {type(error).__name__}")
+    finally:
+        os._exit(code)
+
+
+def _release_descriptors(keep: list[int]) -> None:
+    """Let go of the engine's pipes and of everything else that was inherited."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        if fd not in keep:
+            os.dup2(null, fd)
+    low = 3
+    for fd in keep:
+        os.closerange(low, fd)
+        low = max(low, fd + 1)
+    os.closerange(low, os.sysconf("SC_OPEN_MAX") if low < 1 << 16 else low)
+
+
+def _log(message: str) -> None:
+    import syslog
+
+    syslog.openlog("sealpoint", syslog.LOG_PID, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_ERR, message)

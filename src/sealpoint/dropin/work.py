@@ -1,0 +1,154 @@
+"""What the drop-in does for a dump (capture, commit at post-dump) and for a restore (verify, serve, approve)."""
+
+from __future__ import annotations
+
+import os
+
+from sealpoint.checkpoint.access import Checkpoint, require_trust, signing_by, wrap_for
+from sealpoint.checkpoint.builder import CheckpointBuilder
+from sealpoint.checkpoint.capture_fs import CaptureFilesystem
+from sealpoint.checkpoint.restore import check_restorable
+from sealpoint.checkpoint.view import View
+from sealpoint.config import Config
+from sealpoint.criu.fuse import FuseServer
+from sealpoint.criu.roles import is_pages
+from sealpoint.dropin.session import IMAGE
+from sealpoint.errors import CriuError, PolicyError, SealpointError, UsageError
+from sealpoint.format.constants import MAGIC, Suite
+from sealpoint.format.reader import Scratch
+from sealpoint.format.writer import SealedWriter
+from sealpoint.store.output import OutputFile
+
+
+def _path(directory: int) -> str:
+    return f"/proc/self/fd/{directory}/{IMAGE}"
+
+
+def _no_passphrase() -> bytes:
+    raise UsageError(
+        "a key with a passphrase cannot be used by the drop-in: nobody is there to be asked"
+    )
+
+
+class DumpWork:
+    """Seals what CRIU writes; the sealed file appears in the engine's directory before the container may end."""
+
+    def __init__(self, directory: int, config: Config, *, leave_running: bool) -> None:
+        """Raises SealpointError: no recipients, unusable keys, no space, no FUSE."""
+        from sealpoint import keys
+
+        if not config.signer:
+            raise UsageError(
+                "no signer is configured", hint="set signer in /etc/sealpoint/config.toml"
+            )
+        recipients = [keys.load_recipient(r) for r in config.recipients]
+        metadata = [keys.load_recipient(r) for r in config.metadata_recipients]
+        signer = keys.load_signer(
+            config.signer,
+            passphrase=_no_passphrase,
+            certificate=config.signer_certificate or None,
+        )
+        wanted = config.suite or Suite.AES_256_GCM.label
+        suite = next((s for s in Suite if s.label == wanted), Suite.AES_256_GCM)
+        self._leave_running = leave_running
+        self._out = OutputFile(_path(directory))
+        self._builder: CheckpointBuilder | None = None
+        try:
+            writer = SealedWriter(
+                self._out,
+                suite=suite,
+                wrap=wrap_for(recipients, metadata),
+                signing=signing_by(signer),
+            )
+            self._builder = CheckpointBuilder(writer, compression=config.compress or "auto")
+            self._filesystem = CaptureFilesystem(self._builder)
+            self.server = FuseServer(self._filesystem, read_only=False)
+        except BaseException as error:
+            self._abort(error)
+            raise
+
+    def notified(self, script: str) -> None:
+        """At post-dump: complete, durable, named; else an error."""
+        if script != "post-dump" or self._builder is None:
+            return
+        self._filesystem.wait_complete()
+        self._builder.finish()
+        self._out.commit()
+
+    def ended(self, *, success: bool) -> None:
+        """A dump that failed after the commit leaves no file that could be taken for a checkpoint."""
+        if not success:
+            self._out.mark_failed()
+
+    def close(self) -> None:
+        """Whatever is not committed is gone."""
+        if not self._out.committed:
+            self._filesystem.fail(CriuError("the dump ended before it was complete"))
+            self._abort(CriuError("the dump ended before it was complete"))
+        else:
+            self._out.close()
+        self.server.close()
+
+    def _abort(self, error: BaseException) -> None:
+        if self._builder is not None:
+            self._builder.abort(error)
+        self._out.close()
+
+
+class RestoreWork:
+    """Verifies, serves, and approves at post-restore."""
+
+    def __init__(self, directory: int, config: Config) -> None:
+        """Raises SealpointError: not sealed, not trusted, not for us, damaged."""
+        from sealpoint import keys
+
+        _require_sealed(directory)
+        policy = keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
+        require_trust(policy)
+        identities = [keys.load_identity(i, passphrase=_no_passphrase) for i in config.identities]
+        self._checkpoint = Checkpoint.open(_path(directory), policy)
+        try:
+            opened = self._checkpoint.unlock(identities)
+            check_restorable(opened)
+            self._view = View(opened)
+            scratch = Scratch()
+            for entry in opened.entries.values():
+                if not is_pages(entry.name):
+                    for _ in opened.read(entry, scratch):
+                        pass
+            self.server = FuseServer(self._view, read_only=True)
+        except BaseException:
+            os.close(self._checkpoint.fd)
+            raise
+
+    def notified(self, script: str) -> None:
+        """At post-restore, before any restored code runs: everything has verified, asked for or not."""
+        if script != "post-restore":
+            return
+        if self._view.error is not None:
+            raise self._view.error
+        self._view.verify_rest()
+
+    def ended(self, *, success: bool) -> None:
+        """CRIU has undone a failed restore itself."""
+
+    def close(self) -> None:
+        """Let go."""
+        self.server.close()
+        os.close(self._checkpoint.fd)
+
+
+def _require_sealed(directory: int) -> None:
+    try:
+        fd = os.open(_path(directory), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        raise SealpointError(f"the images directory holds no {IMAGE}") from None
+    try:
+        sealed = os.pread(fd, len(MAGIC), 0) == MAGIC
+    finally:
+        os.close(fd)
+    if not sealed:
+        raise PolicyError(
+            "the checkpoint is not sealed: this machine restores sealed checkpoints only",
+            hint="seal it first, or restore it with the real CRIU",
+        )
