@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from bench.workloads import Workload
 # Values of one measured command; not all of them exist for a restore.
 QUANTITIES = ("wall", "cpu", "frozen", "bytes", "peak")
 _READ = 1 << 20
+_SPARE = 256 << 20
 
 
 @dataclass
@@ -98,6 +100,7 @@ class Arena:
         ]
         self.restoring = [v for v in variants if v.restores]
         self.target = target
+        self.memory = 0  # that the workload takes; no command takes more than twice as much, with what it writes
 
     def place(self, variant: Variant) -> Place:
         name = variant.input_of
@@ -116,6 +119,7 @@ class Arena:
 
     def dumps(self, workload: Workload, rounds: int) -> Table:
         """The tree runs on after each dump (--leave-running), so all variants dump the same process."""
+        self.memory = workload.memory
 
         def once(variant: Variant, _: bool) -> dict[str, float]:
             place = self.place(variant)
@@ -140,6 +144,7 @@ class Arena:
         """A dump that is not measured, to do something with it."""
         place = self.place(variant)
         place.clear()
+        self.memory = workload.memory
         self._dump(variant, workload)
         place.clear_stage()
         return place
@@ -175,6 +180,7 @@ class Arena:
                 self.place(variant).clear()
 
     def _run(self, command: list[str], feed: Path | None = None) -> measure.Cost:
+        _touch(2 * self.memory + _SPARE)
         environment = self.tools.environment
         return measure.run(command, environment=environment, scratch=self.scratch, feed=feed)
 
@@ -217,6 +223,12 @@ def _without_peak(name: str, series: Series) -> Series:
     if not name.startswith("sealpoint"):
         series.values.pop("peak", None)
     return series
+
+
+def _touch(size: int) -> None:
+    """Allocate and free memory. A virtual machine gives free pages back to its host, and the first use of one that it
+    has to ask for again costs several times as much: whoever comes first must not pay for those after it."""
+    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def _read(path: Path) -> None:
