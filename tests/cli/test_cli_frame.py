@@ -31,13 +31,13 @@ def test_the_help_lists_every_command_and_every_exit_code(cli):
     result = cli("--help")
     assert result.code == 0
     table = result.out[result.out.index("Exit codes") :]
-    codes = {int(n) for n in re.findall(r"^\s+(\d+)  ", table, re.M)}
+    codes = {int(n) for n in re.findall(r"^\s+(\d+)  ", table, re.MULTILINE)}
     found = {errors.SealpointError}
     for kind in found.copy():
         found |= set(kind.__subclasses__())
     assert codes == {0, 130} | {kind.exit_code for kind in found}
     for command in COMMANDS:
-        assert re.search(rf"^  {command} ", result.out, re.M)
+        assert re.search(rf"^  {command} ", result.out, re.MULTILINE)
 
 
 def test_the_version(cli):
@@ -85,7 +85,9 @@ def test_a_defect_is_one_line_without_a_traceback_or_its_message(cli, sealed, mo
     result = cli("info", sealed)
     assert result.code == 1
     assert "secret" not in result.err
-    assert re.match(r"sealpoint: internal error: \w+ in [\w.]+:\d+\n  hint: .*SEALPOINT_DEBUG", result.err)
+    assert re.match(
+        r"sealpoint: internal error: \w+ in [\w.]+:\d+\n  hint: .*SEALPOINT_DEBUG", result.err
+    )
 
 
 def test_debugging_shows_the_traceback(cli, sealed, monkeypatch):
@@ -130,7 +132,12 @@ def test_standard_output_that_is_full_or_closed_is_no_defect(program, sealed, cl
     os.close(writer)
     assert (result.code, result.err) == (141, "")
     done = subprocess.run(
-        ["sh", "-c", '"$0" -c "from sealpoint.cli import main; main()" info s.sealed >&- 2>&1', sys.executable],
+        [
+            "sh",
+            "-c",
+            '"$0" -c "from sealpoint.cli import main; main()" info s.sealed >&- 2>&1',
+            sys.executable,
+        ],
         capture_output=True,
         text=True,
     )
@@ -203,7 +210,17 @@ def test_ctrl_c_while_starting_is_no_traceback():
     assert (done.returncode, done.stderr) == (130, b"")
 
 
-HEAVY = {"cryptography", "google", "rich", "lz4", "zstandard", "blake3", "json", "tarfile", "tomllib"}
+HEAVY = {
+    "cryptography",
+    "google",
+    "rich",
+    "lz4",
+    "zstandard",
+    "blake3",
+    "json",
+    "tarfile",
+    "tomllib",
+}
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["info", "--help"], ["x"]])
