@@ -27,7 +27,9 @@ from sealpoint.keys import (
 )
 from sealpoint.keys.base import KIND_NAMES
 from sealpoint.keys.load import in_file
-from sealpoint.store.source import open_source
+from sealpoint.store.source import lock, open_source, unlock
+
+_REKEY = 5.0  # seconds that a reader waits for a rekey of the file to end
 
 
 def wrap_for(
@@ -130,7 +132,9 @@ class Checkpoint:
         """`path` may be "-".  Raises FileError, PolicyError, UsageError."""
         fd = open_source(path, spool=spool, progress=progress)
         try:
+            lock(fd, exclusive=False, patience=_REKEY)
             authentic, signers = authenticate(fd, policy, repair=repair)
+            unlock(fd)
         except (FileError, PolicyError) as error:
             os.close(fd)
             raise in_file(error, "standard input" if path == "-" else path) from None

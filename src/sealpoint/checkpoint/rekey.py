@@ -6,7 +6,6 @@ old one is zeroed.  Out of scope: taking back what a removed recipient could rea
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,9 @@ from sealpoint.format.stanza import Stanza
 from sealpoint.format.writer import Signing, sign_slot
 from sealpoint.keys import Identity, Recipient, TrustPolicy
 from sealpoint.keys.load import in_file
+from sealpoint.store.source import lock
+
+_READERS = 1.0  # seconds to wait for those who read the header
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,8 @@ def rekey(path: str, request: RekeyRequest) -> RekeyResult:
     except OSError as error:
         raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SystemEnvironmentError(f"{path} is being rekeyed by another process") from None
+        if not lock(fd, exclusive=True, patience=_READERS):
+            raise SystemEnvironmentError(f"{path} is being rekeyed by another process")
         return _rekey(fd, request, changes=changes)
     except (FileError, PolicyError) as error:
         raise in_file(error, path) from None

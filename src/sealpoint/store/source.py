@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
@@ -51,6 +52,35 @@ def _from_stdin(spool: str | None, progress: Callable[[int], None]) -> int:
     if stat.S_ISREG(os.fstat(0).st_mode):
         return os.dup(0)
     return hold(0, spool, progress)
+
+
+def lock(fd: int, *, exclusive: bool, patience: float) -> bool:
+    """Take an advisory lock on a sealed file; False if it is not free within `patience` seconds.
+
+    A rekey holds it exclusively while it writes, a reader shared while it reads the header, so that no reader meets a
+    header that is half written.  Best effort: on file systems without locks everybody gets it.
+    """
+    operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+        except OSError:
+            return True
+        else:
+            return True
+
+
+def unlock(fd: int) -> None:
+    """Give the lock back before the descriptor is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError:
+        pass
 
 
 def hold(fd: int, spool: str | None, progress: Callable[[int], None] = lambda _: None) -> int:
