@@ -17,7 +17,7 @@ from bench.measure import BenchError
 from bench.plot import draw
 from bench.rounds import Arena, Table, running
 from bench.tools import Tools, say
-from bench.variants import Sealpoint, Variant, usable
+from bench.variants import NAMES, Sealpoint, Variant, usable
 from bench.workloads import KINDS, MIB, why_not
 
 HERE = Path(__file__).resolve().parent
@@ -39,6 +39,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--variant",
         action="append",
         default=[],
+        choices=NAMES,
         help="only this one, sealpoint and stock; repeatable",
     )
     add("--disk", type=Path, metavar="DIR", help="a directory on the disk to measure")
