@@ -148,8 +148,8 @@ SLEEPER = """
 import sys, time
 from sealpoint.checkpoint.access import Checkpoint
 def wait(*_, **__):
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         print("cleaning", flush=True)

@@ -15,8 +15,8 @@ from sealpoint.errors import FileError
 from sealpoint.format import strictjson
 from sealpoint.format.strictjson import Fields
 
-_OBSERVED = re.compile(r"(?:checkpoint/)?(?:pstree|core-(\d+)|pagemap-(\d+))\.img")
-_PAGES = re.compile(r"(?:checkpoint/)?pages-(\d+)\.img")
+_OBSERVED = re.compile(r"(?:checkpoint/)?(?:pstree|core-(\d+)|pagemap-(\d+))\.img", re.ASCII)
+_PAGES = re.compile(r"(?:checkpoint/)?pages-(\d+)\.img", re.ASCII)
 _MAX_TEXT = 256
 _MAX_TASKS = 1 << 16
 _ENGINE = {  # member of the summary: key in the engine's config.dump or status.dump

@@ -17,7 +17,8 @@ _METADATA: Final = re.compile(
     r"(?:inventory\.img|pstree\.img|ids-\d+\.img|files\.img|fdinfo-\d+\.img|mountpoints-\d+\.img|netdev-\d+\.img"
     r"|cgroup\.img|utsns-\d+\.img|timens-\d+\.img|stats-(?:dump|restore)|"
     + re.escape(SUMMARY_NAME)
-    + ")"
+    + ")",
+    re.ASCII,
 )
 
 
@@ -28,4 +29,4 @@ def role_of(name: str) -> Role:
 
 def is_pages(name: str) -> bool:
     """Whether an object is memory pages, which a restore verifies while it serves them."""
-    return re.fullmatch(r"pages-\d+\.img", name) is not None
+    return re.fullmatch(r"pages-\d+\.img", name, re.ASCII) is not None

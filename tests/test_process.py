@@ -1,0 +1,93 @@
+"""What a process that holds plaintext does to itself, in children of their own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+
+from sealpoint import process
+
+
+def in_child(function) -> int:
+    """Exit code of a child that ran the function."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = function() or 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_no_core_dumps_and_no_tracing_afterwards():
+    def check() -> int:
+        hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        process.protect()
+        dumpable = process._libc().prctl(3, 0, 0, 0, 0)  # PR_GET_DUMPABLE
+        return 0 if resource.getrlimit(resource.RLIMIT_CORE) == (0, hard) and not dumpable else 1
+
+    assert in_child(check) == 0
+
+
+def test_swap_that_cannot_be_avoided_is_a_warning(monkeypatch):
+    monkeypatch.setattr(process, "_swap_in_use", lambda: True)
+    calls = []
+
+    class Libc:
+        def prctl(self, *_):
+            return 0
+
+        def mlockall(self, flags):
+            calls.append(flags)
+            return result
+
+    monkeypatch.setattr(process, "_libc", Libc)
+    monkeypatch.setattr(process.resource, "setrlimit", lambda *_: None)
+    for result in (0, -1):
+        assert [len(w) > 20 for w in process.protect()] == [True] * -result
+    assert calls == [7, 7]
+
+
+def test_without_swap_nothing_is_locked(monkeypatch):
+    monkeypatch.setattr(process, "_swap_in_use", lambda: False)
+    monkeypatch.setattr(process.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(process, "_libc", type("Libc", (), {"prctl": lambda *_: 0}))
+    assert process.protect() == []
+
+
+def test_children_are_found():
+    child = subprocess.Popen(["sleep", "60"])
+    assert child.pid in process.children(os.getpid())
+    child.kill()
+    child.wait()
+    assert child.pid not in process.children(os.getpid())
+    assert process.children(child.pid) == []
+
+
+def test_every_descendant_is_ended_but_those_to_keep():
+    def check() -> int:
+        process.become_subreaper()
+        kept = subprocess.Popen(["sleep", "60"])
+        # A shell whose child goes on alone, and one that starts another session.
+        subprocess.Popen(["sh", "-c", "sleep 61 & sleep 62 & wait"])
+        subprocess.Popen(["sh", "-c", "(setsid sleep 63 &) ; exit"])
+        time.sleep(0.3)
+        if len(process.children(os.getpid())) < 3:
+            return 2
+        process.kill_descendants({kept.pid})
+        left = process.children(os.getpid())
+        kept.kill()
+        kept.wait()
+        return 0 if left == [kept.pid] else 1
+
+    assert in_child(check) == 0
+
+
+def test_hardening_a_program_leaves_it_working():
+    code = "from sealpoint import process; process.protect(); print(open('/proc/self/fd/1') and 1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0
