@@ -96,11 +96,7 @@ def start(data: bytes, parent: int, criu: socket.socket) -> tuple[Session, bytes
     directory = descriptors.directory(options)
     from sealpoint.dropin.work import DumpWork, RestoreWork
 
-    work: Work
-    if request.type == _DUMP:
-        work = DumpWork(directory, config, leave_running=options.leave_running)
-    else:
-        work = RestoreWork(directory, config)
+    work: Work = (DumpWork if request.type == _DUMP else RestoreWork)(directory, config)
     descriptors.redirect(options, work.server.fd, directory)
     session = Session(request.type, work, criu, engine_listens=options.notify_scripts)
     options.notify_scripts = True

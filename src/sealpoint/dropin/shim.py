@@ -3,8 +3,7 @@
 The real CRIU keeps this process's pid, so that everything that the engine knows of its child stays true: exit status,
 standard streams, inherited descriptors, parent of the restored task.  The helper is an orphan that owns the socket pair
 whose other end CRIU gets, because CRIU looks up descriptor numbers of requests in the process that made the pair.
-Out of scope: the command line's dump and restore, which are refused here (use `sealpoint dump`), because passing them
-on would write memory in the clear.
+Out of scope: what the helper does (`proxy` for RPC, `command_line` for `criu dump` and `criu restore` as typed).
 """
 
 from __future__ import annotations
@@ -12,10 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import Final, NoReturn
-
-# Commands that write or read images in the clear if they reach the real CRIU.
-_REFUSED: Final = ("dump", "pre-dump", "restore", "page-server", "lazy-pages", "dedup", "service")
+from typing import NoReturn
 
 
 def run() -> NoReturn:
@@ -32,11 +28,8 @@ def run() -> NoReturn:
         if not number or not number[0].isdigit():
             fail("usage: criu swrk FD")
         _interpose(int(number[0]))
-    elif command := next((a for a in arguments if a in _REFUSED), None):
-        fail(
-            f"criu {command} on the command line would write or read plain images; "
-            "use sealpoint dump and sealpoint restore, or call the real CRIU by its path"
-        )
+    else:
+        arguments = _command_line(arguments)
     os.environ.pop(
         "CRIU_CONFIG_FILE", None
     )  # its options would override the ones that lead into the seal
@@ -44,6 +37,25 @@ def run() -> NoReturn:
         os.execv(real, ["criu", *arguments])  # noqa: S606 - in this pid, that is the point
     except OSError as error:
         fail(f"cannot run {real}: {error.strerror}")
+
+
+def _command_line(arguments: list[str]) -> list[str]:
+    """The arguments for the real CRIU; for a dump or restore a helper serves them then."""
+    from sealpoint.dropin import arguments as parser
+
+    try:
+        line = parser.parse(arguments)
+    except parser.RefusedError as error:
+        fail(str(error))
+    if line.command not in parser.COMMANDS:
+        return arguments
+    from sealpoint.dropin.command_line import interpose
+    from sealpoint.errors import SealpointError
+
+    try:
+        return interpose(line)
+    except SealpointError as error:
+        fail(error.message + (f" ({error.hint})" if error.hint else ""))
 
 
 def fail(message: str) -> NoReturn:
@@ -101,7 +113,7 @@ def _helper(number: int, link: socket.socket, engine: int) -> NoReturn:
         far.close()
         link.close()
         keep = sorted({number, near.fileno()})
-        _release_descriptors(keep)
+        release_descriptors(keep)
         from sealpoint.dropin.proxy import Proxy
 
         Proxy(socket.socket(fileno=number), near, engine).run()
@@ -112,7 +124,7 @@ def _helper(number: int, link: socket.socket, engine: int) -> NoReturn:
         os._exit(code)
 
 
-def _release_descriptors(keep: list[int]) -> None:
+def release_descriptors(keep: list[int]) -> None:
     """Let go of the engine's pipes and of everything else that was inherited."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

@@ -21,7 +21,15 @@ from sealpoint.store.output import OutputFile
 
 
 def _path(directory: int) -> str:
-    return f"/proc/self/fd/{directory}/{IMAGE}"
+    """Path of the sealed file in a directory: its name where that still leads there, for the sake of messages."""
+    path = f"/proc/self/fd/{directory}"
+    try:
+        name = os.readlink(path)
+        if os.path.samefile(name, path):
+            path = name
+    except OSError:
+        pass
+    return f"{path}/{IMAGE}"
 
 
 def _no_passphrase() -> bytes:
@@ -33,7 +41,7 @@ def _no_passphrase() -> bytes:
 class DumpWork:
     """Seals what CRIU writes; the sealed file appears in the engine's directory before the container may end."""
 
-    def __init__(self, directory: int, config: Config, *, leave_running: bool) -> None:
+    def __init__(self, directory: int, config: Config) -> None:
         """Raises SealpointError: no recipients, unusable keys, no space, no FUSE."""
         from sealpoint import keys
 
@@ -50,8 +58,7 @@ class DumpWork:
         )
         wanted = config.suite or Suite.AES_256_GCM.label
         suite = next((s for s in Suite if s.label == wanted), Suite.AES_256_GCM)
-        self._leave_running = leave_running
-        self._out = OutputFile(_path(directory))
+        self._out = OutputFile(_path(directory), force=True)  # as CRIU does, but only when complete
         self._builder: CheckpointBuilder | None = None
         try:
             writer = SealedWriter(
