@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sealpoint.checkpoint.progress import Progress
+from sealpoint.cli.printable import printable
 
 _PATIENCE = 1.0  # seconds before anything is drawn
 
@@ -56,7 +57,7 @@ class Bar:
         )
 
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(binary_units=True),
             TextColumn("{task.fields[detail]}"),
@@ -65,7 +66,7 @@ class Bar:
             transient=True,
         )
         self._bar.start()
-        self._task = self._bar.add_task(self._what, total=None, detail="")
+        self._task = self._bar.add_task(printable(self._what), total=None, detail="")
 
     def __enter__(self) -> Self:
         return self
