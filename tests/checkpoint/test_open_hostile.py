@@ -10,7 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
+from pathlib import Path
 
 import pytest
 from checkpoint_helpers import (
@@ -391,3 +394,53 @@ def test_a_directory_that_is_not_there_is_not_made(keys, place):
     with pytest.raises(UsageError, match="no directory"):
         seal_objects(keys, place / "s", {"a": (b"1", None)})
         open_to(keys, place / "s", place / "none" / "o")
+
+
+@root
+def test_whoever_is_not_root_gets_and_removes_read_only_directories(keys, tmp_path):
+    objects = {
+        "d": (b"", attributes("directory", mode=0o500, uid=5)),
+        "d/e": (b"", attributes("directory", mode=0)),
+        "d/e/f": (b"1", attributes(mode=0o400)),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        seal_objects(keys, f"{name}/s", objects)
+        place = Path(name)
+        (place / "there").mkdir()
+        for path in (place, place / "s", place / "there"):
+            os.chown(path, 65534, 65534)
+        keys.identity, keys.policy  # noqa: B018 - read while that is still allowed
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgid(65534)
+                os.setuid(65534)
+                for _ in range(2):
+                    open_to(keys, place / "s", place / "o", force=True)
+                open_to(keys, place / "s", place / "there")
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        members = {"d", "d/e", "d/e/f"}
+        found = {f"{top}/{m}" for top in ("o", "there") for m in members}
+        assert listing(place) == found | {"s", "o", "there"}
+        for top in ("o", "there"):
+            assert (place / top / "d").stat().st_mode & 0o777 == 0o500
+            assert (place / top / "d" / "e" / "f").stat().st_uid == 65534
+
+
+@root
+def test_a_failure_removes_read_only_directories_as_well(keys, place, monkeypatch):
+    objects = {"d": (b"", attributes("directory", mode=0o500)), "d/f": (b"1", attributes())}
+    seal_objects(keys, place / "s", objects)
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(SystemEnvironmentError):
+        open_to(keys, place / "s", place / "o")
+    assert listing(place) == {"s"}

@@ -14,6 +14,7 @@ import fnmatch
 import os
 import posixpath
 import shutil
+import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from sealpoint.checkpoint import tar
@@ -115,15 +116,18 @@ def extract_tar(
 ) -> None:
     """Write a tar archive: plain, gzip or zstd by its name; "-" is plain to standard output."""
     captured = checkpoint.authentic.origin.captured
-    headers = [tar.encode(_member(e, captured)) for e in entries]  # fails before anything is made
+    for entry in entries:
+        tar.encode(
+            _member(entry, captured)
+        )  # what cannot be archived fails before anything is made
     contents = _Contents(checkpoint, entries, report)
     with open_output(path, force=force) as out:
         if isinstance(out, OutputFile):
             compresses = not path.endswith(".tar")
             _check_space(os.path.dirname(out.path), contents.total // (8 if compresses else 1))
         write, finish = _compressor(path, out)
-        for entry, header in zip(entries, headers, strict=True):
-            write(header)
+        for entry in entries:
+            write(tar.encode(_member(entry, captured)))
             for piece in contents.pieces(entry):
                 write(piece)
             write(bytes(-entry.size % tar.BLOCK))
@@ -228,7 +232,7 @@ class _Place:
         """Everything is in it: let it appear."""
         if self._inside:
             for name in os.listdir(self.temporary):
-                os.rename(f"{self.temporary}/{name}", f"{self._target}/{name}")
+                _move(f"{self.temporary}/{name}", f"{self._target}/{name}")
             return
         if os.path.lexists(self._target):
             self._old = self._beside + ".old"
@@ -243,13 +247,33 @@ class _Place:
 
     def discard(self) -> None:
         """Remove what is left: the unfinished, and what was replaced."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        if self._old is not None:
-            if os.path.isdir(self._old):
-                shutil.rmtree(self._old, ignore_errors=True)
-            else:
+        for path in (self.temporary, self._old):
+            if path is not None and os.path.isdir(path):
+                _remove(path)
+            elif path is not None:
                 with contextlib.suppress(OSError):
-                    os.unlink(self._old)
+                    os.unlink(path)
+
+
+def _move(source: str, target: str) -> None:
+    """Rename.  A directory has to be writable for that, because its parent changes."""
+    mode = os.lstat(source).st_mode
+    if not stat.S_ISDIR(mode):
+        os.rename(source, target)
+        return
+    os.chmod(source, 0o700)
+    os.rename(source, target)
+    os.chmod(target, stat.S_IMODE(mode))
+
+
+def _remove(directory: str) -> None:
+    """With all that is in it, directories that are not writable included."""
+    for path, names, _ in os.walk(directory):
+        for name in names:
+            if not os.path.islink(f"{path}/{name}"):
+                with contextlib.suppress(OSError):
+                    os.chmod(f"{path}/{name}", 0o700)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _check_members(members: list[tar.Member]) -> None:
