@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from bench.workloads import KINDS, MIB, why_not
 
 HERE = Path(__file__).resolve().parent
 MEMORY = Path("/dev/shm")
+RESULTS = HERE / "results"  # committed
+PARTIAL = HERE.parent / "build" / "bench"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -53,8 +55,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.size = (options.size or (64 if options.quick else 1024)) * MIB
     options.workload = options.workload or list(KINDS)
     # A partial run must not replace the results that are committed.
-    partial = HERE.parent / "build" / "bench"
-    options.output = options.output or (HERE / "results" if whole else partial)
+    options.output = options.output or (RESULTS if whole else PARTIAL)
     return options
 
 
@@ -72,30 +73,47 @@ def check_space(options: argparse.Namespace, variants: Sequence[Variant]) -> Non
             )
 
 
+@dataclass
+class Findings:
+    """What a run has found so far. `skipped`: what was not measured, and why; `failed`: the same, but it should have
+    been."""
+
+    tables: list[Table] = field(default_factory=list)
+    small: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
 def measure_all(
     options: argparse.Namespace,
     instruments: Tools,
     variants: Sequence[Variant],
     places: dict[str, Path],
-) -> tuple[list[Table], dict[str, Any], dict[str, str]]:
-    """Tables, small figures by target, and which workloads were skipped and why."""
-    tables: list[Table] = []
-    figures: dict[str, Any] = {}
-    skipped: dict[str, str] = {}
+    findings: Findings,
+) -> None:
+    """Every workload at every target. A failure is noted, and the others are measured all the same."""
     for kind in options.workload:
         if reason := why_not(kind):
-            skipped[KINDS[kind]] = reason
+            findings.skipped[KINDS[kind]] = reason
             continue
         for target, directory in places.items():
             with contextlib.ExitStack() as stack:
                 scratch = Path(stack.enter_context(_temporary(MEMORY)))
                 arena = Arena(instruments, variants, scratch=scratch, target=directory, name=target)
-                workload = stack.enter_context(running(kind, options.size, scratch / "workload"))
-                tables.append(arena.dumps(workload, options.rounds))
-                if kind == "random":
-                    figures[target] = small_figures(arena, workload, options)
-                tables.append(arena.restores(workload, options.rounds))
-    return tables, figures, skipped
+                try:
+                    measure_one(options, arena, kind, findings)
+                except BenchError as error:
+                    say(f"bench: {error}")
+                    findings.failed[f"{KINDS[kind]}, {target}"] = str(error).splitlines()[-1]
+
+
+def measure_one(options: argparse.Namespace, arena: Arena, kind: str, findings: Findings) -> None:
+    """One workload at one target: dumps, small figures, restores."""
+    with running(kind, options.size, arena.scratch / "workload") as workload:
+        findings.tables.append(arena.dumps(workload, options.rounds))
+        if kind == "random":
+            findings.small[arena.name] = small_figures(arena, workload, options)
+        findings.tables.append(arena.restores(workload, options.rounds))
 
 
 def small_figures(arena: Arena, workload: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -117,7 +135,6 @@ def main(arguments: Sequence[str]) -> int:
 
         return micro.main(arguments[1:])
     options = parse(arguments)
-    os.umask(0o077)
     tree.become_subreaper()
     if not options.no_install:
         tools.install_missing()
@@ -125,7 +142,8 @@ def main(arguments: Sequence[str]) -> int:
         keys = Path(stack.enter_context(_temporary(MEMORY)))
         instruments = Tools.prepare(keys / "keys")
         stack.callback(instruments.close)
-        variants, skipped = usable(instruments, options.variant)
+        findings = Findings()
+        variants, findings.skipped = usable(instruments, options.variant)
         check_space(options, variants)
         places: dict[str, Path] = {}
         if options.only != "disk":
@@ -141,14 +159,22 @@ def main(arguments: Sequence[str]) -> int:
             "size_mib": options.size // MIB,
             "machine": machine.facts(instruments, places),
         }
-        tables, figures, more = measure_all(options, instruments, variants, places)
-    skipped |= more
-    data = report.results(tables, figures, about, skipped)
-    written = report.markdown(tables, figures, about, skipped, "latest.svg")
+        measure_all(options, instruments, variants, places, findings)
+    return publish(options, findings, about)
+
+
+def publish(options: argparse.Namespace, findings: Findings, about: dict[str, Any]) -> int:
+    """Write the results and print them; the exit status."""
+    tables, figures = findings.tables, findings.small
+    missing = findings.skipped | findings.failed
+    data = report.results(tables, figures, about, missing)
+    written = report.markdown(tables, figures, about, missing, "latest.svg")
+    if findings.failed and options.output == RESULTS:
+        options.output = PARTIAL
     report.write(options.output, data, written, draw(tables))
-    print(report.text(tables, figures, skipped))
+    print(report.text(tables, figures, missing))
     say(f"written to {options.output}: latest.json, latest.md, latest.svg")
-    return 0
+    return 1 if findings.failed else 0
 
 
 if __name__ == "__main__":

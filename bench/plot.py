@@ -56,7 +56,7 @@ def _panel(table: Table, left: int, top: int) -> list[str]:
     scale = _BAR / longest
     zero = left + _LABEL
     title = f"{table.action.capitalize()}, {table.target}"
-    what = f"{KINDS[table.workload]}, {table.memory >> 20} MiB; wall seconds, × stock"
+    what = f"{KINDS[table.workload]}, {table.memory / (1 << 20):.0f} MiB; wall seconds (median, range), ratio to stock"
     parts = [
         f'<text class="title" x="{left}" y="{top + 12}">{escape(title)}</text>',
         f'<text class="small" x="{left}" y="{top + 28}">{escape(what)}</text>',
@@ -82,7 +82,7 @@ def _bar(name: str, series: Series, base: Series, zero: int, y: int, scale: floa
     label = series.label.partition(" (")[0].replace(" --compress-algo none", "")
     low, high, middle = zero + min(values) * scale, zero + max(values) * scale, y + 7
     shown = f"{median:.2f}" + (
-        f"  {ratio:.2f}×" if ratio is not None and name != Stock.name else ""
+        f" · {ratio:.2f}×" if ratio is not None and name != Stock.name else ""
     )
     return [
         f'<text x="{zero - 8}" y="{y + 11}" text-anchor="end">{escape(label)}</text>',

@@ -29,9 +29,11 @@ PEAK_TARGET = 150.0
 NOTES = """\
 Medians; in brackets the least and the most of all rounds. Ratios are medians of the ratios within the rounds, to \
 stock CRIU at the same target. Every round runs every variant once, beginning with another one each time; a first \
-round is discarded, and in it each restored process verified its memory.
+round is discarded, and in it each restored process verified its memory (stress-ng: only that all its processes run).
 All dumps leave the process running (--leave-running), so all variants dump the same process; what a dump wrote is \
 removed before the next. Restores read files that are in the page cache. Frozen: CRIU's own figure.
+Before each command as much memory as it can need is allocated and freed, so that none pays for a virtual machine's \
+host handing out pages for the first time.
 CPU: user and system time of the command, of all it ran, and of the dumped or restored process meanwhile.
 On disk, `criu` syncs every image and their directory in its post-dump hook, with the tree still frozen, as sealpoint \
 does with its file; `criu, not synced` leaves its images in the page cache.

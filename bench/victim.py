@@ -73,17 +73,16 @@ def main() -> None:
     memory = RandomMemory(size) if kind == "random" else Heap(size)
     expected = memory.checksum()
 
-    def answer(*_: object) -> None:
+    # Blocked and waited for, so that a signal that comes while CRIU lets go of the process is not missed.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    with open(f"{directory}/ready", "w"):
+        pass
+    while True:
+        signal.sigwaitinfo({signal.SIGUSR1})
         good = memory.checksum() == expected
         with open(f"{directory}/answer.new", "w") as file:
             file.write("ok" if good else "BAD")
         os.rename(f"{directory}/answer.new", f"{directory}/answer")
-
-    signal.signal(signal.SIGUSR1, answer)
-    with open(f"{directory}/ready", "w"):
-        pass
-    while True:
-        signal.pause()
 
 
 main()
