@@ -23,7 +23,9 @@ from sealpoint.dropin.shim import release_descriptors
 from sealpoint.dropin.work import DumpWork, RestoreWork
 from sealpoint.errors import SealpointError
 
-_PATIENCE = 60.0  # seconds for the helper to be ready, or for a tree to be gone after its dump
+_PATIENCE = 60.0  # seconds for the helper to be ready
+_KILL_PATIENCE = 2.0  # seconds after CRIU's end in which a killed tree begins to end
+_PF_EXITING = 0x4  # in field 9 of /proc/PID/stat (linux/sched.h)
 _MAX_MESSAGE = 65536
 
 
@@ -118,13 +120,19 @@ class _Helper:
         """Whether CRIU went on to its end after our yes: nobody can wait for another's child, but the tree tells."""
         if self._line.leave_running:
             return True
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            try:
-                with open(f"/proc/{self._line.pid}/stat") as file:
-                    if file.read().rsplit(")", 1)[1].split()[0] in "ZX":
-                        return True
-            except OSError:
-                return True
+        deadline = time.monotonic() + _KILL_PATIENCE
+        while not _is_ending(self._line.pid):
+            if time.monotonic() >= deadline:
+                return False
             time.sleep(0.01)
-        return False
+        return True
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process is gone, or on its way: with much memory that takes a while."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+    except OSError:
+        return True
+    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)

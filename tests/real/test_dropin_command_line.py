@@ -1,0 +1,264 @@
+"""`criu dump` and `criu restore` typed at the drop-in: CRIU's own command line, status and files, but sealed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import harness
+import pytest
+import sealed
+
+StartWorkload = Callable[..., harness.Workload]
+
+
+@dataclass
+class DropIn:
+    """The executable named criu that seals, with a configuration of its own."""
+
+    path: Path
+    environment: dict[str, str]
+    output: Path
+
+    def run(self, *arguments: object, cwd: Path | None = None) -> tuple[int, str]:
+        """Exit status and all that was printed.  Into a file: a restored tree may hold the descriptor for ever."""
+        with self.output.open("wb") as out:
+            done = subprocess.run(
+                [str(self.path), *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                cwd=cwd,
+                timeout=120,
+            )
+        return done.returncode, self.output.read_text(errors="replace")
+
+
+@pytest.fixture
+def dropin(tmp_path: Path, criu: Path, keys: sealed.Keys) -> Iterator[DropIn]:
+    home = tmp_path / "config"
+    (home / "sealpoint").mkdir(parents=True)
+    (home / "sealpoint/config.toml").write_text(
+        f'recipients = ["{keys.path("recipient.pub")}"]\n'
+        f'signer = "{keys.path("signer.key")}"\n'
+        f'identities = ["{keys.path("identity.key")}"]\n'
+        f'trust = ["{keys.path("signer.pub")}"]\n'
+    )
+    directory = tmp_path / "sbin"
+    directory.mkdir()
+    script = directory / "criu"
+    script.write_text(f"#!{sys.executable} -I\nfrom sealpoint.dropin import main\n\nmain()\n")
+    script.chmod(0o755)
+    path = f"{directory}:{criu.parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(home)}
+    yield DropIn(script, environment, tmp_path / "dropin-output")
+    harness_gone(script)
+
+
+def harness_gone(script: Path) -> None:
+    """No helper and no mount is left."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and helpers(script):
+        time.sleep(0.05)
+    assert helpers(script) == []
+    assert "fuse.sealpoint" not in Path("/proc/self/mountinfo").read_text()
+
+
+def helpers(script: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(script).encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("kind", ["secret", "ipc", "tree"])
+def test_a_tree_dumped_as_typed_is_sealed_and_restored_as_typed(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path, kind: str
+) -> None:
+    running = workload(kind)
+    before = running.assert_intact()
+    images = tmp_path / "images"
+    images.mkdir()
+    with harness.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
+        status, said = dropin.run("dump", "-t", running.pid, "-D", images, "-o", "dump.log", "-vv")
+        assert status == 0, said
+        running.wait_gone()
+        assert sorted(os.listdir(images)) == ["dump.log", "inventory.img", "stats-dump"]
+        status, said = dropin.run("restore", "-dvv", "-o", "restore.log", cwd=images)
+        assert status == 0, said
+    running.assert_continues(before)
+    assert watcher.leaks() == []
+
+
+def test_a_tree_left_running_can_be_dumped_again_over_the_old_file(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    running = workload("secret")
+    images = tmp_path / "images"
+    images.mkdir()
+    for _ in range(2):
+        status, said = dropin.run("dump", "-Rt", running.pid, f"--images-dir={images}")
+        assert status == 0, said
+    running.assert_intact()
+    assert not list(images.glob("*.failed"))
+
+
+def test_a_failed_dump_keeps_the_older_file_and_the_tree(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    running = workload("secret")
+    images = tmp_path / "images"
+    images.mkdir()
+    assert dropin.run("dump", "-R", "-t", running.pid, "-D", images)[0] == 0
+    older = (images / "inventory.img").read_bytes()
+    script = tmp_path / "refuse.sh"
+    script.write_text('#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != pre-dump ]\n')
+    script.chmod(0o755)
+    status, _ = dropin.run("dump", "-t", running.pid, "-D", images, "--action-script", script)
+    assert status != 0
+    assert (images / "inventory.img").read_bytes() == older
+    running.assert_intact()
+
+
+def test_a_script_that_refuses_after_the_seal_leaves_nothing_to_be_taken_for_a_checkpoint(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    running = workload("secret")
+    images = tmp_path / "images"
+    images.mkdir()
+    script = tmp_path / "refuse.sh"
+    script.write_text('#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ]\n')
+    script.chmod(0o755)
+    status, _ = dropin.run("dump", "-t", running.pid, "-D", images, "--action-script", script)
+    assert status != 0
+    running.assert_intact()
+    harness_gone(dropin.path)
+    assert not (images / "inventory.img").exists()
+
+
+def test_a_plain_directory_is_not_restored(
+    workload: StartWorkload, dropin: DropIn, criu: Path, ram_dir: Path
+) -> None:
+    running = workload("secret")
+    harness.plain_dump(criu, running, ram_dir)
+    status, said = dropin.run("restore", "-d", "-D", ram_dir)
+    assert status == 1
+    assert "not sealed" in said
+    assert running.remains() == []
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.9])
+def test_a_damaged_file_is_not_restored(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path, place: float
+) -> None:
+    running = workload("secret")
+    images = tmp_path / "images"
+    images.mkdir()
+    assert dropin.run("dump", "-t", running.pid, "-D", images)[0] == 0
+    running.wait_gone()
+    file = images / "inventory.img"
+    data = bytearray(file.read_bytes())
+    data[int(len(data) * place)] ^= 1
+    file.write_bytes(data)
+    status, said = dropin.run("restore", "-d", "-D", images)
+    assert status == 1, said
+    assert running.remains() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("pre-dump", "-t", "1"),
+        ("page-server", "--port", "1"),
+        ("lazy-pages",),
+        ("dump", "-t", "1", "--page-server"),
+        ("dump", "-t", "1", "--page-serv"),
+        ("dump", "-t", "1", "--stream"),
+        ("dump", "-t", "1", "--track-mem"),
+        ("dump", "-t", "1", "--prev-images-dir", "x"),
+        ("dump", "-t", "1", "--lazy-pages"),
+        ("dump", "-t", "1", "--images", "elsewhere"),
+        ("restore", "--config=x"),
+    ],
+    ids=" ".join,
+)
+def test_what_would_lead_memory_past_the_seal_is_refused(
+    dropin: DropIn, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    status, said = dropin.run(*arguments, cwd=tmp_path)
+    assert status == 1
+    assert said.startswith("criu (sealpoint): ")
+    assert len(said.splitlines()) == 1
+
+
+def test_everything_else_is_the_real_one(dropin: DropIn, criu: Path) -> None:
+    for arguments in (["--version"], ["check"], ["--help"]):
+        plain = subprocess.run([criu, *arguments], capture_output=True, text=True)
+        status, said = dropin.run(*arguments)
+        assert status == plain.returncode
+        assert said == plain.stdout + plain.stderr
+
+
+def test_configuration_errors_name_file_key_and_line(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    running = workload("secret")
+    config = Path(dropin.environment["XDG_CONFIG_HOME"]) / "sealpoint/config.toml"
+    config.write_text(config.read_text() + 'recipiens = ["x"]\n')
+    status, said = dropin.run("dump", "-t", running.pid, "-D", tmp_path)
+    assert status == 1
+    assert f"{config}, line 5: recipiens" in said
+    running.assert_intact()
+
+
+def test_killing_the_helper_in_a_dump_leaves_the_tree_as_it_was(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    running = workload("memory", "--mib", "64")
+    images = tmp_path / "images"
+    images.mkdir()
+    script = tmp_path / "kill.sh"
+    script.write_text(
+        '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = pre-dump ] || exit 0\n'
+        f"for p in $(pgrep -f {dropin.path}); do\n"
+        '  [ "$(ps -o sid= -p $p | tr -d " ")" != "$p" ] || kill -9 $p\ndone\nexit 0\n'
+    )
+    script.chmod(0o755)
+    status, said = dropin.run("dump", "-t", running.pid, "-D", images, "--action-script", script)
+    assert status != 0, said
+    assert not (images / "inventory.img").exists()
+    running.assert_intact()
+
+
+def test_interrupting_a_dump_leaves_the_tree_as_it_was(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    running = workload("memory", "--mib", "256")
+    images = tmp_path / "images"
+    images.mkdir()
+    process = subprocess.Popen(
+        [str(dropin.path), "dump", "-t", str(running.pid), "-D", str(images), "-o", "dump.log"],
+        env=dropin.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    sealed.wait_until((images / "dump.log").exists, "CRIU has started")
+    process.send_signal(signal.SIGTERM)
+    code = process.wait(60)
+    harness_gone(dropin.path)
+    if code == 0:  # it was done already
+        return
+    assert not (images / "inventory.img").exists()
+    running.assert_intact()
