@@ -35,12 +35,16 @@ _WRITE_OUT = struct.Struct("<II")
 _ATTR_OUT = struct.Struct("<QII")
 _STATFS_OUT = struct.Struct("<QQQQQIIII24x")
 _DIRENT = struct.Struct("<QQII")
-_BUFFER = _IN.size + _WRITE_IN.size + MAX_IO + 4096
+_HEAD = (
+    _IN.size + _WRITE_IN.size
+)  # of a write: what follows is data and can go straight to where it belongs
+_REST = MAX_IO + 4096
 
 _VERSION = (7, 31)
 _MAX_PAGES_FLAG, _BIG_WRITES, _PARALLEL_DIROPS = 1 << 22, 1 << 5, 1 << 18
 _DIRECT_IO = 1  # FOPEN_DIRECT_IO: no second copy of plaintext in the page cache, and large requests
 _SECOND = 1_000_000_000
+_NOWHERE: Final = memoryview(bytearray())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +103,15 @@ class Filesystem:
         """Up to `size` bytes, in pieces; fewer only at the end of the file."""
         raise OSError(errno.EIO, "not readable")
 
-    def write(self, node: int, handle: int, offset: int, data: memoryview) -> None:
-        """Take all of `data`, which is valid during the call only."""
+    def space(self) -> memoryview:
+        """Where the data of the next write should land; may be empty.  Anything may be scribbled there.
+
+        Only for file systems served by one thread.
+        """
+        return _NOWHERE
+
+    def write(self, node: int, handle: int, offset: int, data: Sequence[memoryview]) -> None:
+        """Take all of `data`, whose first piece lies in `space()`; valid during the call only."""
         raise OSError(errno.EROFS, "read-only")
 
     def release(self, node: int, handle: int) -> None:
@@ -176,17 +187,19 @@ class FuseServer:
         os.close(self._device)
 
     def _serve(self) -> None:
-        buffer = memoryview(bytearray(_BUFFER))
+        head, rest = memoryview(bytearray(_HEAD)), memoryview(bytearray(_REST))
         while True:
+            space = self._filesystem.space()
             try:
-                size = os.readv(self._device, [buffer])
+                size = os.readv(self._device, [head, space, rest])
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
                     continue
                 return  # ENODEV: unmounted
-            _, opcode, unique, node, *_ = _IN.unpack_from(buffer)
+            _, opcode, unique, node, *_ = _IN.unpack_from(head)
+            data = [space[: max(0, size - _HEAD)], rest[: max(0, size - _HEAD - len(space))]]
             try:
-                reply = self._handle(opcode, node, buffer[_IN.size : size])
+                reply = self._handle(opcode, node, head[_IN.size : size], data)
             except OSError as error:
                 self._answer(unique, -(error.errno or errno.EIO), [])
             except Exception:  # noqa: BLE001 - the reader gets EIO, never silence
@@ -203,14 +216,16 @@ class FuseServer:
             pass  # the request was interrupted, or the mount is gone
 
     def _handle(
-        self, opcode: int, node: int, body: memoryview
+        self, opcode: int, node: int, head: memoryview, data: list[memoryview]
     ) -> Sequence[memoryview | bytes] | None:
+        if opcode == _WRITE:
+            return _write(self._filesystem, node, head, data)
         handler = _HANDLERS.get(opcode)
         if handler is None:
             if opcode in _SILENT:
                 return None
             raise OSError(errno.ENOSYS, "not implemented")
-        return handler(self._filesystem, node, body)
+        return handler(self._filesystem, node, memoryview(b"".join((head, *data))))
 
 
 def _name(body: memoryview) -> str:
@@ -269,10 +284,9 @@ def _read(fs: Filesystem, node: int, body: memoryview) -> Sequence[memoryview | 
     return fs.read(node, handle, offset, min(size, MAX_IO))
 
 
-def _write(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
-    handle, offset, size, *_ = _WRITE_IN.unpack_from(body)
-    data = body[_WRITE_IN.size :]
-    if len(data) != size:
+def _write(fs: Filesystem, node: int, head: memoryview, data: list[memoryview]) -> list[bytes]:
+    handle, offset, size, *_ = _WRITE_IN.unpack_from(head)
+    if sum(len(d) for d in data) != size:
         raise OSError(errno.EIO, "short write request")
     fs.write(node, handle, offset, data)
     return [_WRITE_OUT.pack(size, 0)]
@@ -315,6 +329,7 @@ def _nothing(_: Filesystem, __: int, ___: memoryview) -> list[bytes]:
 
 
 _Handler = Callable[[Filesystem, int, memoryview], "Sequence[memoryview | bytes]"]
+_WRITE: Final = 16
 _SILENT: Final = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET have no answer
 _HANDLERS: Final[dict[int, _Handler]] = {
     1: _lookup,
@@ -324,7 +339,6 @@ _HANDLERS: Final[dict[int, _Handler]] = {
     10: _unlink,
     14: _open,
     15: _read,
-    16: _write,
     17: _statfs,
     18: _release,
     20: _nothing,  # FSYNC: durable is the sealed file, not its parts

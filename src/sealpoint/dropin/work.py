@@ -69,7 +69,7 @@ class DumpWork:
             )
             self._builder = CheckpointBuilder(writer, compression=config.compress or "auto")
             self._filesystem = CaptureFilesystem(self._builder)
-            self.server = FuseServer(self._filesystem, read_only=False)
+            self.server = FuseServer(self._filesystem, read_only=False, threads=1)
         except BaseException as error:
             self._abort(error)
             raise
