@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import select
+import signal
 import subprocess
 from dataclasses import dataclass, field
 
@@ -104,7 +105,18 @@ class CriuRun:
         if wake is not None:
             poll.register(wake, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
-        return self.process.wait() if self._pidfd in ready else None
+        if self._pidfd not in ready:
+            return None
+        self._end_orphans()
+        return self.process.wait()
+
+    def _end_orphans(self) -> None:
+        # A CRIU that was killed leaves its own children behind, some stopped for ever.  While it is not reaped, its
+        # process group is surely its own.
+        if self.own_group and self.process is not None and self.process.returncode is None:
+            end = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            if end is not None and end.si_code != os.CLD_EXITED:
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def stop(self, patience: float) -> None:
         """After its pipes were closed: CRIU undoes what it did and ends by itself; only if it does not, kill it."""
