@@ -26,6 +26,9 @@ if not os.access(SEALPOINT[0], os.X_OK):
 MARK = "SEALTEST_MARK"
 TIMEOUT = 60.0
 
+# What tests, demonstration and benchmark name so, and CRIU's own record of what the kernel can do.
+_OTHERS = ("sealpoint-test-", "sealpoint-demo", "sealpoint-bench", "criu.kdat")
+
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT):
     """Poll until `condition()` is true, and return it."""
@@ -205,7 +208,7 @@ class Sealpoint:
             for directory in ("/tmp", "/var/tmp", "/run", "/dev/shm")
             for name in os.listdir(directory)
             if any(word in name for word in ("sealpoint", "criu", "streamer", ".partial"))
-            and not name.startswith(("sealpoint-test-", "sealpoint-demo"))
+            and not name.startswith(_OTHERS)
         }
         for line in Path("/proc/self/mounts").read_text().splitlines():
             point = line.split()[1]
@@ -288,3 +291,61 @@ def stalled_dump(
         target.connected()
         target.take(MIDDLE)
         yield running, target
+
+
+# --- stand-ins for CRIU and its hooks ----------------------------------------------------------------
+
+
+def script(path: Path, body: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def pretended_criu(directory: Path, body: str, version: str = "4.1.1") -> Path:
+    """An executable that says it is CRIU and does `body`; in it `$work` is CRIU's work directory."""
+    find = 'for word; do [ "$last" = -W ] && work=$word; last=$word; done'
+    answer = f'[ "$1" = --version ] && {{ echo "Version: {version}"; exit 0; }}'
+    return script(directory / "pretended-criu", f"{answer}\n{find}\n{body}")
+
+
+@dataclass
+class Hold:
+    """Something that waits at a certain point until the test lets it go on."""
+
+    directory: Path
+    path: Path
+
+    @classmethod
+    def criu(cls, directory: Path, criu: Path) -> Hold:
+        """A CRIU that waits before it does anything."""
+        wait = cls._wait(directory)
+        body = f'[ "$1" = --version ] || {{ {wait}; }}\nexec {criu} "$@"'
+        return cls(directory, script(directory / "held-criu", body))
+
+    @classmethod
+    def action(cls, directory: Path, action: str) -> Hold:
+        """An action script for CRIU that waits at `action`."""
+        body = f'[ "$CRTOOLS_SCRIPT_ACTION" = {action} ] || exit 0\n{cls._wait(directory)}'
+        return cls(directory, script(directory / "held-action", body))
+
+    @staticmethod
+    def _wait(directory: Path) -> str:
+        return f"touch {directory}/reached; while [ ! -e {directory}/go ]; do sleep 0.01; done"
+
+    def reached(self) -> None:
+        wait_until((self.directory / "reached").exists, f"{self.path} was reached")
+
+    def go(self) -> None:
+        (self.directory / "go").touch()
+
+
+@contextlib.contextmanager
+def small_filesystem(point: Path, options: str) -> Iterator[Path]:
+    """A tmpfs of the test's own, mounted at `point`."""
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", point], check=True)
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", "-l", point], check=True)
