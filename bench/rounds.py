@@ -21,7 +21,6 @@ from bench.workloads import Workload
 # Values of one measured command; not all of them exist for a restore.
 QUANTITIES = ("wall", "cpu", "frozen", "bytes", "peak")
 _READ = 1 << 20
-_SPARE = 256 << 20
 
 
 @dataclass
@@ -100,7 +99,7 @@ class Arena:
         ]
         self.restoring = [v for v in variants if v.restores]
         self.target = target
-        self.memory = 0  # that the workload takes; no command takes more than twice as much, with what it writes
+        self.memory = 0  # that the workload takes
 
     def place(self, variant: Variant) -> Place:
         name = variant.input_of
@@ -137,7 +136,7 @@ class Arena:
 
     def _dump(self, variant: Variant, workload: Workload) -> tuple[measure.Cost, float]:
         place = self.place(variant)
-        cost = self._run(variant.dump(place, workload.pid))
+        cost = self._run(variant, variant.dump(place, workload.pid))
         return cost, variant.frozen(place, cost.output)
 
     def make(self, variant: Variant, workload: Workload) -> Place:
@@ -164,7 +163,7 @@ class Arena:
             for path in place.files():
                 _read(path)
             try:
-                cost = self._run(variant.restore(place), variant.feed(place))
+                cost = self._run(variant, variant.restore(place), variant.feed(place))
                 inside = tree.cpu_seconds(workload.pids)  # a restored task reads its own memory
                 if verify:
                     workload.check()
@@ -179,8 +178,8 @@ class Arena:
             for variant in self.dumping:
                 self.place(variant).clear()
 
-    def _run(self, command: list[str], feed: Path | None = None) -> measure.Cost:
-        _touch(2 * self.memory + _SPARE)
+    def _run(self, variant: Variant, command: list[str], feed: Path | None = None) -> measure.Cost:
+        _touch(variant.copies * self.memory + self.memory // 4)
         environment = self.tools.environment
         return measure.run(command, environment=environment, scratch=self.scratch, feed=feed)
 

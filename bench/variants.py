@@ -50,13 +50,15 @@ class Place:
 
 
 class Variant:
-    """`dumps`, `restores`: what of it is measured. `input_of`: the variant whose checkpoint it restores."""
+    """`dumps`, `restores`: what of it is measured. `input_of`: the variant whose checkpoint it restores. `copies`: how
+    many times as much memory as the workload has one command takes, the page cache included."""
 
     name: str
     label: str
     dumps = True
     restores = True
     input_of: str
+    copies = 1
 
     def __init__(self, tools: Tools) -> None:
         self.tools = tools
@@ -186,6 +188,7 @@ class SealpointPiped(Sealpoint):
     name = "sealpoint-piped"
     label = "cat | sealpoint restore -"
     dumps = False
+    copies = 2
 
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)
@@ -201,6 +204,7 @@ class SealpointPiped(Sealpoint):
 class Archive(Stock):
     """criu dump into memory, tar, a tool for encryption; and back. The images lie there in the clear meanwhile."""
 
+    copies = 2
     tool: str
     encrypt: str
     decrypt: str
