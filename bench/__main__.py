@@ -150,7 +150,9 @@ def main(arguments: Sequence[str]) -> int:
             places["tmpfs"] = Path(stack.enter_context(_temporary(MEMORY)))
         if options.only != "tmpfs":
             disk = options.disk or HERE / "work"
-            disk.mkdir(parents=True, exist_ok=True)
+            if not disk.exists():
+                disk.mkdir(parents=True)
+                stack.callback(disk.rmdir)
             places["disk"] = Path(stack.enter_context(_temporary(disk)))
             if machine.file_system(places["disk"]) in ("tmpfs", "ramfs"):
                 raise BenchError(f"{disk} is not on a disk: name a directory with --disk")
