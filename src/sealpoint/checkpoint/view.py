@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 import threading
 from collections import OrderedDict
@@ -16,16 +17,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sealpoint.criu.fuse import ROOT, Attributes, Filesystem
-from sealpoint.errors import SealpointError
+from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.format.manifest import Entry, Stream
 from sealpoint.format.reader import OpenFile, Scratch
 
 _CACHE: Final = 8  # decrypted chunks kept: CRIU compares pages of forked children one by one
+_CACHE_BYTES: Final = 32 * 1024 * 1024  # fewer than that of files with large chunks
 _TYPES: Final = {
     "file": stat.S_IFREG,
     "directory": stat.S_IFDIR,
     "symlink": stat.S_IFLNK,
-    "hardlink": stat.S_IFREG,
 }
 
 
@@ -35,6 +36,7 @@ class _Node:
     entry: Entry | None = None
     link: str = ""
     children: dict[str, int] = field(default_factory=dict)
+    listing: list[tuple[str, Attributes]] | None = None
 
 
 class View(Filesystem):
@@ -45,8 +47,14 @@ class View(Filesystem):
         self._nodes = {ROOT: _Node(Attributes(ROOT, stat.S_IFDIR | 0o500))}
         self._cache = _ChunkCache(checkpoint)
         self.error: BaseException | None = None
+        hard_links: list[tuple[Entry, str]] = []
         for entry in checkpoint.entries.values():
-            self._add(entry)
+            attributes = entry.attributes or {}
+            if attributes.get("type") == "hardlink":
+                hard_links.append((entry, attributes.get("link", "")))
+            elif entry.name != SUMMARY_NAME:  # which is the sealer's, not CRIU's
+                self._add(entry)
+        self._link(hard_links)
 
     @property
     def verified(self) -> set[tuple[int, int]]:
@@ -54,16 +62,11 @@ class View(Filesystem):
         return self._cache.verified
 
     def _add(self, entry: Entry) -> None:
-        *directories, name = entry.name.split("/")
-        parent = ROOT
-        for part in directories:
-            parent = self._nodes[parent].children.get(part) or self._new(
-                parent, part, stat.S_IFDIR | 0o500
-            )
+        parent, name = self._place(entry.name)
         attributes = entry.attributes or {}
         kind = _TYPES.get(attributes.get("type", "file"))
-        if kind is None or attributes.get("type") == "hardlink":
-            return  # devices and pipes are not shown, and a second name of a file neither
+        if kind is None:
+            return  # devices and pipes are not shown
         if kind == stat.S_IFDIR:
             if name not in self._nodes[parent].children:
                 self._new(parent, name, kind | 0o500)
@@ -73,6 +76,37 @@ class View(Filesystem):
             parent, name, kind | (mode & 0o500), entry, int(attributes.get("mtime", "0"))
         )
         self._nodes[node].link = attributes.get("link", "")
+
+    def _place(self, path: str) -> tuple[int, str]:
+        """Node of the directory that a name belongs into, made where it is missing, and the last part."""
+        *directories, name = path.split("/")
+        parent = ROOT
+        for part in directories:
+            parent = self._nodes[parent].children.get(part) or self._new(
+                parent, part, stat.S_IFDIR | 0o500
+            )
+        return parent, name
+
+    def _link(self, links: list[tuple[Entry, str]]) -> None:
+        """Give files their further names; one may lead to another, and a name that leads nowhere is not shown."""
+        while links:
+            rest: list[tuple[Entry, str]] = []
+            for entry, target in links:
+                node = self._find(target)
+                if node is None or not stat.S_ISREG(self._nodes[node].attributes.mode):
+                    rest.append((entry, target))
+                else:
+                    parent, name = self._place(entry.name)
+                    self._nodes[parent].children[name] = node
+            if len(rest) == len(links):
+                return
+            links = rest
+
+    def _find(self, path: str) -> int | None:
+        node: int | None = ROOT
+        for part in posixpath.normpath(path).split("/"):
+            node = self._nodes[node].children.get(part) if node is not None else None
+        return node
 
     def _new(
         self, parent: int, name: str, mode: int, entry: Entry | None = None, mtime: int = 0
@@ -99,16 +133,26 @@ class View(Filesystem):
         return self._node(node).attributes
 
     def readdir(self, node: int) -> Sequence[tuple[str, Attributes]]:
-        return [(n, self._nodes[c].attributes) for n, c in self._node(node).children.items()]
+        directory = self._node(node)
+        if not stat.S_ISDIR(directory.attributes.mode):
+            raise OSError(errno.ENOTDIR, "not a directory")
+        if directory.listing is None:  # asked for again with every page of a long listing
+            directory.listing = [
+                (n, self._nodes[c].attributes) for n, c in directory.children.items()
+            ]
+        return directory.listing
 
     def readlink(self, node: int) -> bytes:
-        return os.fsencode(self._node(node).link)
+        found = self._node(node)
+        if not stat.S_ISLNK(found.attributes.mode):
+            raise OSError(errno.EINVAL, "not a link")
+        return os.fsencode(found.link)
 
     def open(self, node: int, flags: int) -> int:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only")
-        if self._node(node).entry is None:
-            raise OSError(errno.EISDIR, "a directory")
+        if not stat.S_ISREG(self._node(node).attributes.mode):
+            raise OSError(errno.EISDIR, "not a file")
         return node
 
     def read(self, node: int, handle: int, offset: int, size: int) -> Sequence[memoryview | bytes]:
@@ -126,7 +170,7 @@ class View(Filesystem):
                 piece = chunk[skip : skip + end - begin]
                 pieces.append(piece)
                 begin += len(piece)
-        except SealpointError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the reader has not got what was sealed
             self.error = self.error or error
             raise OSError(errno.EIO, "not authentic") from None
         return pieces
@@ -186,7 +230,7 @@ class _ChunkCache:
         return chunk.data[: chunk.size]
 
     def _take(self, capacity: int) -> _Chunk:
-        if len(self._chunks) >= _CACHE:
+        if len(self._chunks) >= max(2, min(_CACHE, _CACHE_BYTES // capacity)):
             for key, chunk in self._chunks.items():
                 if not chunk.pins and len(chunk.data) >= capacity:
                     del self._chunks[key]

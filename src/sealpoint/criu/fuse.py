@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -45,6 +47,8 @@ _MAX_PAGES_FLAG, _BIG_WRITES, _PARALLEL_DIROPS = 1 << 22, 1 << 5, 1 << 18
 _DIRECT_IO = 1  # FOPEN_DIRECT_IO: no second copy of plaintext in the page cache, and large requests
 _SECOND = 1_000_000_000
 _NOWHERE: Final = memoryview(bytearray())
+_PATIENCE: Final = 5.0  # seconds for a detached mount to be let go of, before its users get errors
+_MAX_ERRNO: Final = 511  # the kernel refuses larger ones, and the reader would wait for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ class FuseServer:
         """Mounts detached.  Raises SystemEnvironmentError."""
         self._filesystem = filesystem
         try:
-            self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            self._device = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot open /dev/fuse: {error.strerror}",
@@ -148,13 +152,16 @@ class FuseServer:
             "group_id": "0",
         }
         try:
-            self.fd = mounts.detached("fuse", options, read_only=read_only)
+            # A link in a sealed file is shown, but leads nobody out of the mount.
+            self.fd = mounts.detached("fuse", options, read_only=read_only, follow_links=False)
         except OSError as error:
             os.close(self._device)
             raise SystemEnvironmentError(
                 f"cannot mount a FUSE file system: {error.strerror}",
                 hint="run as root (CAP_SYS_ADMIN)",
             ) from None
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._closed = False
         self._threads = [
             threading.Thread(target=self._serve, name=f"fuse-{n}", daemon=True)
             for n in range(threads)
@@ -179,31 +186,45 @@ class FuseServer:
             thread.join()
 
     def close(self) -> None:
-        """End a detached mount, or let go of one that was unmounted."""
+        """End a detached mount, or let go of one that was unmounted.  Who still uses it soon gets errors."""
+        if self._closed:
+            return
+        self._closed = True
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        deadline = time.monotonic() + _PATIENCE
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        os.eventfd_write(self._stop, 1)
         self.wait()
-        os.close(self._device)
+        os.close(self._device)  # the kernel answers what is still asked
+        os.close(self._stop)
 
     def _serve(self) -> None:
         head, rest = memoryview(bytearray(_HEAD)), memoryview(bytearray(_REST))
+        poll = select.poll()
+        poll.register(self._device, select.POLLIN)
+        poll.register(self._stop, select.POLLIN)
         while True:
             space = self._filesystem.space()
             try:
                 size = os.readv(self._device, [head, space, rest])
+            except BlockingIOError:
+                if any(fd == self._stop for fd, _ in poll.poll()):
+                    return
+                continue
             except OSError as error:
-                if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
+                if error.errno in (errno.EINTR, errno.ENOENT):
                     continue
                 return  # ENODEV: unmounted
             _, opcode, unique, node, *_ = _IN.unpack_from(head)
             data = [space[: max(0, size - _HEAD)], rest[: max(0, size - _HEAD - len(space))]]
             try:
-                reply = self._handle(opcode, node, head[_IN.size : size], data)
+                reply = dispatch(self._filesystem, opcode, node, head[_IN.size : size], data)
             except OSError as error:
-                self._answer(unique, -(error.errno or errno.EIO), [])
-            except Exception:  # noqa: BLE001 - the reader gets EIO, never silence
-                self._answer(unique, -errno.EIO, [])
+                known = error.errno is not None and 0 < error.errno <= _MAX_ERRNO
+                self._answer(unique, -(error.errno if known and error.errno else errno.EIO), [])
             else:
                 if reply is not None:
                     self._answer(unique, 0, reply)
@@ -215,21 +236,31 @@ class FuseServer:
         except OSError:
             pass  # the request was interrupted, or the mount is gone
 
-    def _handle(
-        self, opcode: int, node: int, head: memoryview, data: list[memoryview]
-    ) -> Sequence[memoryview | bytes] | None:
+
+def dispatch(
+    filesystem: Filesystem, opcode: int, node: int, head: memoryview, data: Sequence[memoryview]
+) -> Sequence[memoryview | bytes] | None:
+    """One request: `head` is the beginning of its body, `data` the rest, which is large in a write only.
+
+    The parts of the answer; None if the kernel wants none.  Raises OSError, and nothing else whatever the request.
+    """
+    try:
         if opcode == _WRITE:
-            return _write(self._filesystem, node, head, data)
+            return _write(filesystem, node, head, data)
         handler = _HANDLERS.get(opcode)
-        if handler is None:
-            if opcode in _SILENT:
-                return None
-            raise OSError(errno.ENOSYS, "not implemented")
-        return handler(self._filesystem, node, memoryview(b"".join((head, *data))))
+        if handler is not None:
+            return handler(filesystem, node, memoryview(b"".join((head, *data))))
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}") from error
+    if opcode in _SILENT:
+        return None
+    raise OSError(errno.ENOSYS, "not implemented")
 
 
 def _name(body: memoryview) -> str:
-    return bytes(body).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return os.fsdecode(bytes(body).split(b"\0", 1)[0])
 
 
 def _entry(attributes: Attributes) -> bytes:
@@ -284,7 +315,7 @@ def _read(fs: Filesystem, node: int, body: memoryview) -> Sequence[memoryview | 
     return fs.read(node, handle, offset, min(size, MAX_IO))
 
 
-def _write(fs: Filesystem, node: int, head: memoryview, data: list[memoryview]) -> list[bytes]:
+def _write(fs: Filesystem, node: int, head: memoryview, data: Sequence[memoryview]) -> list[bytes]:
     handle, offset, size, *_ = _WRITE_IN.unpack_from(head)
     if sum(len(d) for d in data) != size:
         raise OSError(errno.EIO, "short write request")
@@ -305,16 +336,18 @@ def _opendir(fs: Filesystem, node: int, _: memoryview) -> list[bytes]:
 
 def _readdir(fs: Filesystem, node: int, body: memoryview) -> list[bytes]:
     _, offset, size, _ = _READ_IN.unpack_from(body)
-    parts, total = [], 0
-    own = (".", fs.getattr(node)), ("..", fs.getattr(node))
-    for position, (name, attributes) in enumerate((*own, *fs.readdir(node)), 1):
-        if position <= offset:
-            continue
-        raw = name.encode("utf-8", "surrogateescape")
-        record = _DIRENT.pack(attributes.node, position, len(raw), attributes.mode >> 12) + raw
+    parts: list[bytes] = []
+    own = fs.getattr(node)
+    entries = fs.readdir(node)
+    for position in range(offset, len(entries) + 2):
+        name, attributes = (
+            (".", own) if position == 0 else ("..", own) if position == 1 else entries[position - 2]
+        )
+        raw = os.fsencode(name)
+        record = _DIRENT.pack(attributes.node, position + 1, len(raw), attributes.mode >> 12) + raw
         record += bytes(-len(record) % 8)
-        total += len(record)
-        if total > size:
+        size -= len(record)
+        if size < 0:
             break
         parts.append(record)
     return parts

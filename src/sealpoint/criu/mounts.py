@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from typing import Final
 
 _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 429, 430, 431, 432  # the same on every architecture
 _CLOEXEC: Final = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 _RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8  # MOUNT_ATTR_*
+_NOSYMFOLLOW: Final = 0x200000  # Linux 5.14
 _EMPTY_PATH: Final = 4  # MOVE_MOUNT_F_EMPTY_PATH
 _AT_FDCWD: Final = -100
 
@@ -30,10 +32,12 @@ def detached(
     optional_flags: tuple[str, ...] = (),
     read_only: bool = False,
     executable: bool = False,
+    follow_links: bool = True,
 ) -> int:
     """Descriptor of the root of a new mount that no path leads to.  Raises OSError.
 
-    optional_flags: flags that an older kernel may not know and that are then left out.
+    optional_flags: flags that an older kernel may not know and that are then left out.  follow_links: whether symbolic
+    links lead anywhere (they do on kernels before 5.14).
     """
     context = _syscall(_FSOPEN, kind.encode(), _CLOEXEC)
     try:
@@ -48,6 +52,11 @@ def detached(
         attributes = (
             _NOSUID | _NODEV | (_RDONLY if read_only else 0) | (0 if executable else _NOEXEC)
         )
+        if not follow_links:
+            try:
+                return _syscall(_FSMOUNT, context, _CLOEXEC, attributes | _NOSYMFOLLOW)
+            except OSError:
+                pass  # an older kernel
         return _syscall(_FSMOUNT, context, _CLOEXEC, attributes)
     finally:
         os.close(context)
@@ -68,12 +77,12 @@ def unmount(directory: str, *, lazy: bool = False) -> None:
 
 def is_ours(directory: str) -> bool:
     """Whether a sealpoint mount is the uppermost on `directory`."""
-    wanted = os.path.realpath(directory)
-    kind = ""
-    with open("/proc/self/mountinfo") as file:
+    wanted = os.fsencode(os.path.realpath(directory))
+    kind = b""
+    with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            fields, _, rest = line.partition(" - ")
-            path = fields.split(" ")[4].encode().decode("unicode_escape")
-            if path.encode("latin-1", "replace").decode("utf-8", "replace") == wanted:
-                kind = rest.split(" ")[0]
-    return kind == "fuse.sealpoint"
+            fields, _, rest = line.partition(b" - ")
+            path = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields.split(b" ")[4])
+            if path == wanted:
+                kind = rest.split(b" ")[0]
+    return kind == b"fuse.sealpoint"
