@@ -69,7 +69,7 @@ def parse(arguments: list[str]) -> CommandLine:
             f"criu {line.command} would write or send images in the clear: this version of sealpoint does not seal it"
         )
     if line.command in COMMANDS:
-        _check_defaults()
+        check_defaults()
     return line
 
 
@@ -120,17 +120,23 @@ def _take(line: CommandLine, letter: str, value: str) -> None:
         line.rest += ["-t", value]
 
 
-def _check_defaults() -> None:
+def check_defaults() -> None:
+    """CRIU's default configuration files.  Raises RefusedError."""
     for path in _DEFAULTS:
-        try:
-            with open(os.path.expanduser(path), errors="replace") as file:
-                lines = file.read(1 << 20).splitlines()
-        except OSError:
-            continue
-        for number, text in enumerate(lines, 1):
-            word = text.split("#", 1)[0].strip().split(" ", 1)[0].lstrip("-")
-            name = word.split("=", 1)[0]
-            if name in _REFUSED or name in ("images-dir", "leave-running"):
-                raise RefusedError(
-                    f"{path}, line {number}: the option {name} cannot be combined with sealing"
-                )
+        check_file(os.path.expanduser(path))
+
+
+def check_file(path: str) -> None:
+    """A configuration file of CRIU's, which need not exist.  Raises RefusedError."""
+    try:
+        with open(path, errors="replace") as file:
+            lines = file.read(1 << 20).splitlines()
+    except (OSError, ValueError):
+        return
+    for number, text in enumerate(lines, 1):
+        word = text.split("#", 1)[0].strip().split(" ", 1)[0].lstrip("-")
+        name = word.split("=", 1)[0]
+        if name in _REFUSED or name in ("images-dir", "leave-running"):
+            raise RefusedError(
+                f"{path}, line {number}: the option {name} cannot be combined with sealing"
+            )

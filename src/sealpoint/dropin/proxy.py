@@ -24,6 +24,12 @@ _REFUSED: Final = {
     12: "the page server is not sealed by this version of sealpoint",
     13: "pre-dump is not sealed by this version of sealpoint",
 }
+_WITH_DIRECTORIES: Final = (
+    3,
+    7,
+    8,
+)  # CHECK, CPUINFO_DUMP, CPUINFO_CHECK hold no memory, but name descriptors
+_EINVAL: Final = 22
 
 
 class Proxy:
@@ -38,65 +44,114 @@ class Proxy:
 
     def run(self) -> None:
         """Until either side is gone."""
-        poll = select.poll()
-        poll.register(self._engine, select.POLLIN)
-        poll.register(self._criu, select.POLLIN)
         try:
-            while True:
-                for fd, _ in poll.poll():
-                    from_engine = fd == self._engine.fileno()
-                    source = self._engine if from_engine else self._criu
-                    data, fds = _receive(source)
-                    try:
-                        if not data or not (
-                            self._to_criu(data, fds) if from_engine else self._to_engine(data, fds)
-                        ):
-                            return
-                    finally:
-                        for received in fds:
-                            os.close(received)
+            self._pass_on()
         finally:
+            # Both first: a CRIU that waits for an answer must see that none will come, before we wait for its end.
+            with self._engine, self._criu:
+                if self._session is not None and (reason := self._session.unanswered()):
+                    self._refuse(self._session.kind, reason)
             if self._session is not None:
                 self._session.close()
 
+    def _pass_on(self) -> None:
+        poll = select.poll()
+        poll.register(self._engine, select.POLLIN)
+        poll.register(self._criu, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                from_engine = fd == self._engine.fileno()
+                data, fds = _receive(self._engine if from_engine else self._criu)
+                try:
+                    if not data:
+                        return
+                    if from_engine and not self._to_criu(data, fds):
+                        return
+                    if not from_engine:
+                        self._to_engine(data, fds)
+                except OSError:
+                    return  # the other side is gone
+                finally:
+                    for received in fds:
+                        os.close(received)
+
     def _to_criu(self, data: bytes, fds: list[int]) -> bool:
         kind = request_type(data)
-        if kind in _REFUSED:
-            self._refuse(kind, _REFUSED[kind])
-            return False
-        if kind in (_DUMP, _RESTORE) and self._session is None:
+        refusal = _REFUSED.get(kind)
+        if kind < 0:
+            refusal = "the request cannot be understood"
+        elif self._session is not None and kind != _NOTIFY:
+            refusal = "one request is being worked on"
+        if refusal is None and (kind in (_DUMP, _RESTORE) or kind in _WITH_DIRECTORIES):
             _go_home(self._home)
-            from sealpoint.dropin.session import start
-            from sealpoint.errors import SealpointError
+            from sealpoint.dropin import session
 
             try:
-                self._session, data = start(data, self._parent, self._criu)
-            except SealpointError as error:
-                hint = f" ({error.hint})" if error.hint else ""
-                self._refuse(kind, f"sealpoint: {error.message}{hint}")
-                return False
+                if kind in _WITH_DIRECTORIES:
+                    data = session.redirect(data, self._parent)
+                else:
+                    self._session, data = session.start(data, self._parent, self._criu)
+            except session.RefusedError as error:
+                refusal = str(error)
+        if refusal is not None:
+            self._refuse(max(kind, 0), refusal)
+            return False
         _send(self._criu, data, fds)
         return True
 
-    def _to_engine(self, data: bytes, fds: list[int]) -> bool:
+    def _to_engine(self, data: bytes, fds: list[int]) -> None:
         if self._session is not None:
             data = self._session.from_criu(data)
-            if not data:
-                return True  # answered by us
-        _send(self._engine, data, fds)
-        return True
+        if data:  # else answered by us
+            _send(self._engine, data, fds)
 
     def _refuse(self, kind: int, reason: str) -> None:
         # criu_resp {type 1, success 2, cr_errno 7, cr_errmsg 9}
-        text = reason.encode()[:4000]
-        body = b"\x08" + bytes([kind]) + b"\x10\x00" + b"\x38\x16"
+        text = f"sealpoint: {reason}".encode()[:4000]
+        text = text.decode(errors="ignore").encode()  # CRIU's clients insist on whole characters
+        body = b"\x08" + bytes([kind]) + b"\x10\x00\x38" + bytes([_EINVAL])
         body += b"\x4a" + _varint(len(text)) + text
-        _send(self._engine, body, [])
+        try:
+            _send(self._engine, body, [])
+        except OSError:
+            pass  # nobody is there to be told
 
 
 def request_type(data: bytes) -> int:
-    """Field 1 of criu_req, which every client writes first; -1 if it does not."""
-    return data[1] if len(data) > 1 and data[0] == 0x08 and data[1] < 0x80 else -1
+    """Field 1 of a criu_req as CRIU's parser sees it, wherever it stands; -1 if there is none or it is not one."""
+    found, at = -1, 0
+    while at < len(data):
+        tag, at = _read_varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        if at < 0 or number == 0 or (number == 1 and wire != 0):
+            return -1
+        if wire == 0:
+            value, at = _read_varint(data, at)
+            if number == 1:
+                found = value & 0x7FFFFFFF if value & 0xFFFFFFFF < 1 << 31 else -1
+        elif wire == 2:
+            size, at = _read_varint(data, at)
+            at = at + size if at >= 0 else -1
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        else:
+            return -1
+        if at < 0 or at > len(data):
+            return -1
+    return found if found < 0x80 else -1
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at `at` and where it ends; that is -1 where there is none."""
+    value = shift = 0
+    while 0 <= at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    return 0, -1
 
 
 def _varint(value: int) -> bytes:
@@ -110,11 +165,13 @@ def _varint(value: int) -> bytes:
 
 def _receive(source: socket.socket) -> tuple[bytes, list[int]]:
     try:
-        data, ancillary, _, _ = source.recvmsg(
+        data, ancillary, flags, _ = source.recvmsg(
             _MAX, socket.CMSG_SPACE(64 * 4), socket.MSG_CMSG_CLOEXEC
         )
     except OSError:
         return b"", []
+    if flags & socket.MSG_TRUNC:
+        data = b""  # a part would be taken for a whole
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

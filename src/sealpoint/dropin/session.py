@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 from typing import Any, Final, Protocol
@@ -11,17 +10,26 @@ from sealpoint import config as configuration
 from sealpoint import process
 from sealpoint.criu import schema
 from sealpoint.criu.fuse import FuseServer
-from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
+from sealpoint.dropin import arguments
+from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal
+from sealpoint.errors import SealpointError, UsageError
 
 IMAGE: Final = "inventory.img"  # the name that podman and CRI-O look for before they call criu
 _DUMP, _RESTORE, _NOTIFY = 1, 2, 6
-_PIDFD_GETFD: Final = 438
+
+
+class RefusedError(Exception):
+    """CRIU must not get this request; the message says why."""
 
 
 class Work(Protocol):
     """What a session does at CRIU's notifications."""
 
     server: FuseServer
+
+    @property
+    def error(self) -> BaseException | None:
+        """What went wrong while CRIU wrote or read, which CRIU knows as an I/O error only."""
 
     def notified(self, script: str) -> None:
         """Raises what speaks against going on."""
@@ -34,24 +42,37 @@ class Work(Protocol):
 
 
 class Session:
-    """Rewrites one request and follows it to its answer."""
+    """Rewrites one request and follows it to its answer.  kind: the request's type."""
 
-    def __init__(self, kind: int, work: Work, criu: socket.socket, *, engine_listens: bool) -> None:
-        self._kind = kind
+    def __init__(
+        self,
+        kind: int,
+        work: Work,
+        criu: socket.socket,
+        *,
+        engine_listens: bool,
+        journal: Journal,
+        freezer: Freezer,
+    ) -> None:
+        self.kind = kind
         self._work = work
         self._criu = criu
         self._engine_listens = engine_listens
+        self._journal = journal
+        self._freezer = freezer
         self._reason = ""
+        self._answered = False
 
     def from_criu(self, data: bytes) -> bytes:
         """What the engine gets for a message of CRIU's; empty if it gets none."""
         response = schema.message("criu_resp").FromString(data)
         if response.type == _NOTIFY:
             return self._notification(response, data)
-        if response.type == self._kind:
+        if response.type == self.kind:
+            self._answered = True
             self._work.ended(success=response.success)
-            if not response.success and self._reason:
-                response.cr_errmsg = self._reason
+            if not response.success and (reason := self._why()):
+                response.cr_errmsg = f"sealpoint: {reason}"
                 data = response.SerializeToString()
         return data
 
@@ -59,7 +80,7 @@ class Session:
         try:
             self._work.notified(response.notify.script)
         except BaseException as error:  # noqa: BLE001 - the engine gets it in CRIU's answer
-            self._reason = _reason(error)
+            self._fail(error)
             self._answer(success=False)
             return b""
         if self._engine_listens:
@@ -71,36 +92,103 @@ class Session:
         request = schema.message("criu_req")(type=_NOTIFY, notify_success=success)
         self._criu.send(request.SerializeToString())
 
+    def _fail(self, error: BaseException) -> None:
+        if not self._reason:
+            self._reason = _reason(error)
+            self._journal.say(self._reason)
+
+    def _why(self) -> str:
+        if self._work.error is not None:
+            self._fail(self._work.error)
+        return self._reason
+
+    def unanswered(self) -> str:
+        """Why the engine gets no answer from CRIU; empty if it got one."""
+        if self._answered:
+            return ""
+        return self._why() or "CRIU ended before it was done"
+
     def close(self) -> None:
         """The connection is over."""
+        if not self._answered:
+            self._work.ended(success=False)
         self._work.close()
+        if not self._answered and self.kind == _DUMP:
+            self._freezer.restore()
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, SealpointError):
-        return f"sealpoint: {error.message}" + (f" ({error.hint})" if error.hint else "")
-    return f"sealpoint: internal error ({type(error).__name__})"
+        return error.message + (f" ({error.hint})" if error.hint else "")
+    if isinstance(error, OSError):
+        return f"{error.strerror or type(error).__name__}"
+    return f"internal error ({type(error).__name__})"
 
 
 def start(data: bytes, parent: int, criu: socket.socket) -> tuple[Session, bytes]:
     """A session for a dump or restore request, and the request as the real CRIU shall get it.
 
-    Raises SealpointError: the engine then gets a failure with the reason, and CRIU nothing.
+    Raises RefusedError: the engine then gets a failure with the reason, and CRIU nothing.
     """
     process.protect()
-    config = configuration.load_system()
+    journal = Journal()
+    try:
+        return _start(data, parent, criu, journal)
+    except Exception as error:
+        reason = _reason(error)
+        journal.say(reason)
+        raise RefusedError(reason) from error
+
+
+def _start(
+    data: bytes, parent: int, criu: socket.socket, journal: Journal
+) -> tuple[Session, bytes]:
     request = schema.message("criu_req").FromString(data)
     options = request.opts
-    _check(options)
     descriptors = Descriptors(parent)
     directory = descriptors.directory(options)
+    work_directory = descriptors.work_directory(options, directory)
+    journal.open(work_directory, options.log_file)
+    _check(options)
+    config = configuration.load_system()
+    freezer = Freezer(options.freeze_cgroup)
+    os.chdir("/")  # the engine's directory shall not be busy because of us
     from sealpoint.dropin.work import DumpWork, RestoreWork
 
     work: Work = (DumpWork if request.type == _DUMP else RestoreWork)(directory, config)
-    descriptors.redirect(options, work.server.fd, directory)
-    session = Session(request.type, work, criu, engine_listens=options.notify_scripts)
-    options.notify_scripts = True
-    return session, request.SerializeToString()
+    try:
+        descriptors.redirect(options, work.server.fd, work_directory)
+        session = Session(
+            request.type,
+            work,
+            criu,
+            engine_listens=options.notify_scripts,
+            journal=journal,
+            freezer=freezer,
+        )
+        options.notify_scripts = True
+        return session, request.SerializeToString()
+    except BaseException:
+        work.close()
+        raise
+
+
+def redirect(data: bytes, parent: int) -> bytes:
+    """A request that leads no memory anywhere, with descriptor numbers that CRIU finds in this process.
+
+    Raises RefusedError.
+    """
+    try:
+        request = schema.message("criu_req").FromString(data)
+        descriptors = Descriptors(parent)
+        if not request.HasField("opts") or not descriptors.names_directory(request.opts):
+            return data
+        directory = descriptors.directory(request.opts)
+        work_directory = descriptors.work_directory(request.opts, directory)
+        descriptors.redirect(request.opts, directory, work_directory)
+        return bytes(request.SerializeToString())
+    except Exception as error:
+        raise RefusedError(_reason(error)) from error
 
 
 def _check(options: Any) -> None:
@@ -113,50 +201,9 @@ def _check(options: Any) -> None:
     ):
         if options.HasField(name) and getattr(options, name):
             raise UsageError(f"{what} is not sealed by this version of sealpoint")
-
-
-class Descriptors:
-    """Descriptor numbers in a request are the engine's: CRIU looks them up in the maker of its socket, now us."""
-
-    def __init__(self, parent: int) -> None:
-        self._parent = parent
-
-    def directory(self, options: Any) -> int:
-        """The engine's images directory, opened here.  Raises SystemEnvironmentError."""
-        if options.HasField("images_dir_fd") and options.images_dir_fd >= 0:
-            return self._open(f"/proc/{self._parent}/fd/{options.images_dir_fd}")
-        if options.images_dir:
-            return self._open(f"/proc/{self._parent}/cwd/{options.images_dir}".replace("//", "/"))
-        raise SystemEnvironmentError("the request names no images directory")
-
-    def redirect(self, options: Any, images: int, directory: int) -> None:
-        """Point every descriptor at ours."""
-        options.images_dir_fd = images
-        options.ClearField("images_dir")
-        work = options.work_dir_fd if options.HasField("work_dir_fd") else -1
-        options.work_dir_fd = (
-            self._open(f"/proc/{self._parent}/fd/{work}") if work >= 0 else directory
-        )
-        for name in ("status_fd", "pidfd_store_sk"):
-            if options.HasField(name) and getattr(options, name) >= 0:
-                setattr(options, name, self._copy(getattr(options, name)))
-
-    @staticmethod
-    def _open(path: str) -> int:
-        try:
-            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise SystemEnvironmentError(
-                f"cannot open the engine's directory: {error.strerror}"
-            ) from None
-
-    def _copy(self, number: int) -> int:
-        libc = ctypes.CDLL(None, use_errno=True)
-        pidfd = os.pidfd_open(self._parent)
-        try:
-            fd: int = libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
-        finally:
-            os.close(pidfd)
-        if fd < 0:
-            raise SystemEnvironmentError("cannot take over a descriptor of the engine")
-        return fd
+    try:
+        arguments.check_defaults()
+        if options.config_file:
+            arguments.check_file(options.config_file)
+    except arguments.RefusedError as error:
+        raise UsageError(str(error)) from None

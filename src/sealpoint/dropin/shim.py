@@ -17,12 +17,7 @@ from typing import NoReturn
 def run() -> NoReturn:
     """Never returns."""
     arguments = sys.argv[1:]
-    try:
-        real = real_criu()
-    except FileNotFoundError:
-        fail(
-            "there is no CRIU beside sealpoint's drop-in; install it, or set criu in /etc/sealpoint/config.toml"
-        )
+    real = real_criu()
     if "swrk" in arguments:
         number = arguments[arguments.index("swrk") + 1 :]
         if not number or not number[0].isdigit():
@@ -68,19 +63,26 @@ def fail(message: str) -> NoReturn:
 def real_criu() -> str:
     """Path of the real CRIU: `criu` in the system's configuration, else the next one in PATH after this executable.
 
-    Raises FileNotFoundError.
+    A configuration with mistakes is no obstacle here: a dump or restore says what is wrong with it, where the engine
+    hears it, and everything else needs none.
     """
     from sealpoint import config
+    from sealpoint.errors import SealpointError
 
-    if configured := config.load_system().criu:
-        return configured
+    reason = f"install it, or set criu in {config.SYSTEM_PATH}"
+    try:
+        if configured := config.load_system().criu:
+            return configured
+    except SealpointError as error:
+        reason = error.message
     own = os.path.realpath(sys.argv[0])
     path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/usr/bin:/sbin"
     for directory in path.split(":"):
         candidate = os.path.join(directory or ".", "criu")
-        if os.access(candidate, os.X_OK) and os.path.realpath(candidate) != own:
+        usable = os.path.isfile(candidate) and os.access(candidate, os.X_OK)
+        if usable and os.path.realpath(candidate) != own:
             return candidate
-    raise FileNotFoundError("criu")
+    fail(f"there is no CRIU beside sealpoint's drop-in: {reason}")
 
 
 def _interpose(number: int) -> None:

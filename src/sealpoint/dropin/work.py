@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from sealpoint import config as configuration
 from sealpoint.checkpoint.access import Checkpoint, require_trust, signing_by, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
@@ -39,7 +40,7 @@ def _no_passphrase() -> bytes:
 
 
 class DumpWork:
-    """Seals what CRIU writes; the sealed file appears in the engine's directory before the container may end."""
+    """Seals what CRIU writes; the sealed file appears in the directory before the tree may end."""
 
     def __init__(self, directory: int, config: Config) -> None:
         """Raises SealpointError: no recipients, unusable keys, no space, no FUSE."""
@@ -47,10 +48,17 @@ class DumpWork:
 
         if not config.signer:
             raise UsageError(
-                "no signer is configured", hint="set signer in /etc/sealpoint/config.toml"
+                "no signer is configured", hint=f"set signer in {configuration.SYSTEM_PATH}"
             )
-        recipients = [keys.load_recipient(r) for r in config.recipients]
-        metadata = [keys.load_recipient(r) for r in config.metadata_recipients]
+        if not config.recipients:
+            raise UsageError(
+                "no recipient is configured", hint=f"set recipients in {configuration.SYSTEM_PATH}"
+            )
+        certificates = keys.CertificatePolicy(
+            authorities=keys.load_authorities(config.recipient_authorities)
+        )
+        recipients = [keys.load_recipient(r, policy=certificates) for r in config.recipients]
+        metadata = [keys.load_recipient(r, policy=certificates) for r in config.metadata_recipients]
         signer = keys.load_signer(
             config.signer,
             passphrase=_no_passphrase,
@@ -71,8 +79,15 @@ class DumpWork:
             self._filesystem = CaptureFilesystem(self._builder)
             self.server = FuseServer(self._filesystem, read_only=False, threads=1)
         except BaseException as error:
-            self._abort(error)
+            if self._builder is not None:
+                self._builder.abort(error)
+            self._out.close()
             raise
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why CRIU could not write."""
+        return self._filesystem.error
 
     def notified(self, script: str) -> None:
         """At post-dump: complete, durable, named; else an error."""
@@ -89,17 +104,12 @@ class DumpWork:
 
     def close(self) -> None:
         """Whatever is not committed is gone."""
-        if not self._out.committed:
-            self._filesystem.fail(CriuError("the dump ended before it was complete"))
-            self._abort(CriuError("the dump ended before it was complete"))
-        else:
-            self._out.close()
-        self.server.close()
-
-    def _abort(self, error: BaseException) -> None:
-        if self._builder is not None:
+        if not self._out.committed and self._builder is not None:
+            error = CriuError("the dump ended before it was complete")
+            self._filesystem.fail(error)
             self._builder.abort(error)
-        self._out.close()
+        self.server.close()
+        self._out.close()  # last: nobody writes any more
 
 
 class RestoreWork:
@@ -135,6 +145,11 @@ class RestoreWork:
         if self._view.error is not None:
             raise self._view.error
         self._view.verify_rest()
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why CRIU could not read."""
+        return self._view.error
 
     def ended(self, *, success: bool) -> None:
         """CRIU has undone a failed restore itself."""

@@ -1,0 +1,132 @@
+"""What a request refers to outside of itself: descriptors of the engine's, CRIU's log file, a freezer cgroup.
+
+Descriptor numbers in a request are the engine's; CRIU looks them up in the process that made its socket, which is now
+the helper, so each is opened here anew and its number replaced.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any, Final
+
+from sealpoint.errors import SystemEnvironmentError
+
+_PIDFD_GETFD: Final = 438
+_DEFAULT_LOG: Final = "criu.log"
+
+
+class Descriptors:
+    """parent: pid of the process in which the request's numbers count."""
+
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+
+    @staticmethod
+    def names_directory(options: Any) -> bool:
+        """Whether the request says where images are."""
+        return bool(options.images_dir) or (
+            options.HasField("images_dir_fd") and options.images_dir_fd >= 0
+        )
+
+    def directory(self, options: Any) -> int:
+        """The engine's images directory, opened here.  Raises SystemEnvironmentError."""
+        if options.HasField("images_dir_fd") and options.images_dir_fd >= 0:
+            return self._open(f"/proc/{self._parent}/fd/{options.images_dir_fd}")
+        if options.images_dir:
+            return self._open(options.images_dir)  # as CRIU would: its working directory is ours
+        raise SystemEnvironmentError("the request names no images directory")
+
+    def work_directory(self, options: Any, images: int) -> int:
+        """Where CRIU's log goes to: by default the images directory.  Raises SystemEnvironmentError."""
+        number = options.work_dir_fd if options.HasField("work_dir_fd") else -1
+        return self._open(f"/proc/{self._parent}/fd/{number}") if number >= 0 else images
+
+    def redirect(self, options: Any, images: int, work: int) -> None:
+        """Point every descriptor at ours.  Raises SystemEnvironmentError."""
+        options.images_dir_fd = images
+        options.ClearField("images_dir")
+        options.work_dir_fd = work
+        for name in ("status_fd", "pidfd_store_sk"):
+            if options.HasField(name) and getattr(options, name) >= 0:
+                setattr(options, name, self._copy(getattr(options, name)))
+
+    @staticmethod
+    def _open(path: str) -> int:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a path"
+            raise SystemEnvironmentError(f"cannot open the engine's directory: {reason}") from None
+
+    def _copy(self, number: int) -> int:
+        libc = ctypes.CDLL(None, use_errno=True)
+        pidfd = os.pidfd_open(self._parent)
+        try:
+            fd: int = libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+        finally:
+            os.close(pidfd)
+        if fd < 0:
+            raise SystemEnvironmentError("cannot take over a descriptor of the engine")
+        return fd
+
+
+class Journal:
+    """CRIU's log file: the place where people look, and which engines name in their errors."""
+
+    def __init__(self) -> None:
+        self._directory = -1
+        self._name = _DEFAULT_LOG
+
+    def open(self, directory: int, name: str) -> None:
+        """directory: descriptor; name: as the request says, empty for CRIU's default."""
+        self._directory = directory
+        if "/" not in name:
+            self._name = name or _DEFAULT_LOG
+
+    def say(self, reason: str) -> None:
+        """Append a line as CRIU writes errors.  Not worth failing for."""
+        if self._directory < 0:
+            return
+        flags = (
+            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+        line = f"Error (sealpoint): {reason}".replace("\n", " ") + "\n"
+        try:
+            fd = os.open(self._name, flags, 0o600, dir_fd=self._directory)
+            try:
+                os.write(fd, line.encode(errors="replace"))
+            finally:
+                os.close(fd)
+        except (OSError, ValueError):
+            pass
+
+
+class Freezer:
+    """The cgroup with which CRIU freezes a tree; a CRIU that was killed would leave it frozen for ever."""
+
+    _FILES: Final = {"freezer.state": ("FROZEN", "FREEZING", "THAWED"), "cgroup.freeze": ("1", "0")}
+
+    def __init__(self, directory: str) -> None:
+        """directory: as the request says, empty if it names none."""
+        self._path = ""
+        for name in self._FILES:
+            path = os.path.join(directory, name)
+            if directory and os.path.isfile(path) and not self._frozen(path):
+                self._path = path
+
+    def _frozen(self, path: str) -> bool:
+        try:
+            with open(path) as file:
+                return file.read().strip() in self._FILES[os.path.basename(path)][:-1]
+        except OSError:
+            return True  # then it is not ours to thaw
+
+    def restore(self) -> None:
+        """Thaw it if it was not frozen before."""
+        if self._path and self._frozen(self._path):
+            try:
+                with open(self._path, "w") as file:
+                    file.write(self._FILES[os.path.basename(self._path)][-1])
+            except OSError:
+                pass  # the cgroup is gone, and with it what was in it
