@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -34,7 +35,7 @@ def command(
     """Show a sealed file's objects as plain read-only files in DIR, for crit, gdb, checkpointctl or stock CRIU.
 
     Everything is verified before the directory appears, and again as it is read. Nothing is written to a disk; only
-    root can look into DIR. End it with: sealpoint umount DIR
+    root can look into DIR; symbolic links are shown but not followed. End it with: sealpoint umount DIR
 
     \b
     Example:
@@ -46,6 +47,7 @@ def command(
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.view import View
     from sealpoint.cli.bar import Bar
+    from sealpoint.criu import mounts
     from sealpoint.criu.fuse import FuseServer
 
     if not os.path.isdir(directory):
@@ -55,16 +57,18 @@ def command(
     )
     require_trust(policy)
     keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
-    with Checkpoint.open(file, policy) as checkpoint, Bar(f"verifying {file}") as bar:
-        opened = checkpoint.unlock(keys)
-        done, total = 0, checkpoint.authentic.origin.frames_size
+    directory = os.path.abspath(directory)
+    with Checkpoint.open(file, policy) as checkpoint:
+        with Bar(f"verifying {file}") as bar:
+            opened = checkpoint.unlock(keys)
+            done, total = 0, checkpoint.authentic.origin.frames_size
 
-        def progress(size: int) -> None:
-            nonlocal done
-            done += size
-            bar(Progress(done, total))
+            def progress(size: int) -> None:
+                nonlocal done
+                done += size
+                bar(Progress(done, total))
 
-        opened.verify_all(progress)
+            opened.verify_all(progress)
         if not opened.has_memory:
             options.warn("this identity opens metadata only: memory objects are not shown")
         ready = _go_to_background() if not foreground else (lambda: None)
@@ -74,8 +78,15 @@ def command(
         except OSError as error:
             server.close()
             raise SystemEnvironmentError(f"cannot mount on {directory}: {error.strerror}") from None
-        ready()
-        server.close()  # returns when it was unmounted
+        try:
+            ready()
+            server.wait()
+        except BaseException:  # a signal: no dead mount shall be left
+            with contextlib.suppress(OSError):
+                mounts.unmount(directory, lazy=True)
+            raise
+        finally:
+            server.close()
 
 
 def _go_to_background() -> Callable[[], None]:
