@@ -1,0 +1,84 @@
+"""Fixtures for what stands between engines and CRIU: the drop-in with runc and with bare RPC, and mounts."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+REAL = HERE.parent / "real"
+for directory in (REAL, HERE):
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+
+import dropin as dropin_tools
+import harness
+import sealed
+
+_spec = importlib.util.spec_from_file_location("sealpoint_real_fixtures", REAL / "conftest.py")
+_real = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_real)
+criu, keys, needles, ram_dir, workload = (
+    _real.criu,
+    _real.keys,
+    _real.needles,
+    _real.ram_dir,
+    _real.workload,
+)
+
+NO_CRIU = ("test_fuse_requests", "test_rpc_parsing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and item.path.stem not in NO_CRIU:
+            item.add_marker(pytest.mark.criu)
+
+
+@pytest.fixture(autouse=True)
+def _reaps(request: pytest.FixtureRequest) -> None:
+    """A test with a real CRIU needs one that works here, and reaps what it leaves behind."""
+    if request.node.get_closest_marker("criu"):
+        request.getfixturevalue("criu")
+        harness.become_subreaper()
+
+
+@pytest.fixture
+def dropin(tmp_path: Path, criu: Path, keys: sealed.Keys) -> Iterator[dropin_tools.DropIn]:
+    """The drop-in with a configuration that works. Afterwards nothing of it may be left."""
+    tools = dropin_tools.DropIn(tmp_path / "dropin", criu, keys)
+    try:
+        yield tools
+        tools.settle()
+    finally:
+        tools.kill()
+
+
+@pytest.fixture
+def sealpoint(tmp_path: Path, criu: Path) -> Iterator[sealed.Sealpoint]:
+    """The command."""
+    command = sealed.Sealpoint(tmp_path / "sealpoint", criu)
+    try:
+        yield command
+    finally:
+        command.close()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """An images directory, as engines make one."""
+    path = tmp_path / "images"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A work directory for CRIU's logs."""
+    path = tmp_path / "work"
+    path.mkdir()
+    return path
