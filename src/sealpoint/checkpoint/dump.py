@@ -22,7 +22,7 @@ from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.private_dir import PrivateDir
-from sealpoint.criu.run import CriuRun, check_options
+from sealpoint.criu.run import CriuRun, check_options, split_action_scripts
 from sealpoint.errors import CriuError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import Suite
 from sealpoint.format.writer import SealedWriter, Signing, Wrap
@@ -166,15 +166,16 @@ class Dump:
                 capture.fail(error)
                 return False
 
+        scripts, options = split_action_scripts(request.options)
         arguments = ["-t", str(request.pid)]
         if request.leave_running:
             arguments.append("--leave-running")
-        with Gate(directory.path, "post-dump", commit) as gate:
+        with Gate(directory.path, "post-dump", commit, scripts) as gate:
             criu = CriuRun(request.criu, directory, gate)
             if request.criu_log:
                 criu.keep_log(request.criu_log)
             try:
-                criu.start("dump", arguments, request.options)
+                criu.start("dump", arguments, options)
                 schema.warm_up()  # while CRIU starts: it takes longer until it freezes the tree
                 code = self._wait(criu, builder, report, signals)
             except BaseException as error:

@@ -14,7 +14,7 @@ from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.private_dir import PrivateDir
-from sealpoint.criu.run import CriuRun, check_options
+from sealpoint.criu.run import CriuRun, check_options, split_action_scripts
 from sealpoint.errors import CriuError, FileError, IdentityError, SealpointError
 from sealpoint.format.reader import OpenFile
 
@@ -109,9 +109,10 @@ class Restore:
 
         process.become_subreaper()
         before = set(process.children(os.getpid()))
+        scripts, options = split_action_scripts(request.options)
         arguments = ["--restore-detached"] if request.detach else []
         with (
-            Gate(directory.path, "post-restore", approve) as gate,
+            Gate(directory.path, "post-restore", approve, scripts) as gate,
             process.DeferredSignals() as signals,
         ):
             # A tree restored in the foreground shares our terminal and its signals, as with plain CRIU.
@@ -119,7 +120,7 @@ class Restore:
             if request.criu_log:
                 criu.keep_log(request.criu_log)
             try:
-                criu.start("restore", arguments, request.options)
+                criu.start("restore", arguments, options)
                 schema.warm_up()  # while CRIU works
                 code = self._wait(criu, serve, gate, report, signals)
             except BaseException as error:

@@ -26,10 +26,14 @@ Decide = Callable[[], bool]
 class Gate:
     """Serves one action of one CRIU run, in a thread.  `decide` returns True to let CRIU go on.
 
+    before: other action scripts, which run first and can say no, too; for the other actions as well.
     script: the path for `--action-script`.  passed: whether the answer was yes.
     """
 
-    def __init__(self, directory: str, action: str, decide: Decide) -> None:
+    def __init__(
+        self, directory: str, action: str, decide: Decide, before: tuple[str, ...] = ()
+    ) -> None:
+        self._before = before
         self.action = action
         self.passed = False
         self._decide = decide
@@ -49,9 +53,9 @@ class Gate:
         run = shlex.join([sys.executable, "-I", "-S", hook.__file__, self._path])
         fd = os.open(self.script, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
         with os.fdopen(fd, "w") as file:
-            file.write(
-                f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = {self.action} ] || exit 0\nexec {run}\n'
-            )
+            file.write("#!/bin/sh\n")
+            file.writelines(f"{shlex.quote(path)} || exit 1\n" for path in self._before)
+            file.write(f'[ "$CRTOOLS_SCRIPT_ACTION" = {self.action} ] || exit 0\nexec {run}\n')
 
     def __enter__(self) -> Self:
         self._thread.start()

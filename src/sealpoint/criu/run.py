@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sealpoint.criu import schema
@@ -47,14 +48,52 @@ _REFUSED = {
     "-R": "use sealpoint's --leave-running",
     "--leave-running": "use sealpoint's --leave-running",
 }
+# CRIU's short options that take the rest of their word, or the next word, as a value
+_SHORT_WITH_VALUE = "tDovxrJLWM"
 
 
 def check_options(options: tuple[str, ...]) -> None:
     """CRIU options given by the user.  Raises UsageError for those that cannot work here."""
     for option in options:
-        name = option.split("=", 1)[0]
-        if name in _REFUSED:
-            raise UsageError(f"CRIU's option {name} cannot be used here", hint=_REFUSED[name])
+        if option == "--":
+            return
+        for name in _names(option):
+            if name in _REFUSED:
+                raise UsageError(f"CRIU's option {name} cannot be used here", hint=_REFUSED[name])
+
+
+def _names(option: str) -> Iterator[str]:
+    """Every option that CRIU may take one of its arguments for: it knows abbreviations, and short ones in one word."""
+    if option.startswith("--"):
+        word = option.split("=", 1)[0]
+        if len(word) > 2:
+            yield from (name for name in _REFUSED if name.startswith(word))
+    elif option.startswith("-"):
+        for letter in option[1:]:
+            yield f"-{letter}"
+            if letter in _SHORT_WITH_VALUE:
+                return
+
+
+def split_action_scripts(options: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The user's action scripts, and the other options.
+
+    CRIU runs all action scripts, also after one has failed, but ours may say yes only when nobody says no: so ours
+    runs the user's.  Raises UsageError.
+    """
+    scripts, others = [], []
+    words = iter(options)
+    for word in words:
+        name, has_value, value = word.partition("=")
+        if len(name) > 3 and "--action-script".startswith(name):
+            if not has_value and not (value := next(words, "")):
+                raise UsageError("CRIU's option --action-script needs a file")
+            scripts.append(value)
+        else:
+            others.append(word)
+            if word == "--":
+                others += words
+    return tuple(scripts), tuple(others)
 
 
 @dataclass(slots=True)
