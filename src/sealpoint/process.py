@@ -128,6 +128,15 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def state(pid: int) -> str:
+    """The letter of ps(1), as Z for a zombie; empty if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def _below(pid: int) -> list[int]:
     found = []
     for child in children(pid):

@@ -76,6 +76,8 @@ def check_process(pid: int) -> None:
         raise SystemEnvironmentError(
             f"not permitted to dump process {pid}", hint="run as root"
         ) from None
+    if process.state(pid) == "Z":
+        raise UsageError(f"process {pid} has ended: only its parent has not noticed yet")
 
 
 class Dump:

@@ -27,9 +27,13 @@ def find(path: str | None = None) -> CriuBinary:
     wanted = path or os.environ.get("SEALPOINT_CRIU")
     found = shutil.which(wanted or "criu", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if found is None:
-        raise SystemEnvironmentError(
-            f"there is no CRIU at {wanted}" if wanted else "CRIU is not installed", hint=_HOW_TO_GET
-        )
+        if wanted is None:
+            problem = "CRIU is not installed"
+        elif os.path.exists(wanted):
+            problem = f"{wanted} is not executable"
+        else:
+            problem = f"there is no CRIU at {wanted}"
+        raise SystemEnvironmentError(problem, hint=_HOW_TO_GET)
     try:
         result = subprocess.run(
             [found, "--version"], capture_output=True, timeout=20, check=False, env=environment()
