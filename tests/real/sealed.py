@@ -25,6 +25,16 @@ if not os.access(SEALPOINT[0], os.X_OK):
     SEALPOINT = (sys.executable, "-c", "from sealpoint.cli import main; main()")
 MARK = "SEALTEST_MARK"
 TIMEOUT = 60.0
+_NO_DEFAULTS = """
+recipients = []
+metadata_recipients = []
+signer = ""
+identities = []
+trust = []
+compress = ""
+suite = ""
+criu = ""
+"""
 
 # What tests, demonstration and benchmark name so, and CRIU's own record of what the kernel can do.
 _OTHERS = ("sealpoint-test-", "sealpoint-demo", "sealpoint-bench", "criu.kdat")
@@ -134,7 +144,9 @@ class Sealpoint:
         self._started: list[Running] = []
         self.temporary = directory / "tmp"
         self.temporary.mkdir(parents=True)
-        (directory / "home").mkdir()
+        # Settings of the machine must not help, nor disturb: these are read after them.
+        (directory / "home" / ".config" / "sealpoint").mkdir(parents=True)
+        (directory / "home" / ".config" / "sealpoint" / "config.toml").write_text(_NO_DEFAULTS)
         self.environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "LC_ALL": "C.UTF-8",
@@ -217,9 +229,19 @@ class Sealpoint:
         return places
 
     def left(self) -> list[str]:
-        """Files and mounts that commands left where nobody asked for any."""
-        mine = [str(p) for p in (*self.temporary.rglob("*"), *(self.directory / "home").rglob("*"))]
-        return sorted({*mine, *(self._places() - self._before)})
+        """Files and mounts that commands left where nobody asked for any.
+
+        What is there only for a moment may be of another CRIU that runs at the same time.
+        """
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not self._left(), "nothing is left", 3)
+        return self._left()
+
+    def _left(self) -> list[str]:
+        home = {p for p in (self.directory / "home").rglob("*") if p.is_file()}
+        home.remove(self.directory / "home" / ".config" / "sealpoint" / "config.toml")
+        mine = {str(p) for p in (*self.temporary.rglob("*"), *home)}
+        return sorted(mine | (self._places() - self._before))
 
     def close(self) -> None:
         for running in self._started:

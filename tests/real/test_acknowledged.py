@@ -1,4 +1,4 @@
-"""`dump -o - --kill-after ack`: the process ends when the receiver has acknowledged its checkpoint, and not otherwise."""
+"""`dump -o - --kill-after ack`: the process ends when the receiver has acknowledged, and not otherwise."""
 
 from __future__ import annotations
 

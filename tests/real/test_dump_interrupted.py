@@ -178,9 +178,7 @@ def test_killed_before_criu_does_anything(
     running = workload("secret")
     before = running.assert_intact()
     hold = Hold.criu(tmp_path, criu)
-    command = sealpoint.start(
-        "dump", "-t", running.pid, "-o", out, "--criu", hold.path, *keys.seal
-    )
+    command = sealpoint.start("dump", "-t", running.pid, "-o", out, "--criu", hold.path, *keys.seal)
     hold.reached()
     if whom == "criu":
         os.kill(command.criu(), signal.SIGKILL)
@@ -276,7 +274,14 @@ def test_the_disk_is_full_in_the_middle(
     before = running.assert_intact()
     with small_filesystem(tmp_path / "small", "size=6m") as small:
         sealpoint.run(
-            "dump", "-t", running.pid, "-o", small / "app.sealed", "--compress", compress, *keys.seal
+            "dump",
+            "-t",
+            running.pid,
+            "-o",
+            small / "app.sealed",
+            "--compress",
+            compress,
+            *keys.seal,
         ).fails(6, "no space left", "app.sealed")
         assert os.listdir(small) == []
         assert os.statvfs(small).f_bfree == os.statvfs(small).f_blocks
@@ -310,9 +315,7 @@ def test_the_directory_vanishes(
     running = workload("secret")
     before = running.assert_intact()
     hold = Hold.criu(tmp_path, criu)
-    command = sealpoint.start(
-        "dump", "-t", running.pid, "-o", out, "--criu", hold.path, *keys.seal
-    )
+    command = sealpoint.start("dump", "-t", running.pid, "-o", out, "--criu", hold.path, *keys.seal)
     hold.reached()
     out.parent.rmdir()
     hold.go()
@@ -331,9 +334,7 @@ def test_somebody_else_makes_the_file_meanwhile(
     running = workload("secret")
     before = running.assert_intact()
     hold = Hold.criu(tmp_path, criu)
-    command = sealpoint.start(
-        "dump", "-t", running.pid, "-o", out, "--criu", hold.path, *keys.seal
-    )
+    command = sealpoint.start("dump", "-t", running.pid, "-o", out, "--criu", hold.path, *keys.seal)
     hold.reached()
     out.write_bytes(b"theirs")
     hold.go()
@@ -353,9 +354,7 @@ def test_the_process_ends_meanwhile(
 ) -> None:
     running = workload("secret")
     hold = Hold.criu(tmp_path, criu)
-    command = sealpoint.start(
-        "dump", "-t", running.pid, "-o", out, "--criu", hold.path, *keys.seal
-    )
+    command = sealpoint.start("dump", "-t", running.pid, "-o", out, "--criu", hold.path, *keys.seal)
     hold.reached()
     running.kill()
     hold.go()
