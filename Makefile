@@ -39,6 +39,11 @@ criu:
 lock: venv ## choose the newest versions of all dependencies; commit requirements/ afterwards
 	@$(PYTHON) scripts/lock
 
+# Not part of `dev`: it takes a minute, and 0.8 GB in .vm.
+.PHONY: vm
+vm: ## set up .vm, the virtual machine of the tests with container engines
+	@scripts/vm-build .vm
+
 # --- Checks. ---
 
 .PHONY: test
@@ -82,5 +87,5 @@ uninstall: ## remove what `make install` made
 
 .PHONY: clean
 clean: ## remove all that was made here, .venv and .criu included
-	rm -rf .venv .criu .criu.tmp .vm build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .criu .criu.tmp .vm .vm.tmp build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
