@@ -49,6 +49,8 @@ class PageRing:
 
     def send(self, data: memoryview) -> None:
         """Lend the pages of `data`, which starts at a page boundary of one of the buffers.  Raises BrokenPipeError."""
+        if not data:
+            return  # the last chunk of an object that fills its chunks exactly
         base = ctypes.addressof(ctypes.c_char.from_buffer(data))
         done = 0
         while done < len(data):
