@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ for directory in (REAL, HERE):
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
 
+import containers
 import dropin as dropin_tools
 import harness
 import sealed
@@ -66,6 +68,31 @@ def sealpoint(tmp_path: Path, criu: Path) -> Iterator[sealed.Sealpoint]:
         yield command
     finally:
         command.close()
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """runc and busybox are there; where they are missing and can be, they are installed."""
+    if problem := containers.missing_tools():
+        if os.environ.get("SEALPOINT_REQUIRE_CRIU"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+
+
+@pytest.fixture
+def container(
+    tmp_path: Path, needles: dict[str, bytes], engine: None
+) -> Iterator[Callable[..., containers.Container]]:
+    """container(terminal=False) prepares a container with this test's secrets."""
+    made: list[containers.Container] = []
+
+    def make(**options: bool) -> containers.Container:
+        made.append(containers.Container(tmp_path / f"container-{len(made)}", needles, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
 
 
 @pytest.fixture
