@@ -76,15 +76,17 @@ def command(
             "--kill-after ack waits for the receiver on standard input, which is a terminal"
         )
 
+    from sealpoint.criu.binary import Search
+
+    search = Search(criu or config.criu or None)
     from sealpoint.checkpoint.dump import Dump, DumpRequest
     from sealpoint.cli.bar import Bar
-    from sealpoint.criu.binary import find
     from sealpoint.store.output import open_output
 
     prepared = sealing(config, seal)
     request = DumpRequest(
         pid=pid,
-        criu=find(criu or config.criu or None),
+        criu=search.result(),
         wrap=prepared["wrap"],
         signing=prepared["signing"],
         suite=prepared["suite"],

@@ -57,19 +57,21 @@ def command(
     options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     options.protect()
+    from sealpoint.criu.binary import Search
+
+    search = Search(criu or config.criu or None)
     from sealpoint.checkpoint.access import Checkpoint, require_trust
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.restore import Restore, RestoreRequest
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.dump import ack_line
-    from sealpoint.criu.binary import find
 
     policy = options.trust_policy(
         trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
     )
     require_trust(policy)
     keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
-    binary = find(criu or config.criu or None)
+    binary = search.result()
     with Bar("receiving") as bar:
         received = 0
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sealpoint.errors import SystemEnvironmentError
 
 OLDEST = (3, 17)  # the first release whose --stream restores what it dumped on current kernels
+_PATIENCE = 20.0  # seconds for an answer to --version
 _HOW_TO_GET = "install criu 4.0 or newer (Debian 13 and later have it), or name one with --criu or SEALPOINT_CRIU"
 
 
@@ -22,33 +23,70 @@ class CriuBinary:
     version: tuple[int, ...]
 
 
+class Search:
+    """A search that has begun: CRIU is being asked for its version while the caller does something else."""
+
+    def __init__(self, path: str | None = None) -> None:
+        """For the CRIU at `path`, else at $SEALPOINT_CRIU, else in PATH.  What is wrong, `result` says."""
+        wanted = path or os.environ.get("SEALPOINT_CRIU")
+        found = shutil.which(wanted or "criu", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        self._path = found or ""
+        self._process: subprocess.Popen[bytes] | None = None
+        if found is None:
+            if wanted is None:
+                self._problem = "CRIU is not installed"
+            elif os.path.exists(wanted):
+                self._problem = f"{wanted} is not executable"
+            else:
+                self._problem = f"there is no CRIU at {wanted}"
+            return
+        self._problem = f"{found} cannot be run"
+        try:
+            self._process = subprocess.Popen(
+                [found, "--version"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment(),
+            )
+        except OSError:
+            pass
+
+    def __del__(self) -> None:
+        # A command that failed before it asked for the result: leave neither a process nor a pipe.
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            self._process.communicate()
+
+    def result(self) -> CriuBinary:
+        """Raises SystemEnvironmentError: there is none, it is not CRIU, or too old."""
+        version = self._version() if self._process is not None else None
+        if version is None:
+            raise SystemEnvironmentError(self._problem, hint=_HOW_TO_GET)
+        return CriuBinary(self._path, version)
+
+    def _version(self) -> tuple[int, ...] | None:
+        assert self._process is not None
+        try:
+            output, _ = self._process.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            return None
+        match = re.search(rb"Version:\s*(\d+(?:\.\d+)*)", output)
+        if self._process.returncode or match is None:
+            self._problem = f"{self._path} does not answer as CRIU does"
+            return None
+        version = tuple(int(x) for x in match[1].split(b"."))
+        if version < OLDEST:
+            self._problem = f"{self._path} is CRIU {match[1].decode()}, too old"
+            return None
+        return version
+
+
 def find(path: str | None = None) -> CriuBinary:
-    """The CRIU at `path`, else at $SEALPOINT_CRIU, else in PATH.  Raises SystemEnvironmentError."""
-    wanted = path or os.environ.get("SEALPOINT_CRIU")
-    found = shutil.which(wanted or "criu", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-    if found is None:
-        if wanted is None:
-            problem = "CRIU is not installed"
-        elif os.path.exists(wanted):
-            problem = f"{wanted} is not executable"
-        else:
-            problem = f"there is no CRIU at {wanted}"
-        raise SystemEnvironmentError(problem, hint=_HOW_TO_GET)
-    try:
-        result = subprocess.run(
-            [found, "--version"], capture_output=True, timeout=20, check=False, env=environment()
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        raise SystemEnvironmentError(f"{found} cannot be run", hint=_HOW_TO_GET) from None
-    match = re.search(rb"Version:\s*(\d+(?:\.\d+)*)", result.stdout)
-    if result.returncode or match is None:
-        raise SystemEnvironmentError(f"{found} does not answer as CRIU does", hint=_HOW_TO_GET)
-    version = tuple(int(x) for x in match[1].split(b"."))
-    if version < OLDEST:
-        raise SystemEnvironmentError(
-            f"{found} is CRIU {'.'.join(map(str, version))}, too old", hint=_HOW_TO_GET
-        )
-    return CriuBinary(found, version)
+    """Search and wait for the result.  Raises SystemEnvironmentError."""
+    return Search(path).result()
 
 
 def environment() -> dict[str, str]:
