@@ -172,7 +172,7 @@ class Dump:
         arguments = ["-t", str(request.pid)]
         if request.leave_running:
             arguments.append("--leave-running")
-        with Gate(directory.path, "post-dump", commit, scripts) as gate:
+        with Gate(directory.path, "post-dump", commit, before=scripts) as gate:
             criu = CriuRun(request.criu, directory, gate)
             if request.criu_log:
                 criu.keep_log(request.criu_log)
@@ -246,7 +246,7 @@ class Dump:
 
 def _is_echo(error: BaseException) -> bool:
     # Closed streams are the consequence of CRIU's failure, not its cause.
-    return isinstance(error, CriuError)
+    return isinstance(error, CriuError | ConnectionError)
 
 
 def _no_gate() -> SealpointError:

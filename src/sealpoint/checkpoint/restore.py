@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sealpoint import process
+from sealpoint.checkpoint.ghosts import Ghosts
 from sealpoint.checkpoint.progress import Progress, Report, silent
 from sealpoint.checkpoint.serve import Serve
 from sealpoint.criu import schema
@@ -15,7 +16,13 @@ from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.criu.run import CriuRun, check_options, split_action_scripts
-from sealpoint.errors import CriuError, FileError, IdentityError, SealpointError
+from sealpoint.errors import (
+    CriuError,
+    FileError,
+    IdentityError,
+    SealpointError,
+    SystemEnvironmentError,
+)
 from sealpoint.format.reader import OpenFile
 
 _POLL = 0.05
@@ -99,20 +106,37 @@ class Restore:
         def approve() -> bool:
             try:
                 serve.approve()
-                self._approved_at = time.monotonic()
-                request.approved()
             except BaseException as error:  # noqa: BLE001 - reported by the main thread
                 self._error = error
                 serve.fail(error)
                 return False
+            self._approved_at = time.monotonic()
             return True
 
+        def confirm() -> bool:
+            try:
+                request.approved()
+            except OSError as error:
+                self._error = SystemEnvironmentError(
+                    f"the acknowledgement cannot be sent: {error.strerror}"
+                )
+                return False
+            except BaseException as error:  # noqa: BLE001 - reported by the main thread
+                self._error = error
+                return False
+            return True
+
+        def undo() -> None:
+            process.kill_descendants(before)
+            ghosts.remove()
+
+        ghosts = Ghosts(self._checkpoint)
         process.become_subreaper()
         before = set(process.children(os.getpid()))
         scripts, options = split_action_scripts(request.options)
         arguments = ["--restore-detached"] if request.detach else []
         with (
-            Gate(directory.path, "post-restore", approve, scripts) as gate,
+            Gate(directory.path, "post-restore", approve, before=scripts, confirm=confirm) as gate,
             process.DeferredSignals() as signals,
         ):
             # A tree restored in the foreground shares our terminal and its signals, as with plain CRIU.
@@ -128,13 +152,14 @@ class Restore:
                     serve.fail(error)
                     if criu.process is not None:
                         criu.stop(_GIVE_UP)
-                    process.kill_descendants(before)
+                    undo()
                 raise
             finally:
                 criu.save_log()
             if gate.passed and (code == 0 or not request.detach):
                 return code, criu
-            process.kill_descendants(before)
+            gate.refuse()
+            undo()
             cause = self._error or serve.error
             if cause is not None and not isinstance(cause, CriuError):
                 raise as_sealpoint_error(cause)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from sealpoint.criu import stream
 from sealpoint.criu.roles import is_pages
 from sealpoint.criu.splice import PageRing
-from sealpoint.errors import FileError
+from sealpoint.errors import CriuError, FileError
 from sealpoint.format.constants import CHUNK_SIZE
 from sealpoint.format.manifest import Entry
 from sealpoint.format.reader import OpenFile, Scratch
@@ -107,6 +107,8 @@ class Serve:
     def _guard(self, target: Callable[..., None], *args: object) -> None:
         try:
             target(*args)
+        except ConnectionError:
+            self.fail(CriuError("CRIU went away"))
         except BaseException as error:  # noqa: BLE001 - must reach the gate
             self.fail(error)
 
@@ -124,6 +126,8 @@ class Serve:
         if data is not None:
             try:
                 os.write(fd, data)  # at most a pipe's worth: complete
+            except BrokenPipeError:
+                pass  # CRIU wanted no more; the object was verified
             finally:
                 os.close(fd)
             return

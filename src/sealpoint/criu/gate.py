@@ -27,13 +27,21 @@ class Gate:
     """Serves one action of one CRIU run, in a thread.  `decide` returns True to let CRIU go on.
 
     before: other action scripts, which run first and can say no, too; for the other actions as well.
+    confirm: called when nothing can turn the answer into a no any more, but itself; must not wait for anybody.
     script: the path for `--action-script`.  passed: whether the answer was yes.
     """
 
     def __init__(
-        self, directory: str, action: str, decide: Decide, before: tuple[str, ...] = ()
+        self,
+        directory: str,
+        action: str,
+        decide: Decide,
+        *,
+        before: tuple[str, ...] = (),
+        confirm: Decide = lambda: True,
     ) -> None:
         self._before = before
+        self._confirm = confirm
         self.action = action
         self.passed = False
         self._decide = decide
@@ -88,7 +96,7 @@ class Gate:
             if asked != self.action.encode() + b"\n" or self.passed or not self._decide():
                 return
             with self._lock:
-                if not self._refused:
+                if not self._refused and self._confirm():
                     self.passed = True
                     connection.sendall(hook.YES)
         except OSError:

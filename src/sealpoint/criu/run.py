@@ -236,7 +236,7 @@ _KNOWN = (
 def _error_lines(log: str) -> list[str]:
     lines = []
     for line in log.splitlines():
-        match = re.match(r"(?:\([\d.]+\)\s*)?(?:\d+: )?(?:Error \([^)]*\)|criu): (.*)", line)
+        match = re.match(r"\s*(?:\([\d.]+\)\s*)?(?:\d+: )?(?:Error \([^)]*\)|criu): (.*)", line)
         if match and "RLIMIT_NOFILE" not in line:  # harmless without CAP_SYS_RESOURCE
             lines.append(match[1].strip())
     return lines

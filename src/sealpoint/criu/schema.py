@@ -24,6 +24,13 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
     "task_core_entry": (("task_state", 1, "uint32"), ("comm", 6, "bytes")),
     "core_entry": (("tc", 3, "task_core_entry"),),
     "pagemap_head": (("pages_id", 1, "uint32"),),
+    "remap_file_path_entry": (
+        ("orig_id", 1, "uint32"),
+        ("remap_id", 2, "uint32"),
+        ("remap_type", 3, "int32"),
+    ),
+    "reg_file_entry": (("name", 6, "string"),),
+    "file_entry": (("type", 1, "int32"), ("id", 2, "uint32"), ("reg", 3, "reg_file_entry")),
     "dump_stats_entry": (
         ("freezing_time", 1, "uint32"),
         ("frozen_time", 2, "uint32"),
