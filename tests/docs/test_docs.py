@@ -1,93 +1,228 @@
-"""The documents are in step with the code: tests, options, exit codes and links that they name exist."""
+"""The documents are in step with the code: tests, options, exit codes, settings, messages and links that they name."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import importlib.util
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
 
-from sealpoint import errors
-from sealpoint.config import Config
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+from docs_blocks import (
+    DOCUMENTS,
+    OPERATIONS,
+    README,
+    ROOT,
+    SECURITY,
+    blocks,
+    script,
+    table,
+)
+
+from sealpoint import config, errors
+from sealpoint.criu import run as criu_run
+
 RUN = [sys.executable, "-c", "from sealpoint.cli import main; main()"]
+ADRS = sorted((ROOT / "docs/adr").glob("*.md"))
+# Options of other programs that the documents name.
+FOREIGN = {
+    *criu_run._REFUSED,
+    *("--stream", "--action-script", "--no-default-config", "--tcp-established", "--file-locks"),
+    *("--shell-job", "--help", "-v4"),
+}
 
 
+@functools.cache
 def help_of(*command: str) -> str:
-    done = subprocess.run([*RUN, *command, "--help"], capture_output=True, text=True, timeout=60)
+    environment = os.environ | {"COLUMNS": "80"}
+    done = subprocess.run(
+        [*RUN, *command, "--help"], capture_output=True, text=True, timeout=60, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def commands() -> list[str]:
+@functools.cache
+def commands() -> tuple[str, ...]:
     listed = help_of().split("Commands:")[1].split("\n\n")[0]
-    return re.findall(r"^  ([a-z][a-z-]*)", listed, re.MULTILINE)
+    return tuple(re.findall(r"^  ([a-z][a-z-]*)", listed, re.MULTILINE))
+
+
+def has_option(text: str, option: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text) is not None
+
+
+def short(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+def called(text: str) -> Iterator[tuple[str, str]]:
+    """(command, its arguments up to a `--` of its own) of every call of sealpoint in a script."""
+    text = re.sub(r"\\\n", " ", text)
+    text = re.sub(r"(^|\s)#.*", "", text, flags=re.MULTILINE)
+    for words in re.split(r"[|\n;]|&&", text):
+        if match := re.search(r"(?:^|\s)sealpoint ([a-z][a-z-]*)\b(.*)", words):
+            yield match[1], re.split(r"\s--\s", match[2] + " ")[0]
 
 
 def test_every_test_that_the_security_page_names_exists() -> None:
-    file = ""
-    named = 0
-    for path, test in re.findall(
-        r"`([\w/.]*)::(test_\w+)`", (ROOT / "docs/security.md").read_text()
-    ):
-        file = path or file
-        assert (ROOT / file).is_file(), file
-        assert re.search(rf"^ *def {test}\(", (ROOT / file).read_text(), re.MULTILINE), (file, test)
-        named += 1
-    assert named > 30
+    named = re.findall(r"`([\w/.]+\.py)::(\w+)`", SECURITY.read_text())
+    assert len(named) > 80
+    for path, test in named:
+        assert (ROOT / path).is_file(), path
+        assert re.search(rf"^def {test}\(", (ROOT / path).read_text(), re.MULTILINE), (path, test)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_attack_names_a_test() -> None:
+    text = SECURITY.read_text().split("## Attacks and answers")[1].split("\n## ")[0]
+    rows = [row for row in text.splitlines() if row.startswith("| ") and "| test |" not in row]
+    assert len(rows) > 40
+    for row in rows:
+        assert "::test_" in row, row
+
+
+def anchors(document: Path) -> set[str]:
+    """As the usual renderers make them of headings."""
+    headings = re.findall(r"^#+ (.*)", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=short)
 def test_links_lead_somewhere(document: Path) -> None:
-    for link in re.findall(r"\]\(([^)#\s]+)", document.read_text()):
-        if "://" not in link:
-            assert (document.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("document", DOCUMENTS, ids=short)
 def test_commands_and_their_options_exist(document: Path) -> None:
-    known = commands()
-    texts = {}
-    blocks = re.findall(r"```[a-z]*\n(.*?)```", document.read_text(), re.DOTALL)
-    for line in "\n".join(blocks).splitlines():
-        for command, rest in re.findall(r"\bsealpoint ([a-z][a-z-]*)([^|#]*)", line):
-            if not line.lstrip("$ ").startswith(("sealpoint", "ssh", "cat")):
-                continue
-            assert command in known, line
-            text = texts.setdefault(command, help_of(command))
-            ours = re.split(r" -- ", rest)[0]
-            for option in re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", ours):
-                assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text), (
-                    command,
-                    option,
-                )
+    text = document.read_text()
+    scripts = [script(b) for b in blocks(document) if b.language in ("sh", "console")]
+    # Some messages begin with the name, too.
+    scripts += re.findall(r"`(sealpoint [^`]+)`", text.split("\n## Messages\n")[0])
+    for command, arguments in (call for each in scripts for call in called(each)):
+        assert command in commands(), command
+        for option in re.findall(r"(?<=\s)(--?[a-zA-Z][a-z-]*)", arguments):
+            assert has_option(help_of(command), option), (command, option)
 
 
-def test_exit_codes_are_those_of_the_code() -> None:
-    table = dict(
-        re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=short)
+def test_options_named_in_running_text_exist(document: Path) -> None:
+    everything = "\n".join([help_of(), *(help_of(command) for command in commands())])
+    for quoted in re.findall(r"`([^`\n]+)`", document.read_text()):
+        if match := re.match(r"(--?[a-zA-Z][a-zA-Z0-9-]*)", quoted):
+            known = match[1] in FOREIGN or has_option(everything, match[1])
+            assert known or quoted == "-", quoted
+
+
+@pytest.mark.parametrize("document", [README, OPERATIONS], ids=short)
+def test_every_block_says_what_is_done_with_it(document: Path) -> None:
+    found = blocks(document)
+    assert len(found) > 5
+    for block in found:
+        wanted = {"sh": {"run", "check"}, "console": {"run", "transcript"}, "toml": {"config"}}
+        allowed = wanted.get(block.language, {""} if block.language == "text" else set())
+        assert block.action in allowed, f"{document.name}:{block.line}"
+    assert document.read_text().count("\n```") == 2 * len(found)
+
+
+@pytest.mark.parametrize("document", [README, OPERATIONS], ids=short)
+def test_configurations_are_valid(document: Path) -> None:
+    for block in blocks(document):
+        if block.language == "toml":
+            assert config.parse(block.text.encode(), "/x/config.toml")
+
+
+def test_exit_codes_are_those_of_the_code_and_of_the_help() -> None:
+    rows = dict(table(README, "Exit codes"))
+    listed = re.findall(r"^ +(\d+)  (.*)", help_of().split("Exit codes:")[1], re.MULTILINE)
+    of_help = {code: text for code, text in listed if code != "130"}
+    assert {code: rows[code] for code in of_help} == of_help
+    kinds = [k for k in vars(errors).values() if isinstance(k, type)]
+    of_code = {k.exit_code for k in kinds if issubclass(k, errors.SealpointError)}
+    assert {str(code) for code in of_code | {0}} == set(of_help)
+    assert set(rows) == {*of_help, "128 + n"}
+
+
+def test_the_settings_are_those_of_the_code() -> None:
+    named = [row[0].strip("`") for row in table(OPERATIONS, "config.toml")]
+    assert named == [setting.name for setting in fields(config.Config)]
+
+
+def test_the_refused_criu_options_are_those_of_the_code() -> None:
+    rows = table(OPERATIONS, "Refused CRIU options")
+    named = [name for row in rows for name in re.findall(r"`(-[^`]+)`", row[0])]
+    assert sorted(named) == sorted(criu_run._REFUSED)
+
+
+def constants() -> list[str]:
+    """Every literal text in the program; the parts of an f-string joined by the ellipsis."""
+    found = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "…" for v in node.values]
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_messages_of_the_troubleshooting_table_are_those_of_the_code() -> None:
+    texts = constants()
+    rows = table(OPERATIONS, "Messages")
+    assert len(rows) > 25
+    for row in rows:
+        message = row[0].strip("`")
+        parts = [re.escape(part) for part in message.split("…")]
+        assert any(re.search(".*".join(parts), text) for text in texts), message
+
+
+def test_the_readme_is_filled_in() -> None:
+    path = ROOT / "scripts/readme-figures"
+    loader = SourceFileLoader("readme_figures", str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    text = README.read_text()
+    listed = help_of().split("Commands:\n")[1].split("\n\n")[0]
+    assert f"<!-- help:begin -->\n```text\n{listed}\n```\n<!-- help:end -->\n" in text, (
+        "run scripts/readme-figures"
     )
-    codes = {
-        kind.exit_code
-        for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.SealpointError)
-    }
-    assert codes | {0, 141} == {int(code) for code in table}
+    results = module.json.loads(module.RESULTS.read_text()) if module.RESULTS.exists() else None
+    assert module.fill(text, "bench", module.figures(results)) == text, "run scripts/readme-figures"
 
 
-def test_the_operations_guide_names_every_setting() -> None:
-    text = (ROOT / "docs/operations.md").read_text()
-    for setting in fields(Config):
-        assert f"`{setting.name}`" in text, setting.name
+def test_missing_figures_are_said_and_missed_ones_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = SourceFileLoader("readme_figures", str(ROOT / "scripts/readme-figures"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    assert "Not measured" in module.figures(None)
+    shown = module.figures({"dump_tmpfs_ratio": 1.2, "restore_tmpfs_ratio": 1.1})
+    assert "| 1.20 (missed) | at most 1 | 2.1 |" in shown
+    assert "| 1.10 | at most 1.15 | 5.2 |" in shown
+    assert "| not measured | at most 1.0001 | 1.0 |" in shown
 
 
-def test_every_command_is_in_the_readme() -> None:
-    text = (ROOT / "README.md").read_text()
-    for command in commands():
-        if command != "completion":
-            assert re.search(rf"\b{command}\b", text), command
+def test_decisions_are_numbered_and_complete() -> None:
+    assert [int(path.name[:4]) for path in ADRS] == list(range(1, len(ADRS) + 1))
+    for path in ADRS:
+        text = path.read_text()
+        assert text.startswith(f"# {path.name[:4]}: "), path
+        parts = re.findall(r"^## (.*)", text, re.MULTILINE)
+        assert parts == ["Context", "Options", "Decision", "Consequences"], path
+        assert text.count("\n") < 60, path

@@ -1,0 +1,84 @@
+"""The commands of the documents do what the documents say: they are run, on real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+for directory in (HERE, HERE.parent / "real"):
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+
+import harness
+from docs_blocks import OPERATIONS, README, ROOT, Block, blocks, masked, printed
+from docs_blocks import script as script_of
+
+NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+pytestmark = pytest.mark.criu
+
+
+@pytest.fixture(scope="module")
+def criu() -> str:
+    path = harness.find_criu()
+    problem = "" if path else harness.criu_problem()
+    if not problem and (os.geteuid() != 0 or shutil.which("unshare") is None):
+        problem = "needs root and unshare"
+    if problem and os.environ.get("SEALPOINT_REQUIRE_CRIU"):
+        pytest.fail(problem)
+    if problem:
+        pytest.skip(problem)
+    return str(path)
+
+
+def session(commands: list[dict], criu: str) -> list[dict]:
+    with harness.ram_directory() as directory:
+        done = subprocess.run(
+            [*NAMESPACES, sys.executable, str(HERE / "docs_session.py")],
+            input=json.dumps(commands), capture_output=True, text=True, timeout=250, cwd=directory,
+            env=os.environ | {"SEALPOINT_CRIU": criu, "LC_ALL": "C.UTF-8"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def with_configs(document: Path) -> list[tuple[Block, str | None]]:
+    """The blocks to run, each with its configuration."""
+    found, config = [], ""
+    for block in blocks(document):
+        if block.language == "toml":
+            config = block.text
+        if block.action == "run":
+            found.append((block, config if block.detail == "with config" else None))
+    return found
+
+
+@pytest.mark.parametrize("document", [README, OPERATIONS], ids=lambda p: p.name)
+def test_every_command_works_as_it_stands(document: Path, criu: str) -> None:
+    todo = with_configs(document)
+    assert len(todo) > 5
+    strict = {"sh": "set -euo pipefail\n", "console": ""}
+    commands = [{"script": strict[b.language] + script_of(b), "config": c} for b, c in todo]
+    for (block, _), result in zip(todo, session(commands, criu), strict=True):
+        where = f"{document.name}:{block.line}"
+        assert result["code"] == 0, (where, result["out"])
+        if block.language == "console":
+            assert masked(result["out"]) == masked(printed(block)), where
+
+
+def test_the_demonstration_prints_what_the_readme_shows(criu: str) -> None:
+    """Some of its lines, in their order."""
+    shown = next(b.text for b in blocks(README) if b.action == "transcript")
+    script = f"exec {sys.executable} {ROOT}/scripts/demo.py"
+    (result,) = session([{"script": script, "config": None}], criu)
+    assert result["code"] == 0, result["out"]
+    lines = iter(masked(result["out"]).splitlines())
+    for line in masked(shown).splitlines():
+        assert line in lines, f"{line!r} does not follow in what the demonstration prints"
