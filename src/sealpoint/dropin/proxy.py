@@ -33,11 +33,17 @@ _EINVAL: Final = 22
 
 
 class Proxy:
-    """engine: the engine's end of its socket; criu: our end of CRIU's; parent: pid of the engine's process."""
+    """Between two sockets.
 
-    def __init__(self, engine: socket.socket, criu: socket.socket, parent: int) -> None:
+    engine: the engine's end of its socket; criu: our end of CRIU's; ended: pidfd of CRIU; parent: pid of the engine's
+    process.
+    """
+
+    def __init__(self, engine: socket.socket, criu: socket.socket, ended: int, parent: int) -> None:
         self._engine = engine
         self._criu = criu
+        self._ended = ended
+        self._criu_left = False
         self._parent = _peer(engine) or parent
         self._session: Session | None = None
         self._home = _cgroups(self._parent)
@@ -52,7 +58,7 @@ class Proxy:
                 if self._session is not None and (reason := self._session.unanswered()):
                     self._refuse(self._session.kind, reason)
             if self._session is not None:
-                self._session.close()
+                self._session.close(criu_left=self._criu_left)
 
     def _pass_on(self) -> None:
         poll = select.poll()
@@ -64,13 +70,15 @@ class Proxy:
                 data, fds = _receive(self._engine if from_engine else self._criu)
                 try:
                     if not data:
+                        self._criu_left = not from_engine
                         return
                     if from_engine and not self._to_criu(data, fds):
                         return
                     if not from_engine:
                         self._to_engine(data, fds)
-                except OSError:
-                    return  # the other side is gone
+                except OSError:  # the other side is gone
+                    self._criu_left = from_engine
+                    return
                 finally:
                     for received in fds:
                         os.close(received)
@@ -90,7 +98,7 @@ class Proxy:
                 if kind in _WITH_DIRECTORIES:
                     data = session.redirect(data, self._parent)
                 else:
-                    self._session, data = session.start(data, self._parent, self._criu)
+                    self._session, data = session.start(data, self._parent, self._criu, self._ended)
             except session.RefusedError as error:
                 refusal = str(error)
         if refusal is not None:

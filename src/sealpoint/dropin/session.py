@@ -12,6 +12,7 @@ from sealpoint.criu import schema
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.dropin import arguments
 from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal
+from sealpoint.dropin.leftovers import Leftovers
 from sealpoint.errors import SealpointError, UsageError
 
 IMAGE: Final = "inventory.img"  # the name that podman and CRI-O look for before they call criu
@@ -53,6 +54,7 @@ class Session:
         engine_listens: bool,
         journal: Journal,
         freezer: Freezer,
+        leftovers: Leftovers,
     ) -> None:
         self.kind = kind
         self._work = work
@@ -60,6 +62,7 @@ class Session:
         self._engine_listens = engine_listens
         self._journal = journal
         self._freezer = freezer
+        self._leftovers = leftovers
         self._reason = ""
         self._answered = False
 
@@ -77,6 +80,7 @@ class Session:
         return data
 
     def _notification(self, response: Any, data: bytes) -> bytes:
+        self._leftovers.note(response.notify.pid)
         try:
             self._work.notified(response.notify.script)
         except BaseException as error:  # noqa: BLE001 - the engine gets it in CRIU's answer
@@ -108,13 +112,15 @@ class Session:
             return ""
         return self._why() or "CRIU ended before it was done"
 
-    def close(self) -> None:
-        """The connection is over."""
+    def close(self, *, criu_left: bool) -> None:
+        """The connection is over; criu_left: because of CRIU and not of the engine."""
         if not self._answered:
             self._work.ended(success=False)
+            if self.kind == _DUMP:
+                self._freezer.restore()
+            elif criu_left:
+                self._leftovers.end()
         self._work.close()
-        if not self._answered and self.kind == _DUMP:
-            self._freezer.restore()
 
 
 def _reason(error: BaseException) -> str:
@@ -125,15 +131,16 @@ def _reason(error: BaseException) -> str:
     return f"internal error ({type(error).__name__})"
 
 
-def start(data: bytes, parent: int, criu: socket.socket) -> tuple[Session, bytes]:
+def start(data: bytes, parent: int, criu: socket.socket, ended: int) -> tuple[Session, bytes]:
     """A session for a dump or restore request, and the request as the real CRIU shall get it.
 
+    parent: in whose descriptors numbers count; criu: the socket to the real CRIU; ended: its pidfd.
     Raises RefusedError: the engine then gets a failure with the reason, and CRIU nothing.
     """
     process.protect()
     journal = Journal()
     try:
-        return _start(data, parent, criu, journal)
+        return _start(data, parent, criu, ended, journal)
     except Exception as error:
         reason = _reason(error)
         journal.say(reason)
@@ -141,7 +148,7 @@ def start(data: bytes, parent: int, criu: socket.socket) -> tuple[Session, bytes
 
 
 def _start(
-    data: bytes, parent: int, criu: socket.socket, journal: Journal
+    data: bytes, parent: int, criu: socket.socket, ended: int, journal: Journal
 ) -> tuple[Session, bytes]:
     request = schema.message("criu_req").FromString(data)
     options = request.opts
@@ -165,6 +172,7 @@ def _start(
             engine_listens=options.notify_scripts,
             journal=journal,
             freezer=freezer,
+            leftovers=Leftovers(ended, work.server.fd),
         )
         options.notify_scripts = True
         return session, request.SerializeToString()

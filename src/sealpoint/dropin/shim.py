@@ -88,13 +88,13 @@ def real_criu() -> str:
 def _interpose(number: int) -> None:
     """Put the helper between the engine's socket, descriptor `number`, and this process."""
     ours, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    engine = os.getppid()
+    engine, criu = os.getppid(), os.getpid()
     child = os.fork()
     if child == 0:
         # Twice, so that the helper is nobody's child: neither the engine nor CRIU shall wait for it.
         if os.fork() == 0:
             ours.close()
-            _helper(number, helpers, engine)
+            _helper(number, helpers, engine, criu)
         os._exit(0)
     helpers.close()
     os.waitpid(child, 0)
@@ -106,19 +106,20 @@ def _interpose(number: int) -> None:
     os.close(fds[0])
 
 
-def _helper(number: int, link: socket.socket, engine: int) -> NoReturn:
+def _helper(number: int, link: socket.socket, engine: int, criu: int) -> NoReturn:
     code = 1
     try:
         os.setsid()
+        ended = os.pidfd_open(criu)  # now, while that process waits for us
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         socket.send_fds(link, [b"1"], [far.fileno()])
         far.close()
         link.close()
-        keep = sorted({number, near.fileno()})
+        keep = sorted({number, near.fileno(), ended})
         release_descriptors(keep)
         from sealpoint.dropin.proxy import Proxy
 
-        Proxy(socket.socket(fileno=number), near, engine).run()
+        Proxy(socket.socket(fileno=number), near, ended, engine).run()
         code = 0
     except BaseException as error:  # noqa: BLE001 - there is nobody to raise to
         _log(f"helper: {type(error).__name__}")
