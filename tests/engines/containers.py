@@ -124,9 +124,9 @@ class Container:
                 "args": ["/bin/sh", "-c", _INIT],
                 "env": ["PATH=/bin", f"SECRET={self.needles['env'].decode()}"],
                 "cwd": "/",
-                "capabilities": {
-                    kind: _CAPABILITIES for kind in ("bounding", "effective", "permitted")
-                },
+                "capabilities": dict.fromkeys(
+                    ("bounding", "effective", "permitted"), _CAPABILITIES
+                ),
                 "noNewPrivileges": True,
             },
             "root": {"path": "rootfs"},

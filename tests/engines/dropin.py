@@ -81,16 +81,12 @@ class DropIn:
         return found
 
     def helpers(self) -> list[int]:
-        """Helpers only: they still are the interpreter with our script."""
+        """Those that still are the interpreter with our script: helpers, and a process that is not CRIU yet."""
         found = []
         for pid in self.processes():
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if (
-                    os.fsencode(self.path) in command
-                    and b"swrk" in command
-                    and _parent(pid) != os.getpid()
-                ):
+                if os.fsencode(self.path) in command and b"swrk" in command:
                     found.append(pid)
         return found
 
@@ -118,7 +114,3 @@ def _toml(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -10,6 +10,7 @@ import dropin as dropin_tools
 import harness
 import pytest
 from containers import PLACES, Container
+
 from sealpoint.format.constants import MAGIC
 
 NewContainer = Callable[..., Container]

@@ -1,0 +1,499 @@
+"""RPC through the drop-in when something breaks: a dump leaves its process as it was, a restore leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dropin as dropin_tools
+import harness
+import pytest
+import rpc
+import sealed
+
+from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.keys import load_identity, load_trust
+
+sys.path.insert(0, str(harness.ROOT / "tests" / "keys"))
+from keys_helpers import DAY, ec_key, make_ca, pem
+
+StartWorkload = Callable[..., harness.Workload]
+Call = Callable[..., rpc.Reply]
+BIG = ("memory", "--mib", "48")
+LOST = (rpc.ClosedError, ConnectionError)
+
+
+class Places:
+    """The two directories of a request."""
+
+    def __init__(self, images: Path, work: Path) -> None:
+        self.images = images
+        self.work = work
+
+    @contextlib.contextmanager
+    def options(self, **more: object) -> Iterator[dict[str, object]]:
+        with (
+            rpc.directory_descriptor(self.images) as images,
+            rpc.directory_descriptor(self.work) as work,
+        ):
+            yield {"images_dir_fd": images, "work_dir_fd": work, "log_level": 4} | more
+
+    def log(self, name: str) -> str:
+        return (self.work / name).read_text(errors="replace")
+
+
+@pytest.fixture
+def places(images: Path, work: Path) -> Places:
+    return Places(images, work)
+
+
+def dump(dropin: dropin_tools.DropIn, places: Places, pid: int, **more: object) -> rpc.Reply:
+    with places.options(log_file="dump.log", **more) as options:
+        with rpc.Client(dropin.path, dropin.environment) as connection:
+            reply = connection.call(rpc.request(rpc.DUMP, pid=pid, **options))
+            connection.wait()
+    return reply
+
+
+def restore(dropin: dropin_tools.DropIn, places: Places, **more: object) -> rpc.Reply:
+    with places.options(log_file="restore.log", **more) as options:
+        with rpc.Client(dropin.path, dropin.environment) as connection:
+            reply = connection.call(rpc.request(rpc.RESTORE, **options))
+            connection.wait()
+    return reply
+
+
+def assert_refused(reply: rpc.Reply, log: str, *words: str) -> None:
+    """The client hears our reason, and so does who reads CRIU's log."""
+    assert not reply.success
+    assert reply.message.startswith("sealpoint: "), reply
+    for word in words:
+        assert word in reply.message, reply
+    assert f"Error (sealpoint): {reply.message.removeprefix('sealpoint: ')}" in log
+
+
+def helper(dropin: dropin_tools.DropIn, connection: rpc.Client) -> int:
+    def others() -> list[int]:
+        found = [pid for pid in dropin.helpers() if pid != connection.process.pid]
+        return found if len(found) == 1 else []  # two for a moment: its parent is about to end
+
+    [pid] = sealed.wait_until(others, "the helper runs", 10)
+    return pid
+
+
+# --- killed in a dump ----------------------------------------------------------------------------------
+
+
+def at_once(places: Places) -> None:
+    pass
+
+
+def when_pages_are_dumped(places: Places) -> None:
+    def begun() -> bool:
+        log = places.work / "dump.log"
+        return log.exists() and "Dumping pages" in log.read_text(errors="replace")
+
+    sealed.wait_until(begun, "pages are dumped", 20)
+
+
+MOMENTS = [at_once, when_pages_are_dumped]
+
+
+@pytest.mark.parametrize("victim", ["helper", "criu", "client"])
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("delay", [0.0, 0.02])
+def test_kill_9_in_a_dump_leaves_the_process_as_it_was(
+    dropin: dropin_tools.DropIn,
+    workload: StartWorkload,
+    places: Places,
+    victim: str,
+    moment: Callable[[Places], None],
+    delay: float,
+) -> None:
+    running = workload(*BIG)
+    before = running.assert_intact()
+    with places.options(log_file="dump.log", leave_running=True) as options:
+        data = rpc.request(rpc.DUMP, pid=running.pid, **options)
+        if victim == "client":
+            pid = os.fork()
+            if pid == 0:  # a client that can be killed; CRIU becomes ours
+                with contextlib.suppress(BaseException):
+                    rpc.Client(dropin.path, dropin.environment).call(data)
+                os._exit(0)
+            moment(places)
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        else:
+            with rpc.Client(dropin.path, dropin.environment) as connection:
+                connection.send(data)
+                target = connection.process.pid if victim == "criu" else helper(dropin, connection)
+                moment(places)
+                time.sleep(delay)
+                os.kill(target, signal.SIGKILL)
+                try:
+                    reply = connection.finish()
+                except LOST:
+                    assert victim == "helper" or moment is at_once
+                else:
+                    assert reply.success or reply.message.startswith("sealpoint: ")
+    dropin.settle()
+    running.assert_continues(before)
+    assert set(os.listdir(places.images)) <= {"inventory.img"}  # it may have been complete before
+    again = dump(dropin, places, running.pid, leave_running=True)
+    assert again.success, again
+    running.assert_continues(before)
+
+
+@pytest.mark.parametrize("script", ["pre-dump", "query-ext-files", "post-dump"])
+@pytest.mark.parametrize("victim", ["helper", "criu"])
+def test_kill_9_at_a_notification_leaves_the_process_as_it_was(
+    dropin: dropin_tools.DropIn, workload: StartWorkload, places: Places, script: str, victim: str
+) -> None:
+    running = workload("secret")
+    before = running.assert_intact()
+    with places.options(notify_scripts=True, leave_running=True) as options:
+        with rpc.Client(dropin.path, dropin.environment) as connection:
+
+            def kill(notified: str, _: int) -> bool:
+                if notified == script:
+                    os.kill(
+                        helper(dropin, connection)
+                        if victim == "helper"
+                        else connection.process.pid,
+                        signal.SIGKILL,
+                    )
+                return True
+
+            with contextlib.suppress(*LOST):
+                reply = connection.call(rpc.request(rpc.DUMP, pid=running.pid, **options), kill)
+                assert not reply.success
+    dropin.settle()
+    running.assert_continues(before)
+    if victim == "criu":
+        assert set(os.listdir(places.images)) <= {"inventory.img.failed"}
+
+
+def test_a_client_that_never_answers_and_goes_leaves_the_process_as_it_was(
+    dropin: dropin_tools.DropIn, workload: StartWorkload, places: Places
+) -> None:
+    running = workload("secret")
+    before = running.assert_intact()
+    with places.options(notify_scripts=True) as options:
+        with rpc.Client(dropin.path, dropin.environment) as connection:
+            connection.send(rpc.request(rpc.DUMP, pid=running.pid, **options))
+            connection.receive()
+    dropin.settle()
+    running.assert_continues(before)
+    assert os.listdir(places.images) == []
+
+
+# --- a dump that cannot be sealed -----------------------------------------------------------------------
+
+
+def test_a_full_disk_fails_the_dump_and_leaves_nothing_on_it(
+    dropin: dropin_tools.DropIn, workload: StartWorkload, tmp_path: Path, work: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "sealtest", small], check=True)
+    try:
+        running = workload(*BIG)
+        before = running.assert_intact()
+        places = Places(small, work)
+        reply = dump(dropin, places, running.pid)
+        assert_refused(reply, places.log("dump.log"), "no space left", "inventory.img")
+        running.assert_continues(before)
+        assert os.listdir(small) == []
+        assert shutil.disk_usage(small).used == 0
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+BROKEN = {
+    "no recipients": ({"recipients": None}, ["no recipient", "config.toml"]),
+    "no signer": ({"signer": None}, ["no signer", "config.toml"]),
+    "signer is not there": ({"signer": "/nowhere/signer.key"}, ["/nowhere/signer.key"]),
+    "signer is a directory": ({"signer": "/tmp"}, ["/tmp"]),
+    "recipient is not there": ({"recipients": ["/nowhere/r.pub"]}, ["/nowhere/r.pub"]),
+    "unknown suite": ({"suite": "rot13"}, ["config.toml, line 6: suite"]),
+    "wrong type": ({"recipients": 7}, ["config.toml, line 1: recipients"]),
+    "unknown key": ({"recipient": "x"}, ["config.toml, line 6: recipient"]),
+}
+
+
+@pytest.mark.parametrize("mistake", BROKEN)
+def test_a_mistake_in_the_configuration_is_named_to_the_client_and_in_the_log(
+    dropin: dropin_tools.DropIn, workload: StartWorkload, places: Places, mistake: str
+) -> None:
+    settings, words = BROKEN[mistake]
+    dropin.configure(**settings)
+    if mistake == "wrong type":
+        dropin.config.write_text(dropin.config.read_text().replace('"7"', "7"))
+    running = workload("secret")
+    before = running.assert_intact()
+    environment = dropin.environment | {
+        "PATH": f"{dropin.path.parent}:{dropin.path.parent.parent / 'real'}:{os.environ['PATH']}"
+    }
+    with places.options(log_file="dump.log") as options:
+        with rpc.Client(dropin.path, environment) as connection:
+            reply = connection.call(rpc.request(rpc.DUMP, pid=running.pid, **options))
+    assert_refused(reply, places.log("dump.log"), *words)
+    running.assert_continues(before)
+    assert os.listdir(places.images) == []
+
+
+@pytest.mark.parametrize(
+    "text", [None, "recipients = [\n", "\xff\xfe"], ids=["none", "cut", "bytes"]
+)
+def test_a_configuration_that_is_missing_or_no_toml_is_named(
+    dropin: dropin_tools.DropIn, workload: StartWorkload, places: Places, text: str | None
+) -> None:
+    if text is None:
+        dropin.config.unlink()
+    else:
+        dropin.config.write_bytes(text.encode("latin-1"))
+    running = workload("secret")
+    reply = dump(dropin, places, running.pid)
+    assert_refused(reply, places.log("dump.log"), str(dropin.config))
+    running.assert_intact()
+
+
+def certified(directory: Path, name: str, **options: object) -> Path:
+    """A signer with a certificate of an authority's, in one file; the authority is beside it."""
+    authority = make_ca(start=-30 * DAY, end=30 * DAY)
+    key = ec_key()
+    leaf = authority.issue(name, key, usage=("digital_signature",), **options)
+    path = directory / f"{name}.pem"
+    path.write_bytes(pem(key) + leaf.pem)
+    path.chmod(0o600)
+    (directory / f"{name}-ca.pem").write_bytes(authority.pem)
+    return path
+
+
+def test_an_expired_certificate_of_the_signer_fails_the_dump(
+    dropin: dropin_tools.DropIn, workload: StartWorkload, places: Places, tmp_path: Path
+) -> None:
+    dropin.configure(signer=certified(tmp_path, "old", start=-2 * DAY, end=-DAY))
+    running = workload("secret")
+    before = running.assert_intact()
+    reply = dump(dropin, places, running.pid)
+    assert_refused(reply, places.log("dump.log"), "expired", "old.pem")
+    running.assert_continues(before)
+
+
+def test_a_recipient_that_the_configured_authorities_did_not_certify_is_refused(
+    dropin: dropin_tools.DropIn,
+    workload: StartWorkload,
+    places: Places,
+    tmp_path: Path,
+    keys: sealed.Keys,
+) -> None:
+    certified(tmp_path, "any")
+    dropin.configure(
+        recipients=[keys.path("x509-ec/recipient.pem")],
+        recipient_authorities=[tmp_path / "any-ca.pem"],
+    )
+    running = workload("secret")
+    reply = dump(dropin, places, running.pid)
+    assert_refused(reply, places.log("dump.log"), "recipient.pem")
+    running.assert_intact()
+
+
+def test_three_processes_are_dumped_at_the_same_time(
+    dropin: dropin_tools.DropIn, workload: StartWorkload, tmp_path: Path
+) -> None:
+    running = [workload(kind) for kind in ("secret", "ipc", "tree")]
+    before = [each.assert_intact() for each in running]
+    replies: dict[int, rpc.Reply] = {}
+    places = []
+    for number in range(3):
+        for kind in ("images", "work"):
+            (tmp_path / f"{kind}-{number}").mkdir()
+        places.append(Places(tmp_path / f"images-{number}", tmp_path / f"work-{number}"))
+
+    def one(number: int) -> None:
+        replies[number] = dump(dropin, places[number], running[number].pid)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, each in enumerate(running):
+        assert replies[number].success, replies[number]
+        each.wait_gone()
+    for number, each in enumerate(running):
+        reply = restore(dropin, places[number], rst_sibling=True)
+        assert reply.success, reply
+        each.assert_continues(before[number])
+
+
+# --- restore ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dumped(
+    dropin: dropin_tools.DropIn, workload: StartWorkload, places: Places
+) -> Callable[..., harness.Workload]:
+    def make(*kind: str) -> harness.Workload:
+        running = workload(*kind)
+        reply = dump(dropin, places, running.pid)
+        assert reply.success, reply
+        running.wait_gone()
+        return running
+
+    return make
+
+
+def assert_nothing_left(dropin: dropin_tools.DropIn, gone: harness.Workload) -> None:
+    dropin.settle()
+    sealed.wait_until(lambda: gone.remains() == [], "nothing of the tree is left", 10)
+
+
+REFUSED = {
+    "untrusted signer": ({"trust": "other/signer.pub"}, "trust"),
+    "nobody is trusted": ({"trust": None}, "trust"),
+    "wrong identity": ({"identities": "other/identity.key"}, "not sealed to this identity"),
+    "no identity": ({"identities": None}, "no identity"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_a_restore_without_trust_or_key_is_refused(
+    dropin: dropin_tools.DropIn,
+    dumped: Callable[..., harness.Workload],
+    places: Places,
+    keys: sealed.Keys,
+    reason: str,
+) -> None:
+    gone = dumped("secret")
+    settings, word = REFUSED[reason]
+    dropin.configure(**{k: v and [keys.path(v)] for k, v in settings.items()})
+    assert_refused(restore(dropin, places), places.log("restore.log"), word)
+    assert_nothing_left(dropin, gone)
+    dropin.configure()
+    assert restore(dropin, places).success
+    gone.assert_intact()
+
+
+def test_plain_images_are_refused(
+    dropin: dropin_tools.DropIn, criu: Path, workload: StartWorkload, work: Path, ram_dir: Path
+) -> None:
+    running = workload("secret")
+    harness.plain_dump(criu, running, ram_dir)
+    places = Places(ram_dir, work)
+    assert_refused(restore(dropin, places), places.log("restore.log"), "not sealed")
+    assert_nothing_left(dropin, running)
+
+
+def test_an_empty_directory_is_refused(dropin: dropin_tools.DropIn, places: Places) -> None:
+    assert_refused(restore(dropin, places), places.log("restore.log"), "holds no inventory.img")
+
+
+def frames_of(keys: sealed.Keys, file: Path, name: str) -> list[tuple[int, int]]:
+    """(offset, size) of every frame of the stream that an object lies in."""
+    with Checkpoint.open(str(file), load_trust([keys.path("signer.pub")])) as checkpoint:
+        opened = checkpoint.unlock([load_identity(keys.path("identity.key"))])
+        if name == "shared memory":
+            image = next(n for n in opened.entries if n.startswith("pagemap-shmem-"))
+            head = opened.read_bytes(opened.entry(image))
+            size = int.from_bytes(head[8:12], "little")
+            name = f"pages-{rpc.decode(head[12 : 12 + size])[1]}.img"
+        index = opened.authentic.index
+        return [index.entry(p)[1:3] for p in index.frames_of(opened.entry(name).stream.number)]
+
+
+def flip(file: Path, at: int) -> None:
+    with file.open("r+b") as sealed_file:
+        sealed_file.seek(at)
+        byte = sealed_file.read(1)[0]
+        sealed_file.seek(at)
+        sealed_file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("name", ["pages-1.img", "shared memory", "pstree.img", "core"])
+def test_one_flipped_bit_is_refused(
+    dropin: dropin_tools.DropIn,
+    dumped: Callable[..., harness.Workload],
+    places: Places,
+    keys: sealed.Keys,
+    name: str,
+) -> None:
+    gone = dumped("tree")
+    file = places.images / "inventory.img"
+    if name == "core":
+        name = f"core-{gone.pid}.img"
+    offset, size = frames_of(keys, file, name)[-1]
+    flip(file, offset + size // 2)
+    reply = restore(dropin, places)
+    assert_refused(reply, places.log("restore.log"))
+    assert_nothing_left(dropin, gone)
+    flip(file, offset + size // 2)
+    assert restore(dropin, places).success
+    gone.assert_intact()
+
+
+def test_a_file_that_is_cut_or_has_another_files_header_is_refused(
+    dropin: dropin_tools.DropIn, dumped: Callable[..., harness.Workload], places: Places
+) -> None:
+    gone = dumped("secret")
+    file = places.images / "inventory.img"
+    whole = file.read_bytes()
+    other_workload = dumped("secret")
+    other = file.read_bytes()
+    for changed in (
+        whole[:-1],
+        whole[: len(whole) // 2],
+        whole + b"\0",
+        other[:4096] + whole[4096:],
+    ):
+        file.write_bytes(changed)
+        assert_refused(restore(dropin, places), places.log("restore.log"))
+    assert_nothing_left(dropin, gone)
+    assert_nothing_left(dropin, other_workload)
+
+
+@pytest.mark.parametrize("victim", ["helper", "criu"])
+@pytest.mark.parametrize("script", ["pre-restore", "post-restore", None])
+def test_kill_9_in_a_restore_leaves_nothing_that_runs(
+    dropin: dropin_tools.DropIn,
+    dumped: Callable[..., harness.Workload],
+    places: Places,
+    script: str | None,
+    victim: str,
+) -> None:
+    gone = dumped(*BIG)
+    with places.options(log_file="restore.log", notify_scripts=script is not None) as options:
+        with rpc.Client(dropin.path, dropin.environment) as connection:
+
+            def kill(notified: str = "", _: int = 0) -> bool:
+                if notified == (script or ""):
+                    target = (
+                        helper(dropin, connection) if victim == "helper" else connection.process.pid
+                    )
+                    os.kill(target, signal.SIGKILL)
+                return True
+
+            connection.send(rpc.request(rpc.RESTORE, **options))
+            with contextlib.suppress(*LOST):
+                if script is None:
+                    reading = lambda: gone.processes() or _restoring(places)  # noqa: E731
+                    sealed.wait_until(reading, "CRIU restores", 10)
+                    kill()
+                reply = connection.finish(kill)
+                assert not reply.success
+    assert_nothing_left(dropin, gone)
+
+
+def _restoring(places: Places) -> bool:
+    log = places.work / "restore.log"
+    return log.exists() and "Opened local page read" in log.read_text(errors="replace")
