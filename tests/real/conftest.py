@@ -100,12 +100,17 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> sealed.Keys:
 
 
 @pytest.fixture
-def sealpoint(tmp_path: Path, criu: Path) -> Iterator[sealed.Sealpoint]:
-    """The command. After the test nothing may be left of what it started or wrote where nobody asked."""
+def sealpoint(
+    tmp_path: Path, criu: Path, keys: sealed.Keys, needles: dict[str, bytes]
+) -> Iterator[sealed.Sealpoint]:
+    """The command. After the test nothing may be left of what it started or wrote where nobody asked, and nothing
+    that it said may hold a secret."""
     command = sealed.Sealpoint(tmp_path / "sealpoint", criu)
     try:
         yield command
         command.settle()
         assert command.left() == []
+        said = command.said()
+        assert [s for s in (*needles.values(), *keys.secrets) if s in said] == []
     finally:
         command.close()

@@ -69,6 +69,16 @@ class Keys:
         """Options that open what `seal` sealed."""
         return ["-i", self.path("identity.key"), "--trust", self.path("signer.pub")]
 
+    @property
+    def secrets(self) -> list[bytes]:
+        """Pieces of all private keys as they stand in their files."""
+        return [
+            line
+            for path in sorted(self.directory.rglob("*.key"))
+            for line in path.read_bytes().splitlines()
+            if len(line) >= 24 and not line.startswith((b"#", b"-----"))
+        ]
+
 
 @dataclass
 class Result:
@@ -181,6 +191,11 @@ class Sealpoint:
 
     def run(self, *arguments: str | Path, timeout: float = TIMEOUT, **more) -> Result:
         return self.start(*arguments, **more).wait(timeout)
+
+    def said(self) -> bytes:
+        """All that commands wrote to standard output and standard error."""
+        files = [f for running in self._started for f in (running.out, running.err)]
+        return b"".join(f.read_bytes() for f in files if f.exists())
 
     # What is left
 
@@ -371,3 +386,9 @@ def small_filesystem(point: Path, options: str) -> Iterator[Path]:
         yield point
     finally:
         subprocess.run(["umount", "-l", point], check=True)
+
+
+def run_plainly(command: list[str], environment: dict[str, str]) -> Result:
+    """Any command line."""
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=TIMEOUT)
+    return Result(done.returncode, done.stdout, done.stderr.decode())
