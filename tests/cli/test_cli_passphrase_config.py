@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -142,6 +143,7 @@ def on_terminal(arguments, typed: list[str]) -> tuple[int, str]:
     """Run on a terminal of its own and type each line once something was asked for."""
     child, master = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
         os.execv(
             sys.executable,
             [sys.executable, "-c", "from sealpoint.cli import main; main()", *map(str, arguments)],
