@@ -15,7 +15,7 @@ from sealpoint import __version__
 from sealpoint.cli.printable import printable
 from sealpoint.errors import SealpointError, SystemEnvironmentError
 
-# name -> one line of help; the command itself is `command` in sealpoint.cli.<name>
+# name -> one line of help; the command itself is `command` in sealpoint.cli.<name>, with _ for -
 _COMMANDS: Final = {
     "keygen": "Make an identity and its recipient, or a signer.",
     "dump": "Dump a process tree into one sealed file.",
@@ -27,6 +27,9 @@ _COMMANDS: Final = {
     "rekey": "Change who can open a sealed file.",
     "mount": "Show a sealed file as a directory of plain files.",
     "umount": "End a mount.",
+    "install-criu": "Let every container engine on this machine seal its checkpoints.",
+    "uninstall-criu": "Undo install-criu.",
+    "doctor": "Say what on this machine works, what leaks, and what is missing.",
     "completion": "Print a shell completion script.",
 }
 
@@ -41,7 +44,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"sealpoint.cli.{cmd_name}").command
+        name = cmd_name.replace("-", "_")
+        command: click.Command = importlib.import_module(f"sealpoint.cli.{name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -1,0 +1,96 @@
+"""Letting a process tree run again that a killed CRIU or engine left frozen: its freezer cgroup, then SIGCONT.
+
+What a killed CRIU may have left besides (a parasite in the process, network locks) is out of scope.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from sealpoint.errors import SystemEnvironmentError, UsageError
+
+_ROOT = "/"
+
+
+def thaw(target: str) -> list[str]:
+    """`target`: a PID or the directory of a cgroup.  Returns what was done.  Raises SealpointError."""
+    if target.isascii() and target.isdigit():
+        pid = int(target)
+        groups = _groups_of(pid)
+        pids = {pid}
+    elif os.path.isfile(os.path.join(target, "cgroup.procs")):
+        groups, pids = [os.path.abspath(target)], set()
+    else:
+        raise UsageError(f"{target} is neither a PID nor the directory of a cgroup")
+    done = [f"thawed {group}" for group in groups if _thaw(group)]
+    for group in groups:
+        with open(os.path.join(group, "cgroup.procs")) as file:
+            pids |= {int(line) for line in file}
+    return done + [f"continued process {pid}" for pid in sorted(pids) if _continue(pid)]
+
+
+def _groups_of(pid: int) -> list[str]:
+    """Directories of the process's freezer cgroups, v1 and v2, but for the roots, which cannot be frozen."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        raise UsageError(f"there is no process {pid}") from None
+    mounts = _mounts()
+    groups = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        kind = "cgroup2" if not controllers else "cgroup"
+        if kind == "cgroup" and "freezer" not in controllers.split(","):
+            continue
+        if path != _ROOT and kind in mounts:
+            group = mounts[kind] + path
+            if os.path.isfile(os.path.join(group, "cgroup.procs")):
+                groups.append(group)
+    return groups
+
+
+def _mounts() -> dict[str, str]:
+    """{cgroup2: its mount point, cgroup: that of the v1 freezer}."""
+    found: dict[str, str] = {}
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            head, _, tail = line.partition(" - ")
+            kind, _, options = tail.strip().split(" ", 2)
+            freezer = "freezer" in options.replace(" ", ",").split(",")
+            if kind == "cgroup2" or (kind == "cgroup" and freezer):
+                found.setdefault(kind, head.split(" ")[4])
+    return found
+
+
+def _thaw(group: str) -> bool:
+    """Whether it was frozen."""
+    for name, frozen, thawed in (("cgroup.freeze", "1", "0"), ("freezer.state", "", "THAWED")):
+        path = os.path.join(group, name)
+        if not os.path.isfile(path):
+            continue
+        with open(path) as file:
+            state = file.read().strip()
+        if state == thawed or (frozen and state != frozen):
+            continue
+        try:
+            with open(path, "w") as file:
+                file.write(thawed)
+        except OSError as error:
+            raise SystemEnvironmentError(f"cannot thaw {group}: {error.strerror}") from None
+        return True
+    return False
+
+
+def _continue(pid: int) -> bool:
+    """SIGCONT to a stopped process; not to one that a debugger holds."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rsplit(")", 1)[1].split()[0]
+        if state != "T":
+            return False
+        os.kill(pid, signal.SIGCONT)
+    except (OSError, IndexError):
+        return False
+    return True
