@@ -33,13 +33,17 @@ def run(*command: object, show: bool = True, stdin: str | None = None) -> str:
     """Run a command, show it with its output; ends the demo if it fails."""
     words = [str(word) for word in command]
     if show:
-        short = [w.replace(f"{ROOT}/.venv/bin/", "").replace(f"{ROOT}/.criu/bin/", "") for w in words]
+        short = [
+            w.replace(f"{ROOT}/.venv/bin/", "").replace(f"{ROOT}/.criu/bin/", "") for w in words
+        ]
         print(f"$ {shlex.join(short)}", flush=True)
     result = subprocess.run(words, capture_output=True, text=True, input=stdin, check=False)
     if show and result.stdout:
         print(result.stdout, end="", flush=True)
     if result.returncode:
-        sys.exit(f"{result.stderr}\nthe demo failed: {shlex.join(words)} ended with {result.returncode}")
+        sys.exit(
+            f"{result.stderr}\nthe demo failed: {shlex.join(words)} ended with {result.returncode}"
+        )
     return result.stdout
 
 
@@ -109,7 +113,9 @@ def show(home: Path, password: str) -> int:
     print(f"process {after[3]} says: memory {after[0]}, counted to {after[1]}")
     if after[0] != "ok" or int(after[1]) < counter or int(after[3]) != pid:
         sys.exit("the demo failed: the process did not continue where it stopped")
-    say(f"It counts on: {counter} before, {after[1]} now. Nothing of it was ever on a disk in the clear.")
+    say(
+        f"It counts on: {counter} before, {after[1]} now. Nothing of it was ever on a disk in the clear."
+    )
     return pid
 
 

@@ -143,7 +143,9 @@ def on_terminal(arguments, typed: list[str]) -> tuple[int, str]:
     """Run on a terminal of its own and type each line once something was asked for."""
     child, master = pty.fork()
     if child == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # ignored where the tests run in the background
         os.execv(
             sys.executable,
             [sys.executable, "-c", "from sealpoint.cli import main; main()", *map(str, arguments)],
