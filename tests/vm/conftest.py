@@ -1,0 +1,85 @@
+"""Fixtures of the tests that run inside of the virtual machine (`scripts/vm-run -t 1800 tests/vm/run.sh`).
+
+Anywhere else they are skipped. A kernel with everything, other users' processes, swap, and real container engines:
+what the machine that runs the other tests may not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+REAL = HERE.parent / "real"
+for directory in (REAL, HERE):
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+
+import harness
+import podman as podman_tools
+
+_spec = importlib.util.spec_from_file_location("sealpoint_real_fixtures", REAL / "conftest.py")
+_real = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_real)
+criu, keys, needles, ram_dir, sealpoint, workload = (
+    _real.criu,
+    _real.keys,
+    _real.needles,
+    _real.ram_dir,
+    _real.sealpoint,
+    _real.workload,
+)
+
+IN_VM = Path("/run/sealpoint-vm").exists()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+            if not IN_VM:
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason="runs in the virtual machine: scripts/vm-run tests/vm/run.sh"
+                    )
+                )
+
+
+@pytest.fixture(autouse=True)
+def _reaps() -> None:
+    """Whatever a test restores becomes a child of this process."""
+    harness.become_subreaper()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stock_criu() -> None:
+    """The machine's CRIU, and nothing of ours, unless a test puts it there."""
+    os.environ["SEALPOINT_CRIU"] = "/usr/sbin/criu"
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The image of the containers: one static busybox."""
+    return podman_tools.import_image(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+def container(image: str) -> Iterator[Callable[..., podman_tools.Container]]:
+    """container(RUNTIME, *OPTIONS) starts a container with secrets of its own; OPTIONS are of `podman run`."""
+    made: list[podman_tools.Container] = []
+
+    def start(runtime: str, *options: str) -> podman_tools.Container:
+        needles = harness.make_needles()
+        made.append(podman_tools.Container(runtime, image, needles, *options))
+        return made[-1]
+
+    yield start
+    with contextlib.ExitStack() as stack:  # each is removed, even if another cannot be
+        for each in made:
+            stack.callback(each.remove)
