@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import secrets
@@ -145,6 +146,12 @@ class _Finder:
             return set()
         try:
             return self.in_descriptor(fd)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOTCONN, errno.ENODEV):
+                return (
+                    set()
+                )  # no file in this sense: of the kernel, or of a file system that has gone
+            raise
         finally:
             os.close(fd)
 

@@ -36,8 +36,9 @@ suite = ""
 criu = ""
 """
 
-# What tests, demonstration and benchmark name so, and CRIU's own record of what the kernel can do.
-_OTHERS = ("sealpoint-test-", "sealpoint-demo", "sealpoint-bench", "criu.kdat")
+# Directories of the project's tests, demonstration and benchmark; CRIU's own record of what the kernel can do, and what
+# it makes for containers, which are the affair of others.
+_OTHERS = ("sealpoint-", "criu.kdat", ".criu.mntns.")
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT):
