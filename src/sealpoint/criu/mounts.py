@@ -75,14 +75,18 @@ def unmount(directory: str, *, lazy: bool = False) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def is_ours(directory: str) -> bool:
-    """Whether a sealpoint mount is the uppermost on `directory`."""
-    wanted = os.fsencode(os.path.realpath(directory))
-    kind = b""
+def points() -> list[tuple[bytes, bytes]]:
+    """(mount point, type) of every mount of this mount namespace, the uppermost last."""
+    found = []
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             fields, _, rest = line.partition(b" - ")
             path = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields.split(b" ")[4])
-            if path == wanted:
-                kind = rest.split(b" ")[0]
-    return kind == b"fuse.sealpoint"
+            found.append((path, rest.split(b" ")[0]))
+    return found
+
+
+def is_ours(directory: str) -> bool:
+    """Whether a sealpoint mount is the uppermost on `directory`."""
+    wanted = os.fsencode(os.path.realpath(directory))
+    return [kind for path, kind in points() if path == wanted][-1:] == [b"fuse.sealpoint"]

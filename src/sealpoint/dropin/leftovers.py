@@ -1,7 +1,8 @@
 """Ending what a CRIU that was killed amid a restore leaves behind: half-restored tasks that nobody would ever end.
 
-They are known by two signs.  CRIU names the root of the tree in its notifications; and who has a descriptor of the
-images mount is a part of CRIU or a task that still reads its images, because nobody else can get at that mount.
+The tasks are known by two signs.  CRIU names the root of the tree in its notifications; and who has a descriptor of the
+images mount is a part of CRIU or a task that still reads its images, because nobody else can get at that mount.  Mounts
+of CRIU's own (cgroups, below its working directory) are known by their name.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ import time
 from typing import Final
 
 from sealpoint import process
+from sealpoint.criu import mounts
 
 _PATIENCE: Final = 10.0  # seconds for CRIU to undo what it did, and for what was killed to be gone
 _STEP: Final = 0.01
+_YARD: Final = b"/.criu.cgyard."
 
 
 class Leftovers:
-    """criu: pidfd of the real CRIU; mount: a descriptor of the images mount."""
+    """criu: pidfd of the real CRIU; mount: a descriptor of the images mount; work: of CRIU's working directory."""
 
-    def __init__(self, criu: int, mount: int) -> None:
+    def __init__(self, criu: int, mount: int, work: int) -> None:
         self._criu = criu
         self._mount = _mount_of("self", str(mount))
         self._roots: dict[int, str] = {}
+        self._yard = os.readlink(f"/proc/self/fd/{work}").encode() + _YARD
+        self._others = set(self._yards())
 
     def note(self, pid: int) -> None:
         """CRIU says that this is the root of the restored tree."""
@@ -45,6 +50,20 @@ class Leftovers:
                 except ProcessLookupError:
                     pass
             time.sleep(_STEP)
+        for path in reversed(self._yards()):
+            if path not in self._others:
+                self._remove(path)
+
+    def _yards(self) -> list[bytes]:
+        return [path for path, _ in mounts.points() if path.startswith(self._yard)]
+
+    @staticmethod
+    def _remove(path: bytes) -> None:
+        try:
+            mounts.unmount(os.fsdecode(path), lazy=True)
+            os.rmdir(path)  # those below were part of the mount
+        except OSError:
+            pass
 
     def _left(self) -> list[int]:
         found = [pid for pid, started in self._roots.items() if _started(pid) == started]

@@ -172,7 +172,7 @@ def _start(
             engine_listens=options.notify_scripts,
             journal=journal,
             freezer=freezer,
-            leftovers=Leftovers(ended, work.server.fd),
+            leftovers=Leftovers(ended, work.server.fd, work_directory),
         )
         options.notify_scripts = True
         return session, request.SerializeToString()
