@@ -40,7 +40,7 @@ i=0
 while :; do
   i=$((i+1))
   if [ $big = $copy ] && [ ${#big} -ge 20000 ]; then s=ok; else s=BAD; fi
-  echo $i $s >/status
+  echo $i $s >/secret/status
   read -t 0.02 x <&6
 done
 """
@@ -222,48 +222,54 @@ class Container:
             os.close(self.master)
             self.master = -1
 
+    def forget(self) -> None:
+        """Take away what a runc that was killed knows of it."""
+        self._unmount()  # first: `runc delete` would empty the container's file system through it
+        self.runc("delete", "-f", self.id, environment={"PATH": os.environ.get("PATH", os.defpath)})
+        shutil.rmtree(self.state / self.id, ignore_errors=True)
+        # What a killed CRIU has just made of the file without a name, and would have removed.
+        for ghost in (self.rootfs / "tmp").glob("*.ghost"):
+            ghost.unlink()
+
+    def _unmount(self) -> None:
+        """A runc that was killed leaves the mount on which it restores."""
+        for point in reversed(self.mounts()):
+            subprocess.run(["umount", "-l", point], check=True)
+
+    def mounts(self) -> list[str]:
+        """Mounts that somebody made in its directories."""
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        return [p for line in lines if (p := line.split()[4]).startswith(str(self._directory))]
+
     # What is in it
 
-    def status(self) -> str:
-        """running, stopped, or "" if runc does not know it."""
-        state = self.state / self.id / "state.json"
-        if not state.exists():
-            return ""
-        return "running" if self.processes() else "stopped"
-
     def processes(self) -> list[int]:
-        """Pids of all its processes, the first is its init's: they are those of its pid namespace."""
-        try:
-            pid = json.loads((self.state / self.id / "state.json").read_text())["init_process_pid"]
-            namespace = os.readlink(f"/proc/{pid}/ns/pid")
-        except (OSError, ValueError):
-            return []
-        if namespace == os.readlink("/proc/self/ns/pid"):
-            return []
+        """Pids of all processes in its cgroups, its init first: whatever runc knows or has forgotten."""
         found = []
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{entry}/ns/pid") == namespace:
+                    groups = Path(f"/proc/{entry}/cgroup").read_text()
+                    runs = harness.process_state(int(entry)) not in (None, "Z")
+                    if runs and f"/{self.id}\n" in groups:
                         found.append(int(entry))
-        return sorted(found, key=lambda p: p != pid)
+        return sorted(found, key=_pid_inside)
 
     def path(self, inside: str) -> Path:
         return Path(f"/proc/{self.processes()[0]}/root{inside}")
 
     def count(self) -> int:
         """How far it has counted; its memory must be intact."""
+        # In its tmpfs: a file that is on disk must not change between a dump and a restore.
         deadline = time.monotonic() + 20
         while True:
-            words = (
-                (self.rootfs / "status").read_text().split()
-                if (self.rootfs / "status").exists()
-                else []
-            )
+            words = []
+            with contextlib.suppress(OSError, IndexError):
+                words = self.path("/secret/status").read_text().split()
             if len(words) == 2:
                 assert words[1] == "ok"
                 return int(words[0])
-            assert time.monotonic() < deadline, words
+            assert time.monotonic() < deadline, (words, self.processes())
             time.sleep(0.005)
 
     def assert_counts(self) -> int:
@@ -271,7 +277,7 @@ class Container:
         first = self.count()
         deadline = time.monotonic() + 20
         while (now := self.count()) < first + 2:
-            assert time.monotonic() < deadline, (first, now, self.status())
+            assert time.monotonic() < deadline, (first, now)
             time.sleep(0.005)
         return now
 
@@ -317,8 +323,18 @@ class Container:
         with contextlib.suppress(OSError):
             freezer.write_text("THAWED")
         pids = self.processes()
+        self._unmount()
         self.runc("delete", "-f", self.id, environment=environment)
         _await_end(pids)
+
+
+def _pid_inside(pid: int) -> int:
+    """Its number in its innermost pid namespace."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return 1 << 30
 
 
 def _await_end(pids: Sequence[int]) -> None:

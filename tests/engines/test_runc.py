@@ -27,9 +27,12 @@ def assert_sealed(images: Path) -> None:
 def containers_own(leak: harness.Leak) -> bool:
     """The file that the container holds without a name: closed when it ends, and made again, for a moment and where it
     was, when it is restored."""
-    ghost = leak.path.startswith("/tmp/.criu.mntns.") and leak.path.endswith(".ghost")
-    closed = leak.path == "/tmp/unlinked (deleted)"  # as the container sees it
-    return leak.how == "closed" and leak.needle == "unlinked" and (ghost or closed)
+    path = leak.path.removesuffix(" (deleted)")
+    made_again = path.startswith(("/tmp/.criu.mntns.", "/tmp/unlinked.cr.")) and path.endswith(
+        ".ghost"
+    )
+    closed = path == "/tmp/unlinked"  # as the container sees it
+    return leak.how == "closed" and leak.needle == "unlinked" and (made_again or closed)
 
 
 def unexpected(container: Container, leaks: list[harness.Leak]) -> list[harness.Leak]:
