@@ -155,24 +155,35 @@ class Dump:
     ) -> CriuRun:
         request = self._request
 
-        def commit() -> bool:
+        def complete() -> bool:
             try:
                 capture.wait_complete()
                 self._origin_digest = builder.finish(workload=request.workload)
-                if capture.error is not None:  # given up meanwhile
-                    return False
-                self._out.commit()
-                return self._await_acknowledgement(writer.preamble.checkpoint_id)
+                self._out.sync()
+                if request.acknowledge is not None:
+                    self._out.commit()
+                    return self._await_acknowledgement(writer.preamble.checkpoint_id)
+                return True
             except BaseException as error:  # noqa: BLE001 - reported by the main thread
                 self._error = error
                 capture.fail(error)
                 return False
 
+        def commit() -> bool:
+            # When no signal can undo it any more: a file that has its name is one whose process may end.
+            try:
+                if not self._out.committed:
+                    self._out.commit()
+            except BaseException as error:  # noqa: BLE001 - reported by the main thread
+                self._error = error
+                return False
+            return True
+
         scripts, options = split_action_scripts(request.options)
         arguments = ["-t", str(request.pid)]
         if request.leave_running:
             arguments.append("--leave-running")
-        with Gate(directory.path, "post-dump", commit, before=scripts) as gate:
+        with Gate(directory.path, "post-dump", complete, before=scripts, confirm=commit) as gate:
             criu = CriuRun(request.criu, directory, gate)
             if request.criu_log:
                 criu.keep_log(request.criu_log)

@@ -110,6 +110,13 @@ class OutputFile:
             _start_write_back(self.fd, self._written_back, self._size - self._written_back)
             self._written_back = self._size
 
+    def sync(self) -> None:
+        """Make durable what was written, so that `commit` has little to wait for.  Raises SystemEnvironmentError."""
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise _write_error(error, self.path) from None
+
     def commit(self) -> None:
         """Make it durable, then give it its name; durable again.  Raises SystemEnvironmentError, UsageError."""
         try:
@@ -210,6 +217,9 @@ class OutputPipe:
     def write(self, *buffers: Buffer) -> None:
         """Send."""
         write_all(self._fd, list(buffers), self._name, self._wake)
+
+    def sync(self) -> None:
+        """There is no way to tell."""
 
     def commit(self) -> None:
         """Everything was handed over: the reader sees the end, although this process goes on."""
