@@ -25,6 +25,10 @@ def command(*, target: str | None, as_json: bool) -> int:
 
     Tries the real things: dumps and restores a process, mounts, seals and opens in memory. Changes nothing. Exit code 0
     if nothing fails, else 6.
+
+    \b
+    Example:
+      sealpoint doctor --json
     """
     if target is not None:
         _thaw(target, as_json=as_json)

@@ -17,6 +17,10 @@ def command(*, as_json: bool) -> None:
 
     Files that were changed since are left and named. From then on engines write plain checkpoints again, and sealed
     ones are restored with sealpoint restore.
+
+    \b
+    Example:
+      sealpoint uninstall-criu --json
     """
     from sealpoint.dropin.install import uninstall
 
