@@ -39,6 +39,7 @@ class Capture:
         self._open = 0  # images whose end has not come yet
         self._error: BaseException | None = None
         self._stopped = False
+        self._inventory = False
         self._readers: list[threading.Thread] = []
         self._selector.register(self._listener, selectors.EVENT_READ, "listener")
         self._selector.register(self._wake, selectors.EVENT_READ, "wake")
@@ -51,11 +52,16 @@ class Capture:
         return self._error
 
     def wait_complete(self) -> None:
-        """Until the end of every image that CRIU opened was seen.  Raises the error if there was one."""
+        """Until the end of every image that CRIU opened was seen.  Raises the error if there was one.
+
+        CRIU writes the inventory last: without it there is no checkpoint.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._open == 0 or self._error is not None)
         if self._error is not None:
             raise self._error
+        if not self._inventory:
+            raise CriuError("CRIU sent no complete set of images")
 
     def fail(self, error: BaseException) -> None:
         """Stop receiving: CRIU sees closed pipes."""
@@ -116,6 +122,7 @@ class Capture:
         if not data:
             self._drop(image.fd)
             self._builder.add(image.name, bytes(image.data))
+            self._inventory = self._inventory or image.name == "inventory.img"
             self._ended()
         elif len(image.data) > PACK_LIMIT[role_of(image.name)]:
             self._selector.unregister(image.fd)
