@@ -331,6 +331,44 @@ def test_a_criu_that_does_not_do_its_work(
     sealpoint.run(*dump).fails(code, words)
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_criu_that_sends_nothing_but_asks_for_approval(
+    undisturbed: harness.Workload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    out: Path,
+    tmp_path: Path,
+    status: int,
+) -> None:
+    ask = "CRTOOLS_SCRIPT_ACTION=post-dump $work/gate.sh"
+    criu = pretended_criu(tmp_path, f"{ask} || exit 1\nexit {status}")
+    dump = ["dump", "-t", undisturbed.pid, "-o", out, "--criu", criu, *keys.seal]
+    sealpoint.run(*dump).fails(7, "criu dump ended with status 1")
+
+
+def test_a_criu_that_fails_after_the_file_was_named(
+    workload: StartWorkload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    out: Path,
+    tmp_path: Path,
+    criu: Path,
+) -> None:
+    """The process may run on or not: the file is kept, but under a name that nobody takes by mistake."""
+    running = workload("secret")
+    before = running.assert_intact()
+    body = f'case $1 in dump) {criu} "$@" --leave-running; exit 1; esac\nexec {criu} "$@"'
+    failing = sealed.script(tmp_path / "failing-criu", body)
+    dump = ["dump", "-t", running.pid, "-o", out, "--criu", failing, *keys.seal]
+    sealpoint.run(*dump).fails(7, "status 1", "app.sealed.failed")
+    assert os.listdir(out.parent) == ["app.sealed.failed"]
+    running.assert_continues(before)
+    running.kill()
+    restore = ["restore", f"{out}.failed", "--detach", *keys.open]
+    sealpoint.run(*restore).ok()
+    running.assert_continues(before)
+
+
 @pytest.mark.parametrize(
     "options",
     [
