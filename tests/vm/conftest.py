@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,13 +24,13 @@ for directory in (REAL, HERE):
 
 import harness
 import podman as podman_tools
+import sealed
 
 _spec = importlib.util.spec_from_file_location("sealpoint_real_fixtures", REAL / "conftest.py")
 _real = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_real)
-criu, keys, needles, ram_dir, sealpoint, workload = (
+criu, needles, ram_dir, sealpoint, workload = (
     _real.criu,
-    _real.keys,
     _real.needles,
     _real.ram_dir,
     _real.sealpoint,
@@ -45,9 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.vm)
             if not IN_VM:
                 item.add_marker(
-                    pytest.mark.skip(
-                        reason="runs in the virtual machine: scripts/vm-run tests/vm/run.sh"
-                    )
+                    pytest.mark.skip(reason="runs in the virtual machine: make test-vm")
                 )
 
 
@@ -61,6 +60,16 @@ def _reaps() -> None:
 def _stock_criu() -> None:
     """The machine's CRIU, and nothing of ours, unless a test puts it there."""
     os.environ["SEALPOINT_CRIU"] = "/usr/sbin/criu"
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> sealed.Keys:
+    """An identity and a signer; the other kinds take long to make on an emulated processor."""
+    directory = tmp_path_factory.mktemp("keys")
+    for options in ((), ("--signer",)):
+        command = [*sealed.SEALPOINT, "keygen", str(directory), *options]
+        subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return sealed.Keys(directory)
 
 
 @pytest.fixture(scope="session")

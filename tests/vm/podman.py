@@ -22,11 +22,12 @@ TIMEOUT = 120.0
 PLACES = ("env", "heap", "pipe", "unlinked", "shm")
 """Secrets: the environment, memory, a pipe, a file without a name, a file in a tmpfs mount."""
 IMAGE = "localhost/sealpoint-test:latest"
-# No systemd here, for which podman's defaults are made.
+# podman's defaults are made for systemd, which is not in the machine.
 GLOBAL = ("--cgroup-manager=cgroupfs", "--events-backend=file")
 
+# Nothing sleeps in it: busybox's `sleep` ends where it is interrupted, and so it is by a restore.
 _INIT = """\
-mkfifo /in /tick
+mkfifo /in /tick /wait
 exec 6<>/tick 7<>/in
 read heap pipe unlinked <&7
 big=$heap
@@ -35,7 +36,7 @@ copy=$big
 exec 5<>/tmp/unlinked
 echo $unlinked >&5
 rm /tmp/unlinked
-( echo $pipe; exec sleep 100000 ) | sleep 100000 &
+( echo $pipe; exec cat <>/wait ) | cat /wait &
 i=0
 while :; do
   i=$((i+1))

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs in the virtual machine: scripts/vm-run -t 1800 tests/vm/run.sh [OPTIONS OF PYTEST]
+# What `make test-vm` runs in the virtual machine: scripts/vm-run [-o OUT] tests/vm/run.sh [PYTEST-ARGUMENT...]
 set -euo pipefail
 cd /mnt/project
-export PYTHONPATH=/mnt/project/src PYTHONDONTWRITEBYTECODE=1 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-exec /opt/sealpoint-venv/bin/python -m pytest -p no:cacheprovider -m vm "$@" tests/vm
+# Through a pipe: the console is a terminal, but not one on which lines can be written over.
+PYTHONUNBUFFERED=1 .venv/bin/python -m pytest -p no:cacheprovider -m vm --junitxml=/mnt/out/junit.xml --durations=5 \
+    "$@" tests/vm | cat
