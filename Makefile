@@ -54,10 +54,6 @@ test: dev ## run all tests that need no virtual machine
 test-fast: venv ## run the tests that need neither CRIU nor much time
 	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz" $(ARGS)
 
-.PHONY: test-vm
-test-vm: vm ## run the tests in .vm: container engines, other users' processes
-	@scripts/vm-run -m 3072 -t 1800 -o build/vm tests/vm/run.sh $(ARGS)
-
 .PHONY: lint
 lint: venv ## check style, types, layers and shell syntax
 	@failed=; \
