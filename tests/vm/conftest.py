@@ -46,7 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.vm)
             if not IN_VM:
                 item.add_marker(
-                    pytest.mark.skip(reason="runs in the virtual machine: make test-vm")
+                    pytest.mark.skip(
+                        reason="runs in the virtual machine: scripts/vm-run tests/vm/run.sh"
+                    )
                 )
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What `make test-vm` runs in the virtual machine: scripts/vm-run [-o OUT] tests/vm/run.sh [PYTEST-ARGUMENT...]
+# Runs in the virtual machine: scripts/vm-run [-o OUT] tests/vm/run.sh [PYTEST-ARGUMENT...]
 set -euo pipefail
 cd /mnt/project
 # Through a pipe: the console is a terminal, but not one on which lines can be written over.
