@@ -132,16 +132,25 @@ class Checkpoint:
         """`path` may be "-".  Raises FileError, PolicyError, UsageError."""
         fd = open_source(path, spool=spool, progress=progress)
         try:
-            lock(fd, exclusive=False, patience=_REKEY)
-            authentic, signers = authenticate(fd, policy, repair=repair)
-            unlock(fd)
+            return cls.of(fd, policy, repair=repair)
         except (FileError, PolicyError) as error:
             os.close(fd)
             raise in_file(error, "standard input" if path == "-" else path) from None
         except BaseException:
             os.close(fd)
             raise
+
+    @classmethod
+    def of(cls, fd: int, policy: TrustPolicy, *, repair: bool = False) -> Checkpoint:
+        """From a seekable descriptor, which it takes over if it succeeds.  Raises FileError, PolicyError."""
+        lock(fd, exclusive=False, patience=_REKEY)
+        authentic, signers = authenticate(fd, policy, repair=repair)
+        unlock(fd)
         return cls(fd, authentic, signers)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.fd)
 
     def unlock(self, identities: Sequence[Identity]) -> OpenFile:
         """Raises IdentityError, FileError."""

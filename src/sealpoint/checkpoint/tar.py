@@ -102,10 +102,17 @@ class TarReader:
         self._rest -= len(data)
         return len(data)
 
-    def _next(self) -> Member | None:
-        skip = memoryview(bytearray(64 * 1024))
-        while self.readinto(skip):
+    def _skip(self) -> None:
+        """The rest of the current member.  A source that has `skip(size) -> int` need not read it."""
+        skip = getattr(self._source, "skip", None)
+        if skip is not None:
+            self._rest -= skip(self._rest)
+        unread = memoryview(bytearray(64 * 1024))
+        while self.readinto(unread):
             pass
+
+    def _next(self) -> Member | None:
+        self._skip()
         self._take(self._padding)
         self._padding = 0
         extended: dict[str, bytes] = {}

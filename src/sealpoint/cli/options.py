@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -17,6 +18,7 @@ from sealpoint.format.constants import Suite
 
 if TYPE_CHECKING:
     from sealpoint.format.writer import Signing, Wrap
+    from sealpoint.inspect.source import Access, Source
     from sealpoint.keys import Identity, Recipient, TrustPolicy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -78,6 +80,8 @@ trust_options = stack(
         help="Accept certificates outside their period of validity.",
     ),
 )
+# What every command takes that reads a checkpoint, sealed or plain; `open_source` makes use of it.
+source_options = stack(identity_options, trust_options)
 recipient_options = stack(
     click.option(
         "-r",
@@ -295,6 +299,43 @@ def trust_policy(
         allow_expired=allow_expired,
         names_only=names_only,
     )
+
+
+def source_access(
+    config: Config,
+    *,
+    identities: Sequence[str],
+    passphrase_file: str | None,
+    trust: Sequence[str],
+    allow_unsigned: bool,
+    allow_expired: bool,
+) -> Access:
+    """Keys and policy for reading commands, loaded when the first sealed file is met, and hardened before."""
+    import functools
+
+    from sealpoint.inspect.source import Access
+
+    @functools.cache
+    def keys() -> list[Identity]:
+        return load_identities(identities, Passphrases(passphrase_file), config)
+
+    @functools.cache
+    def policy() -> TrustPolicy:
+        return trust_policy(
+            trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+        )
+
+    return Access(keys, policy)
+
+
+def open_source(file: str, **options: Any) -> AbstractContextManager[Source]:
+    """The checkpoint that a reading command was given, as a context manager; `options` are those of source_options."""
+    from sealpoint import config as configuration
+    from sealpoint.inspect import source
+
+    check_standard_input(file, options["passphrase_file"])
+    protect()
+    return source.open_source(file, source_access(configuration.load(), **options))
 
 
 def names_trust(trust: Sequence[str], config: Config) -> bool:
