@@ -1,7 +1,8 @@
 """CRIU's own command line, as far as the drop-in must understand it (CRIU's config.c: short_opts and long options).
 
 Standard library only.  Options that would lead memory past the seal are refused by name, by abbreviation, and in
-CRIU's default configuration files.
+CRIU's default configuration files.  The command is the first word that is no option and no value of one, so the table
+of options must be right: a test compares it with the real CRIU.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 COMMANDS: Final = ("dump", "restore")
-_REFUSED_COMMANDS: Final = ("pre-dump", "page-server", "lazy-pages", "dedup", "service")
+_REFUSED_COMMANDS: Final = {
+    "pre-dump": "it would write images in the clear",
+    "page-server": "it would write images in the clear",
+    "lazy-pages": "it would send memory in the clear",
+    "dedup": "it would change images in the clear",
+    "service": "it would write images in the clear; clients that run criu themselves are served",
+}
 _REFUSED: Final = {
     "page-server": "a page server would get memory in the clear",
     "ps-socket": "a page server would get memory in the clear",
@@ -22,7 +29,46 @@ _REFUSED: Final = {
     "auto-dedup": "auto-dedup is not sealed by this version of sealpoint",
     "config": "it could name options that lead past the seal; give CRIU's options one by one",
 }
-_TAKEN: Final = {"images-dir": "D", "work-dir": "W", "tree": "t"}
+# Long options that take a value, and those that take none or one after "=" only.
+# fmt: off
+WITH_VALUE: Final = frozenset(
+    (
+        "action-script", "address", "cgroup-dump-controller", "cgroup-props",
+        "cgroup-props-file", "cgroup-root", "cgroup-yard", "close", "config", "empty-ns",
+        "enable-fs", "ext-mount-map", "external", "feature", "file-validation",
+        "freeze-cgroup", "ghost-limit", "images-dir", "inherit-fd", "irmap-scan-path",
+        "join-ns", "libdir", "log-file", "lsm-mount-context", "lsm-profile", "network-lock",
+        "pidfile", "port", "pre-dump-mode", "prev-images-dir", "ps-socket", "root", "skip-mnt",
+        "status-fd", "timeout", "tls-cacert", "tls-cacrl", "tls-cert", "tls-key", "tree",
+        "veth-pair", "work-dir",
+    )
+)
+FLAGS: Final = frozenset(
+    (
+        "all", "auto-dedup", "cpu-cap", "daemon", "deprecated", "display-stats",
+        "enable-external-masters", "enable-external-sharing", "evasive-devices", "exec-cmd",
+        "experimental", "ext-unix-sk", "extra", "file-locks", "force-irmap", "ghost-fiemap",
+        "help", "lazy-pages", "leave-running", "leave-stopped", "link-remap", "log-pid",
+        "manage-cgroups", "mntns-compat-mode", "ms", "no-default-config", "page-server",
+        "restore-detached", "restore-sibling", "shell-job", "skip-file-rwx-check",
+        "skip-in-flight", "stream", "tcp-close", "tcp-established", "tls", "tls-no-cn-verify",
+        "track-mem", "unprivileged", "verbosity", "version", "weak-sysctls",
+    )
+)
+# fmt: on
+_LONG_OF: Final = {
+    "t": "tree",
+    "D": "images-dir",
+    "W": "work-dir",
+    "o": "log-file",
+    "r": "root",
+    "J": "join-ns",
+    "L": "libdir",
+    "M": "ext-mount-map",
+    "d": "restore-detached",
+    "R": "leave-running",
+    "s": "leave-stopped",
+}
 _SHORT_WITH_VALUE: Final = "tDorJWLM"
 _SHORT_WITH_OPTIONAL: Final = "vx"
 _DEFAULTS: Final = ("/etc/criu/default.conf", "~/.criu/default.conf")
@@ -36,88 +82,114 @@ class RefusedError(Exception):
 class CommandLine:
     """A command line of CRIU.
 
-    command: "dump", "restore", or another word that passes on; images, work: directories as given, None if not; pid: of
-    `--tree`; leave_running: the tree lives on after the dump; rest: all arguments but the two directories.
+    command: one of COMMANDS, or another word that passes on; values: {long option: its value, "" for a flag}, the last
+    of each; rest: all arguments but the two directories.
     """
 
     command: str = ""
-    images: str | None = None
-    work: str | None = None
-    pid: int = 0
-    leave_running: bool = False
+    values: dict[str, str] = field(default_factory=dict)
     rest: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> str | None:
+        """The images directory as given, None if it was not."""
+        return self.values.get("images-dir")
+
+    @property
+    def work(self) -> str | None:
+        """The work directory as given, None if it was not."""
+        return self.values.get("work-dir")
+
+    @property
+    def pid(self) -> int:
+        """Of `--tree`; 0 if there is none."""
+        return self.number("tree")
+
+    @property
+    def leave_running(self) -> bool:
+        """Whether the tree lives on after a dump."""
+        return self.has("leave-running") or self.has("leave-stopped")
+
+    def has(self, name: str) -> bool:
+        """Whether an option was given."""
+        return name in self.values
+
+    def number(self, name: str) -> int:
+        """Value of an option as a number; 0 if there is none."""
+        value = self.values.get(name, "")
+        return int(value) if value.isascii() and value.isdigit() else 0
 
 
 def parse(arguments: list[str]) -> CommandLine:
     """Raises RefusedError."""
     line = CommandLine()
+    doubt = ""
     queue = list(arguments)
     while queue:
         word = queue.pop(0)
         if word == "--":
+            line.command = line.command or (queue[0] if queue else "")
             line.rest += [word, *queue]
             break
         if word.startswith("--"):
-            _long(line, word, queue)
+            unknown = _long(line, word, queue)
+            doubt = doubt or unknown
         elif word.startswith("-") and len(word) > 1:
             _short(line, word, queue)
         else:
             line.command = line.command or word
             line.rest.append(word)
-    if line.command in _REFUSED_COMMANDS:
-        raise RefusedError(
-            f"criu {line.command} would write or send images in the clear: this version of sealpoint does not seal it"
-        )
-    if line.command in COMMANDS:
-        check_defaults()
+    sealed = (*COMMANDS, *_REFUSED_COMMANDS)
+    if doubt and any(word in sealed for word in arguments):
+        # CRIU takes abbreviations, and newer ones know more options: their values could be taken for the command.
+        raise RefusedError(f"the option {doubt} is not known to sealpoint: write it in full")
+    _check(line)
     return line
 
 
-def _long(line: CommandLine, word: str, queue: list[str]) -> None:
-    name, equals, value = word[2:].partition("=")
-    for known in (*_REFUSED, *_TAKEN, "leave-running"):
-        if known.startswith(name) and name not in (known, "") and name not in _REFUSED:
-            raise RefusedError(f"write the option --{known} in full")  # CRIU takes abbreviations
-    if name in _REFUSED:
-        raise RefusedError(f"--{name}: {_REFUSED[name]}")
-    if name in _TAKEN:
-        if not equals:
-            value = queue.pop(0) if queue else ""
-        _take(line, _TAKEN[name], value)
+def _check(line: CommandLine) -> None:
+    if line.command in _REFUSED_COMMANDS:
+        raise RefusedError(
+            f"criu {line.command}: {_REFUSED_COMMANDS[line.command]}: this version of sealpoint does not seal it"
+        )
+    if line.command not in COMMANDS:
         return
-    line.leave_running |= name in ("leave-running", "leave-stopped")
+    for name in line.values:
+        if reason := _REFUSED.get(name):
+            raise RefusedError(f"--{name}: {reason}")
+    check_defaults()
+
+
+def _long(line: CommandLine, word: str, queue: list[str]) -> str:
+    """Returns the option if it is not known."""
+    name, equals, value = word[2:].partition("=")
+    takes = name in WITH_VALUE
+    if takes and not equals:
+        value = queue.pop(0) if queue else ""
+    if takes or name in FLAGS:
+        _take(line, name, value, [f"--{name}={value}" if takes or equals else word])
+        return ""
     line.rest.append(word)
+    return "" if name.startswith("no-") and name[3:] in FLAGS else f"--{name}"
 
 
 def _short(line: CommandLine, word: str, queue: list[str]) -> None:
-    kept = "-"
     for at, letter in enumerate(word[1:], 1):
         attached = word[at + 1 :]
-        if letter in _TAKEN.values():
-            _take(line, letter, attached or (queue.pop(0) if queue else ""))
-            break
-        kept += letter
-        line.leave_running |= letter in "Rs"
-        if letter in _SHORT_WITH_OPTIONAL:
-            kept += attached
-            break
         if letter in _SHORT_WITH_VALUE:
-            line.rest += [kept + attached] if attached else [kept, *queue[:1]]
-            if not attached:
-                del queue[:1]
+            value = attached or (queue.pop(0) if queue else "")
+            _take(line, _LONG_OF[letter], value, [f"-{letter}", value])
             return
-    if kept != "-":
-        line.rest.append(kept)
+        if letter in _SHORT_WITH_OPTIONAL:
+            line.rest.append(f"-{letter}{attached}")
+            return
+        _take(line, _LONG_OF.get(letter, letter), "", [f"-{letter}"])
 
 
-def _take(line: CommandLine, letter: str, value: str) -> None:
-    if letter == "D":
-        line.images = value
-    elif letter == "W":
-        line.work = value
-    else:
-        line.pid = int(value) if value.isascii() and value.isdigit() else 0
-        line.rest += ["-t", value]
+def _take(line: CommandLine, name: str, value: str, words: list[str]) -> None:
+    line.values[name] = value
+    if name not in ("images-dir", "work-dir"):
+        line.rest += words
 
 
 def check_defaults() -> None:

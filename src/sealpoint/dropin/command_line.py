@@ -31,27 +31,28 @@ _MAX_MESSAGE = 65536
 
 def interpose(line: CommandLine) -> list[str]:
     """Start the helper; returns the arguments for the real CRIU.  Raises SealpointError with the helper's reason."""
-    ours, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    near, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     images = os.path.abspath(line.images or ".")
     pid = os.getpid()
     child = os.fork()
     if child == 0:
         if os.fork() == 0:
-            ours.close()
+            near.close()
             _help(line, images, pid, helpers)
         os._exit(0)
     helpers.close()
     os.waitpid(child, 0)
-    with ours:
-        ours.settimeout(_PATIENCE)
+    with near:
+        near.settimeout(_PATIENCE)
         try:
-            answer = json.loads(ours.recv(_MAX_MESSAGE) or b"{}")
+            answer = json.loads(near.recv(_MAX_MESSAGE) or b"{}")
         except (OSError, ValueError):
             answer = {}
     if "images" not in answer:
         raise SealpointError(answer.get("error", "sealpoint's helper did not start"))
     work = line.work if line.work is not None else images
-    return [*line.rest, "-D", answer["images"], "-W", work, "--action-script", answer["script"]]
+    ours = ["-D", answer["images"], "-W", work, "--action-script", answer["script"]]
+    return [*ours, *line.rest]  # first: `--` may end the options
 
 
 def _help(line: CommandLine, images: str, criu: int, link: socket.socket) -> NoReturn:

@@ -18,11 +18,10 @@ def run() -> NoReturn:
     """Never returns."""
     arguments = sys.argv[1:]
     real = real_criu()
-    if "swrk" in arguments:
-        number = arguments[arguments.index("swrk") + 1 :]
-        if not number or not number[0].isdigit():
+    if arguments[:1] == ["swrk"]:  # CRIU takes it in this place only
+        if len(arguments) < 2 or not arguments[1].isdigit():
             fail("usage: criu swrk FD")
-        _interpose(int(number[0]))
+        _interpose(int(arguments[1]))
     else:
         arguments = _command_line(arguments)
     os.environ.pop(
