@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from sealpoint.errors import FileError
@@ -24,13 +24,52 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
     "task_core_entry": (("task_state", 1, "uint32"), ("comm", 6, "bytes")),
     "core_entry": (("tc", 3, "task_core_entry"),),
     "pagemap_head": (("pages_id", 1, "uint32"),),
+    # As of CRIU 4.2; before, the count was 32 bits wide and its name that of field 5.
+    "pagemap_entry": (
+        ("vaddr", 1, "uint64"),
+        ("compat_nr_pages", 2, "uint32"),
+        ("in_parent", 3, "bool"),
+        ("flags", 4, "uint32"),
+        ("nr_pages", 5, "uint64"),
+    ),
+    "vma_entry": (
+        ("start", 1, "uint64"),
+        ("end", 2, "uint64"),
+        ("pgoff", 3, "uint64"),
+        ("shmid", 4, "uint64"),
+        ("prot", 5, "uint32"),
+        ("flags", 6, "uint32"),
+        ("status", 7, "uint32"),
+    ),
+    "mm_entry": (
+        ("mm_start_brk", 6, "uint64"),
+        ("mm_brk", 7, "uint64"),
+        ("mm_arg_start", 8, "uint64"),
+        ("mm_arg_end", 9, "uint64"),
+        ("mm_env_start", 10, "uint64"),
+        ("mm_env_end", 11, "uint64"),
+        ("exe_file_id", 12, "uint32"),
+        ("mm_saved_auxv", 13, "uint64*"),
+        ("vmas", 14, "vma_entry*"),
+    ),
+    "memfd_inode_entry": (
+        ("name", 1, "string"),
+        ("shmid", 5, "uint32"),
+        ("inode_id", 7, "uint64"),
+    ),
+    "memfd_file_entry": (("id", 1, "uint32"), ("inode_id", 5, "uint32")),
     "remap_file_path_entry": (
         ("orig_id", 1, "uint32"),
         ("remap_id", 2, "uint32"),
         ("remap_type", 3, "int32"),
     ),
-    "reg_file_entry": (("name", 6, "string"),),
-    "file_entry": (("type", 1, "int32"), ("id", 2, "uint32"), ("reg", 3, "reg_file_entry")),
+    "reg_file_entry": (("id", 1, "uint32"), ("name", 6, "string")),
+    "file_entry": (
+        ("type", 1, "int32"),
+        ("id", 2, "uint32"),
+        ("reg", 3, "reg_file_entry"),
+        ("memfd", 20, "memfd_file_entry"),
+    ),
     "dump_stats_entry": (
         ("freezing_time", 1, "uint32"),
         ("frozen_time", 2, "uint32"),
@@ -116,16 +155,19 @@ def warm_up() -> None:
     message("core_entry")
 
 
-def records(data: bytes, name: str, what: str) -> Iterator[Any]:
+def records(data: bytes, names: str | Sequence[str], what: str) -> Iterator[Any]:
     """Parsed records of one image file: two magic words, then {u32 LE length, protobuf}.  Raises FileError.
 
-    `what` names the image in errors, which also give the offset.
+    names: the message of every record, or those of the first ones, the last of which goes on.  `what` names the image
+    in errors, which also give the offset.
     """
     from google.protobuf.message import DecodeError
 
+    kinds = [message(n) for n in ([names] if isinstance(names, str) else names)]
+
     if len(data) < 8 or struct.unpack_from("<I", data)[0] not in (_COMMON_MAGIC, _SERVICE_MAGIC):
         raise FileError(f"{what}: not a CRIU image")
-    at = 8
+    at, count = 8, 0
     while at < len(data):
         if len(data) - at < 4:
             raise FileError(f"{what}: cut short at offset {at}")
@@ -134,7 +176,7 @@ def records(data: bytes, name: str, what: str) -> Iterator[Any]:
         if size > _MAX_RECORD or size > len(data) - at:
             raise FileError(f"{what}: record of impossible length at offset {at - 4}")
         try:
-            yield message(name).FromString(data[at : at + size])
+            yield kinds[min(count, len(kinds) - 1)].FromString(data[at : at + size])
         except DecodeError:
             raise FileError(f"{what}: malformed record at offset {at}") from None
-        at += size
+        at, count = at + size, count + 1
