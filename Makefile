@@ -47,8 +47,13 @@ vm: ## set up .vm, the virtual machine of the tests with container engines
 # --- Checks. ---
 
 .PHONY: test
-test: dev ## run all tests that need no virtual machine
+test: dev test-tools ## run all tests that need no virtual machine
 	@$(PYTHON) -m pytest -m "not vm" $(ARGS)
+
+# Not part of `dev`: some 400 MB of packages of the system, for a few tests.
+.PHONY: test-tools
+test-tools:
+	@scripts/get-test-tools
 
 .PHONY: test-fast
 test-fast: venv ## run the tests that need neither CRIU nor much time

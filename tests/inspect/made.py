@@ -44,7 +44,7 @@ class Made:
 
     def pagemap(self, stem: str, runs, *, old: bool = False) -> None:
         self.pages += 1
-        entries, data = [], b""
+        entries, data = [], bytearray()
         for address, flags, content in runs:
             count = content if isinstance(content, int) else len(content) // PAGE
             if flags & PRESENT:
@@ -53,7 +53,7 @@ class Made:
             entries.append(message("pagemap_entry", vaddr=address, flags=flags, **size))
         head = message("pagemap_head", pages_id=self.pages)
         self.files[f"pagemap-{stem}.img"] = image(head, *entries)
-        self.files[f"pages-{self.pages}.img"] = data
+        self.files[f"pages-{self.pages}.img"] = bytes(data)
 
     def task(self, pid: int, vmas, runs, *, old: bool = False, **mm) -> Made:
         self.files[f"mm-{pid}.img"] = image(message("mm_entry", vmas=vmas, **mm))

@@ -12,6 +12,26 @@ from typing import Any, Final
 
 from sealpoint.errors import FileError
 
+# In the order of the message, which is that of the kernel's user_regs_struct.
+X86_REGISTERS: Final = (
+    *("r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si"),
+    *(
+        "di",
+        "orig_ax",
+        "ip",
+        "cs",
+        "flags",
+        "sp",
+        "ss",
+        "fs_base",
+        "gs_base",
+        "ds",
+        "es",
+        "fs",
+        "gs",
+    ),
+)
+
 # message -> ((field, number, type), ...); "*" after a type: repeated; a type that is a message name: nested
 _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
     "pstree_entry": (
@@ -21,8 +41,52 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("sid", 4, "uint32"),
         ("threads", 5, "uint32*"),
     ),
-    "task_core_entry": (("task_state", 1, "uint32"), ("comm", 6, "bytes")),
-    "core_entry": (("tc", 3, "task_core_entry"),),
+    "task_core_entry": (
+        ("task_state", 1, "uint32"),
+        ("flags", 4, "uint32"),
+        ("blk_sigset", 5, "uint64"),
+        ("comm", 6, "bytes"),
+    ),
+    "creds_entry": (("uid", 1, "uint32"), ("gid", 2, "uint32")),
+    "thread_core_entry": (
+        ("sched_nice", 3, "sint32"),
+        ("blk_sigset", 6, "uint64"),
+        ("creds", 10, "creds_entry"),
+        ("comm", 13, "bytes"),
+    ),
+    "user_x86_regs_entry": tuple(
+        (name, number, "uint64") for number, name in enumerate(X86_REGISTERS, 1)
+    ),
+    "user_x86_xsave_entry": (
+        ("xstate_bv", 1, "uint64"),
+        ("ymmh_space", 2, "uint32*"),
+        ("opmask_reg", 5, "uint64*"),
+        ("zmm_upper", 6, "uint64*"),
+        ("hi16_zmm", 7, "uint64*"),
+    ),
+    "user_x86_fpregs_entry": (
+        ("cwd", 1, "uint32"),
+        ("swd", 2, "uint32"),
+        ("twd", 3, "uint32"),
+        ("fop", 4, "uint32"),
+        ("rip", 5, "uint64"),
+        ("rdp", 6, "uint64"),
+        ("mxcsr", 7, "uint32"),
+        ("mxcsr_mask", 8, "uint32"),
+        ("st_space", 9, "uint32*"),
+        ("xmm_space", 10, "uint32*"),
+        ("xsave", 13, "user_x86_xsave_entry"),
+    ),
+    "thread_info_x86": (
+        ("gpregs", 2, "user_x86_regs_entry"),
+        ("fpregs", 3, "user_x86_fpregs_entry"),
+    ),
+    "core_entry": (
+        ("mtype", 1, "int32"),
+        ("thread_info", 2, "thread_info_x86"),
+        ("tc", 3, "task_core_entry"),
+        ("thread_core", 5, "thread_core_entry"),
+    ),
     "pagemap_head": (("pages_id", 1, "uint32"),),
     # As of CRIU 4.2; before, the count was 32 bits wide and its name that of field 5.
     "pagemap_entry": (

@@ -1,0 +1,72 @@
+"""`sealpoint coredump`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sealpoint.cli import options
+
+
+@click.command()
+@click.argument("file", metavar="FILE|DIR|-")
+@click.option("--pid", type=int, required=True, help="The process, by the PID that it had.")
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", help="The core file. It is in the clear."
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@options.source_options
+@options.json_option
+def command(*, file: str, pid: int, output: str, force: bool, as_json: bool, **source: Any) -> None:
+    """Write an ELF core of one process, for gdb: threads, registers and the memory that the checkpoint holds.
+
+    The core holds every secret of the process in the clear, readable by its owner only. Pages of programs and libraries
+    that the process did not change are not in a checkpoint: gdb reads them from the files, which must be the same.
+
+    \b
+    Example:
+      sealpoint coredump app.sealed --pid 4711 -o core -i keys/identity.key --trust keys/signer.pub
+      gdb /usr/bin/app core
+    """
+    from sealpoint.checkpoint.progress import Progress
+    from sealpoint.cli.bar import Bar
+    from sealpoint.errors import UsageError
+    from sealpoint.inspect.coredump import write_core
+    from sealpoint.inspect.source import images, split_place
+    from sealpoint.store.output import OutputFile
+
+    if output == "-":
+        raise UsageError("a core has holes, so it goes into a file", hint="name one with -o")
+    path, directory = split_place(file)
+    with (
+        options.open_source(path, **source) as opened,
+        OutputFile(output, force=force) as out,
+        Bar(f"writing {output}") as bar,
+    ):
+        done = 0
+
+        def progress(size: int) -> None:
+            nonlocal done
+            done += size
+            bar(Progress(done))
+
+        core = write_core(images(opened, directory), pid, out, progress)
+        out.commit()
+    values = {
+        "output": output,
+        "pid": pid,
+        "threads": core.threads,
+        "segments": core.segments,
+        "size": core.size,
+        "stored": core.stored,
+    }
+    if as_json:
+        import json
+
+        click.echo(json.dumps(values, indent=2))
+    else:
+        click.echo(
+            f"process {pid} in {output}, in the clear: {core.threads} threads, "
+            f"{options.show_size(core.stored)} of memory"
+        )
