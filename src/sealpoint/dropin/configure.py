@@ -69,12 +69,12 @@ def validate(config: Config) -> list[str]:
 
     Raises SealpointError: nothing can be done with it, or a key does not load.
     """
+    _whole_pairs(config)  # first: it knows better what is missing
     if not can_seal(config) and not can_open(config):
         raise UsageError(
             "the configuration allows neither dumps nor restores",
             hint="dumps need -r RECIPIENT and --sign KEY, restores need -i IDENTITY and --trust SIGNER",
         )
-    _whole_pairs(config)
     policy = keys.CertificatePolicy(keys.load_authorities(config.recipient_authorities))
     everyone = [
         keys.load_recipient(name, policy=policy)

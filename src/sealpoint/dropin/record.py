@@ -91,21 +91,31 @@ def locked() -> Iterator[None]:
     """
     made = not os.path.lexists(DIRECTORY)
     try:
-        make_directory(DIRECTORY)
-        fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SystemEnvironmentError(f"{DIRECTORY}: {error.strerror}") from None
-    try:
+        fd = _open_directory()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError("another install-criu or uninstall-criu is running") from None
-        yield
+            _lock(fd)
+            yield
+        finally:
+            os.close(fd)
     finally:
-        os.close(fd)
         if made:
             with contextlib.suppress(OSError):
                 os.rmdir(DIRECTORY)
+
+
+def _open_directory() -> int:
+    try:
+        make_directory(DIRECTORY)
+        return os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SystemEnvironmentError(f"{DIRECTORY}: {error.strerror}") from None
+
+
+def _lock(fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError("another install-criu or uninstall-criu is running") from None
 
 
 def make_directory(path: str) -> None:
