@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -155,34 +156,45 @@ def test_a_tree_that_contains_sealpoint(
 def test_a_tree_that_contains_a_zombie_can_be_dumped(
     sealpoint: sealed.Sealpoint, keys: sealed.Keys, out: Path
 ) -> None:
-    code = "import os, time\nif os.fork() == 0: os._exit(3)\nos.setsid()\ntime.sleep(600)"
+    # The zombie's session is the tree's own: that of the tests may lead outside of their pid namespace.
+    code = "import os, time\nif os.fork() == 0: os._exit(3)\ntime.sleep(600)"
     with subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code], start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         try:
-            sealed.wait_until(lambda: os.getsid(process.pid) == process.pid, "it has its session")
+            sealed.wait_until(
+                lambda: "Z" in map(harness.process_state, sealed.children(process.pid)),
+                "its child has ended",
+            )
             sealpoint.run("dump", "-R", "-t", process.pid, "-o", out, *keys.seal).ok()
         finally:
             process.kill()
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def test_a_process_that_criu_cannot_dump(
     sealpoint: sealed.Sealpoint, keys: sealed.Keys, out: Path
 ) -> None:
     """It belongs to a session of somebody outside of the tree (a shell's job), and --shell-job is not given."""
+    # The session's leader is ours: that of the tests may be outside of their pid namespace, where no option helps.
     with subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
+        ["sh", "-c", "sleep 600 >/dev/null & echo $!; wait"], start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as shell:  # fmt: skip
         try:
-            dump = ["dump", "-t", process.pid, "-o", out, *keys.seal]
+            job = int(shell.stdout.readline())
+            sealed.wait_until(lambda: _command(job) == "sleep", "the job runs")
+            dump = ["dump", "-t", job, "-o", out, *keys.seal]
             sealpoint.run(*dump).fails(7, "criu dump", "session")
             assert os.listdir(out.parent) == []
-            assert harness.process_state(process.pid) in ("S", "R")
+            assert harness.process_state(job) in ("S", "R")
             sealpoint.run(*dump, "-R", "--", "--shell-job").ok()
         finally:
-            process.kill()
+            os.killpg(shell.pid, signal.SIGKILL)
 
 
 def test_without_the_privileges(
