@@ -40,15 +40,15 @@ class DropIn:
         self.path = bin_directory / "criu"
         self.path.write_text(_SCRIPT.format(python=sys.executable, config=str(self.config)))
         self.path.chmod(0o755)
+        real_bin = directory / "real"
+        real_bin.mkdir()
+        (real_bin / "criu").symlink_to(criu)
         self.environment = {
-            "PATH": f"{bin_directory}:{os.environ.get('PATH', os.defpath)}",
+            "PATH": f"{bin_directory}:{real_bin}:{os.environ.get('PATH', os.defpath)}",
             "HOME": str(directory),
             "TMPDIR": str(self.temporary),
             MARK: self.mark,
         }
-        real_bin = directory / "real"
-        real_bin.mkdir()
-        (real_bin / "criu").symlink_to(criu)
         self.stock_environment = self.environment | {
             "PATH": f"{criu.parent}:{os.environ.get('PATH', os.defpath)}"
         }

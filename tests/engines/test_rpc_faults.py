@@ -240,12 +240,7 @@ def test_a_mistake_in_the_configuration_is_named_to_the_client_and_in_the_log(
         dropin.config.write_text(dropin.config.read_text().replace('"7"', "7"))
     running = workload("secret")
     before = running.assert_intact()
-    environment = dropin.environment | {
-        "PATH": f"{dropin.path.parent}:{dropin.path.parent.parent / 'real'}:{os.environ['PATH']}"
-    }
-    with places.options(log_file="dump.log") as options:
-        with rpc.Client(dropin.path, environment) as connection:
-            reply = connection.call(rpc.request(rpc.DUMP, pid=running.pid, **options))
+    reply = dump(dropin, places, running.pid)
     assert_refused(reply, places.log("dump.log"), *words)
     running.assert_continues(before)
     assert os.listdir(places.images) == []
