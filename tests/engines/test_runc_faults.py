@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dropin as dropin_tools
@@ -94,7 +94,8 @@ def test_kill_9_in_a_checkpoint_leaves_the_container_as_it_was(
     sealed.wait_until(
         lambda: log.exists() and when in log.read_text(errors="replace"), "CRIU is at it", 20
     )
-    kill(dropin, runc, victim)
+    with held(dropin, runc) if victim == "criu" else contextlib.nullcontext():
+        kill(dropin, runc, victim)
     runc.wait(30)
     dropin.settle()
     running.assert_whole(count)
@@ -140,21 +141,46 @@ def test_kill_9_in_a_restore_leaves_nothing_that_runs(
     running.assert_whole(count)
 
 
+@contextlib.contextmanager
+def held(dropin: dropin_tools.DropIn, runc: subprocess.Popen) -> Iterator[None]:
+    """The real CRIU waits for the helper, so it is not at this instant putting itself into a task by ptrace: a task
+    would not survive that CRIU is killed then, whoever called it."""
+    helpers = dropin.helpers()
+    for pid in helpers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        for pid in real(dropin, runc):
+            sealed.wait_until(lambda pid=pid: waits_for_helper(pid), "CRIU waits for the helper")
+        yield
+    finally:
+        for pid in helpers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def waits_for_helper(criu: int) -> bool:
+    """In a request to the file system or for the answer to a notification; or it is done."""
+    try:
+        stack = Path(f"/proc/{criu}/stack").read_bytes()
+    except OSError:
+        return True
+    return b"fuse_" in stack or b"unix_" in stack
+
+
+def real(dropin: dropin_tools.DropIn, runc: subprocess.Popen) -> list[int]:
+    """The real CRIU that runc started."""
+    helpers = dropin.helpers()
+    return [
+        pid for pid in sealed.children(runc.pid) if pid in dropin.processes() and pid not in helpers
+    ]
+
+
 def kill(dropin: dropin_tools.DropIn, runc: subprocess.Popen, victim: str) -> None:
     """SIGKILL to runc, to the helper (the only one that still is our script), or to the real CRIU."""
     if victim == "runc":
         os.kill(runc.pid, signal.SIGKILL)
         return
-    helpers = dropin.helpers()
-    if victim == "helper":
-        targets = helpers
-    else:
-        targets = [
-            pid
-            for pid in sealed.children(runc.pid)
-            if pid in dropin.processes() and pid not in helpers
-        ]
-    for pid in targets:
+    for pid in dropin.helpers() if victim == "helper" else real(dropin, runc):
         with contextlib.suppress(ProcessLookupError):  # it was done before
             os.kill(pid, signal.SIGKILL)
 

@@ -131,7 +131,10 @@ class Filesystem:
 
 
 class FuseServer:
-    """Serves one file system until the mount is gone or `close`.  fd: descriptor of the mount's root directory."""
+    """Serves one file system until the mount is gone or `close`.
+
+    fd: descriptor of the mount's root directory; opened_by: called with the pid of whoever is about to open a file.
+    """
 
     def __init__(self, filesystem: Filesystem, *, read_only: bool, threads: int = 2) -> None:
         """Mounts detached.  Raises SystemEnvironmentError."""
@@ -160,6 +163,7 @@ class FuseServer:
                 f"cannot mount a FUSE file system: {error.strerror}",
                 hint="run as root (CAP_SYS_ADMIN)",
             ) from None
+        self.opened_by: Callable[[int], None] = lambda _: None
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closed = False
         self._threads = [
@@ -218,7 +222,9 @@ class FuseServer:
                 if error.errno in (errno.EINTR, errno.ENOENT):
                     continue
                 return  # ENODEV: unmounted
-            _, opcode, unique, node, *_ = _IN.unpack_from(head)
+            _, opcode, unique, node, _, _, pid, *_ = _IN.unpack_from(head)
+            if opcode == _OPEN:
+                self.opened_by(pid)
             data = [space[: max(0, size - _HEAD)], rest[: max(0, size - _HEAD - len(space))]]
             try:
                 reply = dispatch(self._filesystem, opcode, node, head[_IN.size : size], data)
@@ -362,6 +368,7 @@ def _nothing(_: Filesystem, __: int, ___: memoryview) -> list[bytes]:
 
 
 _Handler = Callable[[Filesystem, int, memoryview], "Sequence[memoryview | bytes]"]
+_OPEN: Final = 14
 _WRITE: Final = 16
 _SILENT: Final = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET have no answer
 _HANDLERS: Final[dict[int, _Handler]] = {
@@ -370,7 +377,7 @@ _HANDLERS: Final[dict[int, _Handler]] = {
     5: _readlink,
     6: _symlink,
     10: _unlink,
-    14: _open,
+    _OPEN: _open,
     15: _read,
     17: _statfs,
     18: _release,

@@ -1,8 +1,8 @@
 """Ending what a CRIU that was killed amid a restore leaves behind: half-restored tasks that nobody would ever end.
 
-The tasks are known by two signs.  CRIU names the root of the tree in its notifications; and who has a descriptor of the
-images mount is a part of CRIU or a task that still reads its images, because nobody else can get at that mount.  Mounts
-of CRIU's own (cgroups, below its working directory) are known by their name.
+The tasks are known by three signs.  CRIU names the root of the tree in its notifications; and who opens a file of the
+images mount, or has a descriptor of it, is a part of CRIU or a task that it makes, because nobody else can get at that
+mount.  Mounts of CRIU's own (cgroups, below its working directory) are known by their name.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Leftovers:
     def __init__(self, criu: int, mount: int, work: int) -> None:
         self._criu = criu
         self._mount = _mount_of("self", str(mount))
-        self._roots: dict[int, str] = {}
+        self._known: dict[int, str] = {}
         self._yard = os.readlink(f"/proc/self/fd/{work}").encode() + _YARD
         self._others = set(self._yards())
 
     def note(self, pid: int) -> None:
-        """CRIU says that this is the root of the restored tree."""
-        if pid > 0 and pid not in self._roots and (started := _started(pid)):
-            self._roots[pid] = started
+        """This is CRIU or a task of the tree: CRIU says so, or it opens an image.  May be called in any thread."""
+        if pid > 0 and pid not in self._known and (started := _started(pid)):
+            self._known[pid] = started
 
     def end(self) -> None:
         """After CRIU's end, which is waited for a while: SIGKILL to all that are left."""
@@ -66,7 +66,7 @@ class Leftovers:
             pass
 
     def _left(self) -> list[int]:
-        found = [pid for pid, started in self._roots.items() if _started(pid) == started]
+        found = [pid for pid, started in list(self._known.items()) if _started(pid) == started]
         for pid in found:
             found += [child for child in process.children(pid) if child not in found]
         found = [pid for pid in found if _started(pid)]

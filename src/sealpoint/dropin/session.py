@@ -165,6 +165,9 @@ def _start(
     work: Work = (DumpWork if request.type == _DUMP else RestoreWork)(directory, config)
     try:
         descriptors.redirect(options, work.server.fd, work_directory)
+        leftovers = Leftovers(ended, work.server.fd, work_directory)
+        if request.type == _RESTORE:
+            work.server.opened_by = leftovers.note
         session = Session(
             request.type,
             work,
@@ -172,7 +175,7 @@ def _start(
             engine_listens=options.notify_scripts,
             journal=journal,
             freezer=freezer,
-            leftovers=Leftovers(ended, work.server.fd, work_directory),
+            leftovers=leftovers,
         )
         options.notify_scripts = True
         return session, request.SerializeToString()
