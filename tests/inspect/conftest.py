@@ -11,6 +11,7 @@ for directory in ("checkpoint", "cli"):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / directory))
 
 from checkpoint_helpers import Keys
+from command import opening, run_cli  # noqa: F401 - fixtures
 
 from sealpoint.inspect.source import Access
 

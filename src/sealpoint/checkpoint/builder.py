@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -128,9 +129,15 @@ class CheckpointBuilder:
     """Thread-safe: objects may be added from several threads."""
 
     def __init__(
-        self, writer: SealedWriter, *, compression: str, workers: int | None = None
+        self,
+        writer: SealedWriter,
+        *,
+        compression: str,
+        workers: int | None = None,
+        observe: Callable[[memoryview], None] | None = None,
     ) -> None:
-        self.pipeline = Pipeline(writer, workers)
+        """observe: see Pipeline."""
+        self.pipeline = Pipeline(writer, workers, observe)
         self.summary = Summary()
         self._writer = writer
         self._compression = compression

@@ -34,7 +34,10 @@ _GIVE_UP = 20.0  # seconds that CRIU gets to undo a dump before it is killed
 
 @dataclass(frozen=True, slots=True)
 class DumpRequest:
-    """What to dump and how.  acknowledge: called after the last byte went out; True lets CRIU kill the tree."""
+    """What to dump and how.  acknowledge: called after the last byte went out; True lets CRIU kill the tree.
+
+    scan: called with the plaintext of every chunk while it is sealed, by several threads; must not raise.
+    """
 
     pid: int
     criu: CriuBinary
@@ -47,6 +50,7 @@ class DumpRequest:
     workload: str = ""
     criu_log: str | None = None
     acknowledge: Callable[[bytes, bytes], bool] | None = None
+    scan: Callable[[memoryview], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Dump:
         writer = SealedWriter(
             self._out, suite=request.suite, wrap=request.wrap, signing=request.signing
         )
-        builder = CheckpointBuilder(writer, compression=request.compression)
+        builder = CheckpointBuilder(writer, compression=request.compression, observe=request.scan)
         try:
             with PrivateDir() as directory:
                 capture = Capture(directory.path, builder)

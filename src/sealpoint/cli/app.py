@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "verify": "Check that a sealed file is intact and who signed it.",
     "info": "Show what a sealed file says of itself.",
     "rekey": "Change who can open a sealed file.",
+    "secrets": "Report which secrets a checkpoint exposes, masked.",
     "coredump": "Write an ELF core of one process, for gdb.",
     "mount": "Show a sealed file as a directory of plain files.",
     "umount": "End a mount.",

@@ -7,13 +7,16 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
 from sealpoint.errors import UsageError
+
+if TYPE_CHECKING:
+    from sealpoint.inspect.scanner import Tally
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -36,6 +39,11 @@ from sealpoint.errors import UsageError
 )
 @click.option("--ack-timeout", type=float, default=600.0, show_default=True, metavar="SECONDS")
 @click.option("--workload", default="", metavar="ID", help="Opaque public name of what is dumped.")
+@click.option(
+    "--scan",
+    is_flag=True,
+    help="Count what looks like secrets, by kind, while they are sealed (sealpoint secrets shows more).",
+)
 @options.criu_options
 @options.json_option
 @click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
@@ -47,6 +55,7 @@ def command(
     kill_after: str | None,
     ack_timeout: float,
     workload: str,
+    scan: bool,
     criu: str | None,
     criu_log: str | None,
     as_json: bool,
@@ -84,6 +93,7 @@ def command(
     from sealpoint.store.output import open_output
 
     prepared = sealing(config, seal)
+    tally = _tally() if scan else None
     request = DumpRequest(
         pid=pid,
         criu=search.result(),
@@ -96,6 +106,7 @@ def command(
         workload=workload,
         criu_log=criu_log,
         acknowledge=_await_ack(ack_timeout) if kill_after else None,
+        scan=tally,
     )
     with open_output(output, force=seal["force"]) as out, Bar(f"dumping {pid}") as bar:
         result = Dump(request, out).run(bar)
@@ -111,6 +122,10 @@ def command(
         "left_running": result.left_running,
         "criu": result.criu,
     }
+    if tally is not None:
+        values["secrets"] = dict(sorted(tally.counts.items()))
+        if tally.failed:
+            options.warn(f"the scan for secrets is not complete: {tally.failed}")
     if as_json:
         _print_json(values, err=piped)
         return
@@ -122,6 +137,16 @@ def command(
         f"{', still running' if result.left_running else ''}\ncheckpoint {result.checkpoint_id.hex()}",
         err=piped,
     )
+    if tally is not None:
+        found = ", ".join(f"{n} {kind}" for kind, n in sorted(tally.counts.items())) or "none"
+        click.echo(f"looks like secrets: {found}", err=piped)
+
+
+def _tally() -> Tally:
+    """Before the tree is frozen: compiling what to look for takes a moment.  Raises SystemEnvironmentError."""
+    from sealpoint.inspect.scanner import Tally
+
+    return Tally()
 
 
 def sealing(config: configuration.Config, seal: dict[str, Any]) -> dict[str, Any]:

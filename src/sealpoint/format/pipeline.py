@@ -46,9 +46,16 @@ class _Task:
 class Pipeline:
     """Seals chunks of one file.  Any thread may submit; the frames of one stream keep their order."""
 
-    def __init__(self, writer: SealedWriter, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        writer: SealedWriter,
+        workers: int | None = None,
+        observe: Callable[[memoryview], None] | None = None,
+    ) -> None:
+        """observe: sees the plaintext of every chunk, in the threads that seal; must not raise, nor keep it."""
         count = workers or min(4, os.cpu_count() or 1)
         self._writer = writer
+        self._observe = observe
         self._error: BaseException | None = None
         self._closed = False
         self._pid = os.getpid()
@@ -159,6 +166,8 @@ class Pipeline:
                 if self._error is None:
                     coder = coders.get(task.coder_policy) or Coder(task.coder_policy)
                     coders[task.coder_policy] = coder
+                    if self._observe is not None:
+                        self._observe(task.data)
                     task.chunk.stream.seal(task.chunk, task.data, coder, task.out)
             except BaseException as error:  # noqa: BLE001 - must reach the submitting thread
                 self._fail(error)

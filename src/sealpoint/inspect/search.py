@@ -11,7 +11,7 @@ import ctypes
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sealpoint.errors import UsageError
 from sealpoint.inspect.memory import PAGE
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_MATCH: Final = (
     4096  # bytes: longer matches of an expression are cut, longer plain strings refused
 )
-_LOOK_BEHIND: Final = 64  # bytes before a place that \\b and lookbehinds can see
+LOOK_BEHIND: Final = 64  # bytes before a place that \\b and lookbehinds can see
 _FIRST: Final = 2 * 1024 * 1024  # bytes of a piece for which there is room from the beginning
 
 
@@ -49,16 +49,20 @@ class Buffer:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(data))
 
 
-# Yields (start, end) of the matches in [from, to) of a buffer, in order, none twice.
-Scan = Callable[[Buffer, int, int], Iterator[tuple[int, int]]]
+# Yields (start, end, what the scanner has to say of it) of the matches that begin in [from, to) of a buffer, in order.
+Scan = Callable[[Buffer, int, int], Iterator[tuple[int, int, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What to look for.  overlap: a match that begins in the last `overlap` bytes of a piece may need the next one."""
+    """What to look for.  overlap: a match that begins in the last `overlap` bytes of a piece may need the next one.
+
+    longest: bytes of a match that are handed out.
+    """
 
     scan: Scan
     overlap: int
+    longest: int = MAX_MATCH
 
 
 def literal(needle: bytes) -> Pattern:
@@ -73,13 +77,13 @@ def literal(needle: bytes) -> Pattern:
     memmem.restype = ctypes.c_void_p
     memmem.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t)
 
-    def scan(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def scan(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, None]]:
         while (rest := end - start) >= size:
             found = memmem(buffer.address + start, rest, needle, size)
             if found is None:
                 return
             start = found - buffer.address + size
-            yield start - size, start
+            yield start - size, start, None
 
     return Pattern(scan, size - 1)
 
@@ -91,10 +95,10 @@ def expression(text: str) -> Pattern:
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(f"not a regular expression: {error}") from None
 
-    def scan(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int]]:
+    def scan(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, None]]:
         for found in compiled.finditer(buffer.view, start, end):
             if found.end() > found.start():  # what matches nothing is found everywhere
-                yield found.span()
+                yield *found.span(), None
 
     return Pattern(scan, MAX_MATCH)
 
@@ -114,10 +118,10 @@ def search(
     window = Window(pattern)
     for mapping in space.mappings if mappings is None else mappings:
         for block in space.blocks(mapping):
-            for address, data in window.feed(block):
+            for address, data, _ in window.feed(block):
                 yield _match(space, address, data, context)
             progress(len(block.data))
-    for address, data in window.flush():
+    for address, data, _ in window.flush():
         yield _match(space, address, data, context)
 
 
@@ -150,13 +154,13 @@ class Window:
 
     def __init__(self, pattern: Pattern) -> None:
         self._pattern = pattern
-        self._buffer = Buffer(_FIRST + MAX_MATCH + _LOOK_BEHIND)
+        self._buffer = Buffer(_FIRST + pattern.overlap + LOOK_BEHIND)
         self._kept = 0  # bytes at the beginning of the buffer
         self._from = 0  # where in it the next match may begin
         self._next = -1  # address of what follows them
 
-    def feed(self, block: Block) -> Iterator[tuple[int, bytes]]:
-        """(address, bytes) of every match that needs nothing of what comes next."""
+    def feed(self, block: Block) -> Iterator[tuple[int, bytes, Any]]:
+        """(address, bytes, what was said of it) of every match that needs nothing of what comes next."""
         for position, size, address in islands(block.spans):
             if address != self._next:
                 yield from self.flush()
@@ -167,24 +171,25 @@ class Window:
             yield from self._scan(end, end - self._pattern.overlap)
             self._keep(end)
 
-    def flush(self) -> Iterator[tuple[int, bytes]]:
+    def flush(self) -> Iterator[tuple[int, bytes, Any]]:
         """The rest: nothing follows."""
         yield from self._scan(self._kept, self._kept)
         self._kept = self._from = 0
 
-    def _scan(self, end: int, defer: int) -> Iterator[tuple[int, bytes]]:
+    def _scan(self, end: int, defer: int) -> Iterator[tuple[int, bytes, Any]]:
         """Matches that begin before `defer`."""
         if self._from < defer:
             base = self._next - end
-            for low, high in self._pattern.scan(self._buffer, self._from, end):
+            for low, high, what in self._pattern.scan(self._buffer, self._from, end):
                 if low >= defer:
                     break
-                yield base + low, bytes(self._buffer.view[low : min(high, low + MAX_MATCH)])
+                cut = min(high, low + self._pattern.longest)
+                yield base + low, bytes(self._buffer.view[low:cut]), what
                 self._from = high
             self._from = max(self._from, defer)
 
     def _keep(self, end: int) -> None:
-        begin = max(0, self._from - _LOOK_BEHIND)
+        begin = max(0, self._from - LOOK_BEHIND)
         kept = bytes(self._buffer.view[begin:end])
         self._buffer.view[: len(kept)] = kept
         self._kept, self._from = len(kept), self._from - begin
