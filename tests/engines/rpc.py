@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -113,12 +113,18 @@ OnNotify = Callable[[str, int], bool]
 class Client:
     """A connection to a `criu swrk` of its own; a context manager."""
 
-    def __init__(self, criu: Path, environment: Mapping[str, str], cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        criu: Path,
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
+        inherited: Sequence[int] = (),
+    ) -> None:
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(TIMEOUT)
         self.process = subprocess.Popen(
             [str(criu), "swrk", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *inherited],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -7,14 +7,17 @@ import fcntl
 import os
 import pty
 import signal
+import socket
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import dropin as dropin_tools
 import harness
 import pytest
 import rpc
+import sealed
 
 StartWorkload = Callable[..., harness.Workload]
 MAGIC_SIZE = 8
@@ -28,8 +31,10 @@ def places(images: Path, work: Path) -> Iterator[dict[str, int]]:
 
 
 @contextlib.contextmanager
-def client(dropin: dropin_tools.DropIn, cwd: Path | None = None) -> Iterator[rpc.Client]:
-    with rpc.Client(dropin.path, dropin.environment, cwd) as connection:
+def client(
+    dropin: dropin_tools.DropIn, cwd: Path | None = None, inherited: Sequence[int] = ()
+) -> Iterator[rpc.Client]:
+    with rpc.Client(dropin.path, dropin.environment, cwd, inherited) as connection:
         yield connection
 
 
@@ -283,6 +288,65 @@ def test_a_client_that_refuses_at_a_notification_ends_the_dump(
     assert "inventory.img" not in os.listdir(images)
 
 
+# --- page server -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["port", "descriptor"])
+def test_memory_goes_to_a_page_server_sealed(
+    dropin: dropin_tools.DropIn,
+    workload: StartWorkload,
+    places: dict[str, int],
+    images: Path,
+    tmp_path: Path,
+    by: str,
+) -> None:
+    running = workload("secret")
+    before = running.assert_intact()
+    far = tmp_path / "far"
+    far.mkdir()
+    command = [str(dropin.path), "page-server", "-D", str(far)]
+    if by == "port":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        near = None
+        theirs = None
+        command += ["--port", str(port)]
+        ps: dict[int, object] = {1: "127.0.0.1", 2: port}
+    else:
+        near, theirs = socket.socketpair()
+        command += ["--ps-socket", str(theirs.fileno())]
+        ps = {4: near.fileno()}
+    log = tmp_path / "far.log"
+    with log.open("wb") as out:
+        page_server = subprocess.Popen(
+            command,
+            env=dropin.environment,
+            stdin=subprocess.DEVNULL,
+            stderr=out,
+            pass_fds=[theirs.fileno()] if theirs else [],
+        )
+    if theirs:
+        theirs.close()
+    else:
+        sealed.wait_until(lambda: b"Listening" in log.read_bytes(), "the page server listens")
+    with client(dropin, inherited=[near.fileno()] if near else []) as connection:
+        reply = connection.call(rpc.request(rpc.DUMP, pid=running.pid, ps=ps, **places))
+    if near:
+        near.close()
+    assert reply.success, (reply, log.read_text())
+    assert page_server.wait(30) == 0, log.read_text()
+    running.wait_gone()
+    assert os.listdir(images) == ["inventory.img"]
+    (pages,) = far.iterdir()
+    refused = restore(dropin, rst_sibling=True, **places)
+    assert not refused.success
+    assert pages.name in refused.message
+    pages.rename(images / pages.name)
+    restored = restore(dropin, rst_sibling=True, **places)
+    assert restored.success, restored
+    running.assert_continues(before)
+
+
 # --- what is refused ---------------------------------------------------------------------------------
 
 
@@ -293,7 +357,8 @@ def test_a_client_that_refuses_at_a_notification_ends_the_dump(
         (13, {}, "pre-dump"),
         (rpc.PAGE_SERVER, {}, "page server"),
         (12, {}, "page server"),
-        (rpc.DUMP, {"ps": {2: 1234}}, "page server"),
+        (rpc.DUMP, {"ps": {2: 0}}, "page server"),
+        (rpc.DUMP, {"ps": {4: 77}}, "descriptor"),
         (rpc.DUMP, {"lazy_pages": True}, "lazy"),
         (rpc.DUMP, {"parent_img": "../parent"}, "parent"),
         (rpc.DUMP, {"auto_dedup": True}, "auto-dedup"),

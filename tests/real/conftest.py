@@ -20,6 +20,7 @@ if str(HERE) not in sys.path:
 
 import harness
 import sealed
+import typed
 
 StartWorkload = Callable[..., harness.Workload]
 
@@ -114,3 +115,14 @@ def sealpoint(
         assert [s for s in (*needles.values(), *keys.secrets) if s in said] == []
     finally:
         command.close()
+
+
+@pytest.fixture
+def dropin(tmp_path: Path, criu: Path, keys: sealed.Keys) -> Iterator[typed.DropIn]:
+    """The drop-in as typed. Afterwards nothing of it may be left."""
+    tools = typed.DropIn(tmp_path / "dropin", criu, keys)
+    try:
+        yield tools
+        tools.settle()
+    finally:
+        tools.kill()

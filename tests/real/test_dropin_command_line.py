@@ -5,81 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
 import pytest
 import sealed
+from typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
-
-
-@dataclass
-class DropIn:
-    """The executable named criu that seals, with a configuration of its own."""
-
-    path: Path
-    environment: dict[str, str]
-    output: Path
-
-    def run(self, *arguments: object, cwd: Path | None = None) -> tuple[int, str]:
-        """Exit status and all that was printed.  Into a file: a restored tree may hold the descriptor for ever."""
-        with self.output.open("wb") as out:
-            done = subprocess.run(
-                [str(self.path), *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                cwd=cwd,
-                timeout=120,
-            )
-        return done.returncode, self.output.read_text(errors="replace")
-
-
-@pytest.fixture
-def dropin(tmp_path: Path, criu: Path, keys: sealed.Keys) -> Iterator[DropIn]:
-    home = tmp_path / "config"
-    (home / "sealpoint").mkdir(parents=True)
-    (home / "sealpoint/config.toml").write_text(
-        f'recipients = ["{keys.path("recipient.pub")}"]\n'
-        f'signer = "{keys.path("signer.key")}"\n'
-        f'identities = ["{keys.path("identity.key")}"]\n'
-        f'trust = ["{keys.path("signer.pub")}"]\n'
-    )
-    directory = tmp_path / "sbin"
-    directory.mkdir()
-    script = directory / "criu"
-    script.write_text(f"#!{sys.executable} -I\nfrom sealpoint.dropin import main\n\nmain()\n")
-    script.chmod(0o755)
-    path = f"{directory}:{criu.parent}:{os.environ['PATH']}"
-    environment = {"PATH": path, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(home)}
-    yield DropIn(script, environment, tmp_path / "dropin-output")
-    harness_gone(script)
-
-
-def harness_gone(script: Path) -> None:
-    """No helper and no mount is left."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and helpers(script):
-        time.sleep(0.05)
-    assert helpers(script) == []
-    assert "fuse.sealpoint" not in Path("/proc/self/mountinfo").read_text()
-
-
-def helpers(script: Path) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(script).encode() in entry.read_bytes():
-                found.append(int(entry.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.parametrize("kind", ["secret", "ipc", "tree"])
@@ -143,7 +77,7 @@ def test_a_script_that_refuses_after_the_seal_leaves_nothing_to_be_taken_for_a_c
     status, _ = dropin.run("dump", "-t", running.pid, "-D", images, "--action-script", script)
     assert status != 0
     running.assert_intact()
-    harness_gone(dropin.path)
+    dropin.settle()
     assert not (images / "inventory.img").exists()
 
 
@@ -173,16 +107,15 @@ def test_a_damaged_file_is_not_restored(
     file.write_bytes(data)
     status, said = dropin.run("restore", "-d", "-D", images)
     assert status == 1, said
-    assert running.remains() == []
+    sealed.wait_until(lambda: running.remains() == [], "nothing of the tree is left", 10)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ("pre-dump", "-t", "1"),
-        ("page-server", "--port", "1"),
+        ("page-server", "--port", "1", "--lazy-pages"),
         ("lazy-pages",),
-        ("dump", "-t", "1", "--page-server"),
         ("dump", "-t", "1", "--page-serv"),
         ("dump", "-t", "1", "--stream"),
         ("dump", "-t", "1", "--track-mem"),
@@ -257,7 +190,7 @@ def test_interrupting_a_dump_leaves_the_tree_as_it_was(
     sealed.wait_until((images / "dump.log").exists, "CRIU has started")
     process.send_signal(signal.SIGTERM)
     code = process.wait(60)
-    harness_gone(dropin.path)
+    dropin.settle()
     if code == 0:  # it was done already
         return
     assert not (images / "inventory.img").exists()

@@ -147,6 +147,11 @@ class CheckpointBuilder:
         self._names: set[str] = set()
 
     @property
+    def checkpoint_id(self) -> bytes:
+        """Of the file that is being made."""
+        return self._writer.preamble.checkpoint_id
+
+    @property
     def count(self) -> int:
         """Objects so far."""
         return len(self._pending)

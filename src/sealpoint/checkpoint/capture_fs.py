@@ -10,14 +10,16 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from sealpoint.checkpoint import pages_file
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
 from sealpoint.criu.fuse import ROOT, Attributes, Filesystem
 from sealpoint.criu.roles import is_pages, role_of
 from sealpoint.errors import CriuError
 
+OnError = Callable[[BaseException], None]
 _NOWHERE = memoryview(bytearray())
 _CLOSE_PATIENCE = 10.0  # seconds for the kernel to hand on closes that have happened already
 
@@ -35,8 +37,10 @@ class _Image:
 class CaptureFilesystem(Filesystem):
     """A flat directory of images in the making.  Served by one thread, which is as fast as two and needs no locks."""
 
-    def __init__(self, builder: CheckpointBuilder) -> None:
+    def __init__(self, builder: CheckpointBuilder, pages: CheckpointBuilder | None = None) -> None:
+        """pages: for memory pages and their maps, where these go to another file than the rest."""
         self._builder = builder
+        self._pages = pages
         self._changed = threading.Condition()
         self._images: dict[int, _Image] = {}
         self._names: dict[str, _Image] = {}
@@ -44,6 +48,7 @@ class CaptureFilesystem(Filesystem):
         self._filling: _Image | None = None
         self._space = _NOWHERE
         self.error: BaseException | None = None
+        self.on_error: OnError = lambda _: None
 
     def wait_complete(self) -> None:
         """Until every image that CRIU created was closed.  Raises what went wrong."""
@@ -59,8 +64,11 @@ class CaptureFilesystem(Filesystem):
     def fail(self, error: BaseException) -> None:
         """From now on every write fails."""
         with self._changed:
+            first = self.error is None
             self.error = self.error or error
             self._changed.notify_all()
+        if first:
+            self.on_error(error)
 
     def lookup(self, parent: int, name: str) -> Attributes:
         image = self._names.get(name)
@@ -117,11 +125,11 @@ class CaptureFilesystem(Filesystem):
             image.data += data
             if len(image.data) <= PACK_LIMIT[role_of(image.name)]:
                 return
-            self._builder.summary.observe(image.name, bytes(image.data))
+            self._builder_of(image).summary.observe(image.name, bytes(image.data))
             data = memoryview(bytes(image.data))
             image.data.clear()
         if image.large is None:
-            image.large = self._builder.large(image.name)
+            image.large = self._builder_of(image).large(image.name)
         if image is self._filling and data.obj is self._space.obj:
             image.large.wrote(len(data))  # it lies where it belongs
         else:
@@ -148,8 +156,13 @@ class CaptureFilesystem(Filesystem):
         if image.large is not None:
             image.large.finish()
         else:
-            self._builder.add(image.name, bytes(image.data))
+            self._builder_of(image).add(image.name, bytes(image.data))
             image.data.clear()
+
+    def _builder_of(self, image: _Image) -> CheckpointBuilder:
+        if self._pages is not None and pages_file.belongs(image.name):
+            return self._pages
+        return self._builder
 
     def _refuse(self, reason: str) -> OSError:
         self.fail(CriuError(reason))

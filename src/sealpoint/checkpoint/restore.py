@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sealpoint import process
+from sealpoint.checkpoint import pages_file
 from sealpoint.checkpoint.ghosts import Ghosts
 from sealpoint.checkpoint.progress import Progress, Report, silent
 from sealpoint.checkpoint.serve import Serve
@@ -57,11 +58,18 @@ def check_restorable(checkpoint: OpenFile) -> None:
             "this identity opens only the metadata of the checkpoint: it cannot restore it",
             hint="use an identity that the checkpoint was sealed to with -r",
         )
+    if pages_file.is_pages_file(checkpoint):
+        raise FileError(
+            "this sealed file holds only the memory pages of a checkpoint",
+            hint="restore the sealed file of the dump that sent them here, with this one beside it",
+        )
     if "inventory.img" not in checkpoint.entries:
         hint = "open it with: sealpoint open"
         if any(name.startswith("checkpoint/") for name in checkpoint.entries):
             hint = "it is an engine's archive: open it (sealpoint open FILE -o ARCHIVE.tar) and give it to the engine"
         raise FileError("this sealed file holds no process checkpoint", hint=hint)
+    if pages_file.lacks_pages(checkpoint):
+        raise FileError("the memory of this checkpoint lies in a file of its own")
     if "parent" in checkpoint.entries:
         raise FileError(
             "this checkpoint is an increment made by CRIU's pre-dump: without its parent it cannot be restored"

@@ -12,7 +12,7 @@ import posixpath
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -47,6 +47,7 @@ class View(Filesystem):
         self._nodes = {ROOT: _Node(Attributes(ROOT, stat.S_IFDIR | 0o500))}
         self._cache = _ChunkCache(checkpoint)
         self.error: BaseException | None = None
+        self.on_error: Callable[[BaseException], None] = lambda _: None
         hard_links: list[tuple[Entry, str]] = []
         for entry in checkpoint.entries.values():
             attributes = entry.attributes or {}
@@ -171,7 +172,10 @@ class View(Filesystem):
                 pieces.append(piece)
                 begin += len(piece)
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader has not got what was sealed
+            first = self.error is None
             self.error = self.error or error
+            if first:
+                self.on_error(error)  # before the reader can go on without those bytes
             raise OSError(errno.EIO, "not authentic") from None
         return pieces
 

@@ -43,6 +43,7 @@ def command(
     """
     config = configuration.load()
     options.protect()
+    from sealpoint.checkpoint import pages_file
     from sealpoint.checkpoint.access import Checkpoint, require_trust
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.view import View
@@ -60,7 +61,7 @@ def command(
     directory = os.path.abspath(directory)
     with Checkpoint.open(file, policy) as checkpoint:
         with Bar(f"verifying {file}") as bar:
-            opened = checkpoint.unlock(keys)
+            opened = pages_file.join(checkpoint.unlock(keys), os.path.dirname(file), policy, keys)
             done, total = 0, checkpoint.authentic.origin.frames_size
 
             def progress(size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import click
 
@@ -49,7 +50,7 @@ def command(
     options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     options.protect()
-    from sealpoint.checkpoint import extract
+    from sealpoint.checkpoint import extract, pages_file
     from sealpoint.checkpoint.access import Checkpoint, require_trust
     from sealpoint.cli.bar import Bar
 
@@ -59,7 +60,7 @@ def command(
     require_trust(policy)
     keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
     with Checkpoint.open(file, policy) as checkpoint, Bar(f"opening {file}") as bar:
-        opened = checkpoint.unlock(keys)
+        opened = pages_file.join(checkpoint.unlock(keys), os.path.dirname(file), policy, keys)
         entries = extract.select(opened, only)
         if extract.is_archive_name(output):
             extract.extract_tar(opened, entries, output, bar, force=force)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import click
@@ -60,6 +61,7 @@ def command(
     from sealpoint.criu.binary import Search
 
     search = Search(criu or config.criu or None)
+    from sealpoint.checkpoint import pages_file
     from sealpoint.checkpoint.access import Checkpoint, require_trust
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.restore import Restore, RestoreRequest
@@ -82,7 +84,7 @@ def command(
 
         checkpoint = Checkpoint.open(file, policy, spool=spool, progress=receive)
     with checkpoint:
-        opened = checkpoint.unlock(keys)
+        opened = pages_file.join(checkpoint.unlock(keys), os.path.dirname(file), policy, keys)
 
         def approved() -> None:
             reference = checkpoint.authentic.reference

@@ -166,7 +166,12 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("config_file", 51, "string"),
         ("pidfd_store_sk", 62, "int32"),
     ),
-    "criu_page_server_info": (("fd", 4, "int32"),),
+    "criu_page_server_info": (
+        ("address", 1, "string"),
+        ("port", 2, "int32"),
+        ("pid", 3, "int32"),
+        ("fd", 4, "int32"),
+    ),
     "criu_req": (("type", 1, "int32"), ("opts", 2, "criu_opts"), ("notify_success", 3, "bool")),
     "criu_notify": (("script", 1, "string"), ("pid", 2, "int32")),
     "criu_resp": (

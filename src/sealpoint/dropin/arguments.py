@@ -11,17 +11,14 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
-COMMANDS: Final = ("dump", "restore")
+COMMANDS: Final = ("dump", "restore", "page-server")
 _REFUSED_COMMANDS: Final = {
     "pre-dump": "it would write images in the clear",
-    "page-server": "it would write images in the clear",
     "lazy-pages": "it would send memory in the clear",
     "dedup": "it would change images in the clear",
     "service": "it would write images in the clear; clients that run criu themselves are served",
 }
 _REFUSED: Final = {
-    "page-server": "a page server would get memory in the clear",
-    "ps-socket": "a page server would get memory in the clear",
     "lazy-pages": "lazy migration would send memory in the clear",
     "stream": "an image streamer would get memory in the clear; use sealpoint dump",
     "prev-images-dir": "increments are not sealed by this version of sealpoint",
@@ -29,6 +26,8 @@ _REFUSED: Final = {
     "auto-dedup": "auto-dedup is not sealed by this version of sealpoint",
     "config": "it could name options that lead past the seal; give CRIU's options one by one",
 }
+_TLS: Final = "it is not needed, because what is sent is sealed, and not built"
+_PAGE_SERVER: Final = ("page-server", "ps-socket", "address", "port")
 # Long options that take a value, and those that take none or one after "=" only.
 # fmt: off
 WITH_VALUE: Final = frozenset(
@@ -83,7 +82,7 @@ class CommandLine:
     """A command line of CRIU.
 
     command: one of COMMANDS, or another word that passes on; values: {long option: its value, "" for a flag}, the last
-    of each; rest: all arguments but the two directories.
+    of each; rest: all arguments but the two directories and the page server.
     """
 
     command: str = ""
@@ -157,6 +156,8 @@ def _check(line: CommandLine) -> None:
     for name in line.values:
         if reason := _REFUSED.get(name):
             raise RefusedError(f"--{name}: {reason}")
+        if name.startswith("tls"):
+            raise RefusedError(f"--{name}: {_TLS}")
     check_defaults()
 
 
@@ -188,7 +189,11 @@ def _short(line: CommandLine, word: str, queue: list[str]) -> None:
 
 def _take(line: CommandLine, name: str, value: str, words: list[str]) -> None:
     line.values[name] = value
-    if name not in ("images-dir", "work-dir"):
+    if name not in (
+        "images-dir",
+        "work-dir",
+        *_PAGE_SERVER,
+    ):  # CRIU itself is to know of no page server
         line.rest += words
 
 
@@ -208,7 +213,7 @@ def check_file(path: str) -> None:
     for number, text in enumerate(lines, 1):
         word = text.split("#", 1)[0].strip().split(" ", 1)[0].lstrip("-")
         name = word.split("=", 1)[0]
-        if name in _REFUSED or name in ("images-dir", "leave-running"):
+        if name in _REFUSED or name in ("images-dir", "leave-running", *_PAGE_SERVER):
             raise RefusedError(
                 f"{path}, line {number}: the option {name} cannot be combined with sealing"
             )

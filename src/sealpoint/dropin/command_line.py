@@ -22,6 +22,8 @@ from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.shim import release_descriptors
 from sealpoint.dropin.work import DumpWork, RestoreWork
 from sealpoint.errors import SealpointError
+from sealpoint.store import page_server
+from sealpoint.store.page_server import PageServerOutput
 
 _PATIENCE = 60.0  # seconds for the helper to be ready
 _KILL_PATIENCE = 2.0  # seconds after CRIU's end in which a killed tree begins to end
@@ -62,7 +64,10 @@ def _help(line: CommandLine, images: str, criu: int, link: socket.socket) -> NoR
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)  # standard error stays: reasons are said there
-        release_descriptors([2, link.fileno()])
+        keep = [2, link.fileno()]
+        if line.has("ps-socket"):
+            keep.append(line.number("ps-socket"))
+        release_descriptors(sorted(keep))
         process.protect()
         _Helper(line, images, criu).run(link)
         code = 0
@@ -81,6 +86,7 @@ class _Helper:
     def __init__(self, line: CommandLine, images: str, criu: int) -> None:
         self._line = line
         self._criu = criu
+        self._said = False
         config = configuration.load()
         try:
             directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -88,7 +94,7 @@ class _Helper:
             raise SealpointError(f"cannot open {images}: {error.strerror}") from None
         self._work: DumpWork | RestoreWork
         if line.command == "dump":
-            self._work = DumpWork(directory, config)
+            self._work = DumpWork(directory, config, _page_server(line))
             self._action = "post-dump"
         else:
             self._work = RestoreWork(directory, config)
@@ -96,6 +102,7 @@ class _Helper:
 
     def run(self, link: socket.socket) -> None:
         ended = os.pidfd_open(self._criu)
+        self._work.when_failed(self._say)
         with PrivateDir() as private, Gate(private.path, self._action, self._decide) as gate:
             answer = {"images": self._work.server.path, "script": gate.script}
             link.send(json.dumps(answer).encode())
@@ -111,11 +118,17 @@ class _Helper:
         try:
             self._work.notified(self._action)
         except BaseException as error:  # noqa: BLE001 - said where CRIU's own errors are said
-            reason = error.message if isinstance(error, SealpointError) else type(error).__name__
-            sys.stderr.write(f"Error (sealpoint): {reason}\n")
-            sys.stderr.flush()
+            self._say(error)
             return False
         return True
+
+    def _say(self, error: BaseException) -> None:
+        if self._said:
+            return  # what follows is its consequence
+        self._said = True
+        reason = error.message if isinstance(error, SealpointError) else type(error).__name__
+        sys.stderr.write(f"Error (sealpoint): {reason}\n")
+        sys.stderr.flush()
 
     def _tree_is_gone(self) -> bool:
         """Whether CRIU went on to its end after our yes: nobody can wait for another's child, but the tree tells."""
@@ -127,6 +140,15 @@ class _Helper:
                 return False
             time.sleep(0.01)
         return True
+
+
+def _page_server(line: CommandLine) -> PageServerOutput | None:
+    """The far side of `dump --page-server`, connected."""
+    if not line.has("page-server"):
+        return None
+    if line.has("ps-socket"):
+        return page_server.over(line.number("ps-socket"))
+    return page_server.to(line.values.get("address", ""), line.number("port"))
 
 
 def _is_ending(pid: int) -> bool:

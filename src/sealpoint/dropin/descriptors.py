@@ -60,15 +60,20 @@ class Descriptors:
             raise SystemEnvironmentError(f"cannot open the engine's directory: {reason}") from None
 
     def _copy(self, number: int) -> int:
-        libc = ctypes.CDLL(None, use_errno=True)
         pidfd = os.pidfd_open(self._parent)
         try:
-            fd: int = libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+            return copy_descriptor(pidfd, number)
         finally:
             os.close(pidfd)
-        if fd < 0:
-            raise SystemEnvironmentError("cannot take over a descriptor of the engine")
-        return fd
+
+
+def copy_descriptor(pidfd: int, number: int) -> int:
+    """A descriptor of another process, as one of ours.  Raises SystemEnvironmentError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if fd < 0:
+        raise SystemEnvironmentError("cannot take over a descriptor of the engine")
+    return fd
 
 
 class Journal:

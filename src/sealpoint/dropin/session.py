@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sealpoint import config as configuration
 from sealpoint import process
 from sealpoint.criu import schema
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.dropin import arguments
-from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal
+from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal, copy_descriptor
 from sealpoint.dropin.leftovers import Leftovers
 from sealpoint.errors import SealpointError, UsageError
+
+if TYPE_CHECKING:
+    from sealpoint.store.page_server import PageServerOutput
 
 IMAGE: Final = "inventory.img"  # the name that podman and CRI-O look for before they call criu
 _DUMP, _RESTORE, _NOTIFY = 1, 2, 6
@@ -156,13 +159,17 @@ def _start(
     directory = descriptors.directory(options)
     work_directory = descriptors.work_directory(options, directory)
     journal.open(work_directory, options.log_file)
-    _check(options)
+    _check(options, request.type)
     config = configuration.load_system()
     freezer = Freezer(options.freeze_cgroup)
     os.chdir("/")  # the engine's directory shall not be busy because of us
     from sealpoint.dropin.work import DumpWork, RestoreWork
 
-    work: Work = (DumpWork if request.type == _DUMP else RestoreWork)(directory, config)
+    work: Work
+    if request.type == _DUMP:
+        work = DumpWork(directory, config, _page_server(options, ended))
+    else:
+        work = RestoreWork(directory, config)
     try:
         descriptors.redirect(options, work.server.fd, work_directory)
         leftovers = Leftovers(ended, work.server.fd, work_directory)
@@ -184,6 +191,23 @@ def _start(
         raise
 
 
+def _page_server(options: Any, criu: int) -> PageServerOutput | None:
+    """The far side that a dump request names, connected; CRIU itself is to know of none.
+
+    criu: pidfd of CRIU, in which the number of a socket counts.
+    """
+    if not options.HasField("ps"):
+        return None
+    from sealpoint.store import page_server
+
+    if options.ps.HasField("fd"):
+        out = page_server.over(copy_descriptor(criu, options.ps.fd))
+    else:
+        out = page_server.to(options.ps.address, options.ps.port)
+    options.ClearField("ps")
+    return out
+
+
 def redirect(data: bytes, parent: int) -> bytes:
     """A request that leads no memory anywhere, with descriptor numbers that CRIU finds in this process.
 
@@ -202,9 +226,9 @@ def redirect(data: bytes, parent: int) -> bytes:
         raise RefusedError(_reason(error)) from error
 
 
-def _check(options: Any) -> None:
-    if options.HasField("ps"):
-        raise UsageError("a dump to a page server is not sealed by this version of sealpoint")
+def _check(options: Any, kind: int) -> None:
+    if options.HasField("ps") and kind != _DUMP:
+        raise UsageError("only a dump can have a page server")
     for name, what in (
         ("parent_img", "an increment (parent image)"),
         ("lazy_pages", "lazy migration"),

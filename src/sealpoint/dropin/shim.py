@@ -11,19 +11,28 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from sealpoint.dropin.arguments import CommandLine
 
 
 def run() -> NoReturn:
     """Never returns."""
     arguments = sys.argv[1:]
-    real = real_criu()
     if arguments[:1] == ["swrk"]:  # CRIU takes it in this place only
         if len(arguments) < 2 or not arguments[1].isdigit():
             fail("usage: criu swrk FD")
+        real = real_criu()
         _interpose(int(arguments[1]))
     else:
-        arguments = _command_line(arguments)
+        line = _parse(arguments)
+        if line.command == "page-server":
+            from sealpoint.dropin import page_server
+
+            page_server.run(line)
+        real = real_criu()
+        arguments = _arguments(line, arguments)
     os.environ.pop(
         "CRIU_CONFIG_FILE", None
     )  # its options would override the ones that lead into the seal
@@ -33,16 +42,19 @@ def run() -> NoReturn:
         fail(f"cannot run {real}: {error.strerror}")
 
 
-def _command_line(arguments: list[str]) -> list[str]:
-    """The arguments for the real CRIU; for a dump or restore a helper serves them then."""
+def _parse(arguments: list[str]) -> CommandLine:
     from sealpoint.dropin import arguments as parser
 
     try:
-        line = parser.parse(arguments)
+        return parser.parse(arguments)
     except parser.RefusedError as error:
         fail(str(error))
-    if line.command not in parser.COMMANDS:
-        return arguments
+
+
+def _arguments(line: CommandLine, given: list[str]) -> list[str]:
+    """The arguments for the real CRIU; for a dump or restore a helper serves them then."""
+    if line.command not in ("dump", "restore"):
+        return given
     from sealpoint.dropin.command_line import interpose
     from sealpoint.errors import SealpointError
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from sealpoint import config as configuration
+from sealpoint.checkpoint import pages_file
 from sealpoint.checkpoint.access import Checkpoint, require_trust, signing_by, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
@@ -17,8 +19,10 @@ from sealpoint.dropin.session import IMAGE
 from sealpoint.errors import CriuError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC, Suite
 from sealpoint.format.reader import Scratch
+from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter
 from sealpoint.store.output import OutputFile
+from sealpoint.store.page_server import PageServerOutput
 
 
 def _path(directory: int) -> str:
@@ -42,8 +46,13 @@ def _no_passphrase() -> bytes:
 class DumpWork:
     """Seals what CRIU writes; the sealed file appears in the directory before the tree may end."""
 
-    def __init__(self, directory: int, config: Config) -> None:
-        """Raises SealpointError: no recipients, unusable keys, no space, no FUSE."""
+    def __init__(
+        self, directory: int, config: Config, pages_out: PageServerOutput | None = None
+    ) -> None:
+        """pages_out: where memory pages go to, None for the same file.
+
+        Raises SealpointError: no recipients, unusable keys, no space, no FUSE, a stranger's page server.
+        """
         from sealpoint import keys
 
         if not config.signer:
@@ -67,34 +76,64 @@ class DumpWork:
         wanted = config.suite or Suite.AES_256_GCM.label
         suite = next((s for s in Suite if s.label == wanted), Suite.AES_256_GCM)
         self._out = OutputFile(_path(directory), force=True)  # as CRIU does, but only when complete
-        self._builder: CheckpointBuilder | None = None
+        self._pages_out = pages_out
+        self._builders: list[CheckpointBuilder] = []
         try:
-            writer = SealedWriter(
-                self._out,
-                suite=suite,
-                wrap=wrap_for(recipients, metadata),
-                signing=signing_by(signer),
-            )
-            self._builder = CheckpointBuilder(writer, compression=config.compress or "auto")
-            self._filesystem = CaptureFilesystem(self._builder)
+            for out in (self._out, pages_out):
+                if out is None:
+                    continue
+                writer = SealedWriter(
+                    out,
+                    suite=suite,
+                    wrap=wrap_for(recipients, metadata),
+                    signing=signing_by(signer),
+                )
+                builder = CheckpointBuilder(writer, compression=config.compress or "auto")
+                self._builders.append(builder)
+            self._builders[-1].summary = self._builders[0].summary  # sizes of pages are known there
+            self._filesystem = CaptureFilesystem(*self._builders)
             self.server = FuseServer(self._filesystem, read_only=False, threads=1)
         except BaseException as error:
-            if self._builder is not None:
-                self._builder.abort(error)
-            self._out.close()
+            self._give_up(error)
+            self._let_go()
             raise
+
+    def _give_up(self, error: BaseException) -> None:
+        """Wake whoever waits for a buffer, the disk or the far side."""
+        if self._pages_out is not None:
+            self._pages_out.cancel()
+        for builder in self._builders:
+            builder.abort(error)
+
+    def _let_go(self) -> None:
+        if self._pages_out is not None:
+            self._pages_out.close()
+        self._out.close()
 
     @property
     def error(self) -> BaseException | None:
         """Why CRIU could not write."""
         return self._filesystem.error
 
+    def when_failed(self, call: Callable[[BaseException], None]) -> None:
+        """Call it once, as soon as CRIU cannot write."""
+        self._filesystem.on_error = call
+
     def notified(self, script: str) -> None:
         """At post-dump: complete, durable, named; else an error."""
-        if script != "post-dump" or self._builder is None:
+        if script != "post-dump":
             return
         self._filesystem.wait_complete()
-        self._builder.finish()
+        main, properties = self._builders[0], {}
+        if self._pages_out is not None:
+            pages = self._builders[1]
+            digest = pages.finish(properties={"layout": pages_file.LAYOUT})
+            properties = pages_file.properties(ParentRef(pages.checkpoint_id, digest))
+            self._pages_out.sync()
+        main.finish(properties=properties)
+        self._out.sync()
+        if self._pages_out is not None:
+            self._pages_out.commit()  # what this side's file refers to must exist before it does
         self._out.commit()
 
     def ended(self, *, success: bool) -> None:
@@ -104,12 +143,13 @@ class DumpWork:
 
     def close(self) -> None:
         """Whatever is not committed is gone."""
-        if not self._out.committed and self._builder is not None:
+        self.when_failed(lambda _: None)  # what happens now is no news
+        if not self._out.committed:
             error = CriuError("the dump ended before it was complete")
             self._filesystem.fail(error)
-            self._builder.abort(error)
+            self._give_up(error)
         self.server.close()
-        self._out.close()  # last: nobody writes any more
+        self._let_go()  # last: nobody writes any more
 
 
 class RestoreWork:
@@ -125,7 +165,12 @@ class RestoreWork:
         identities = [keys.load_identity(i, passphrase=_no_passphrase) for i in config.identities]
         self._checkpoint = Checkpoint.open(_path(directory), policy)
         try:
-            opened = self._checkpoint.unlock(identities)
+            opened = pages_file.join(
+                self._checkpoint.unlock(identities),
+                os.path.dirname(_path(directory)),
+                policy,
+                identities,
+            )
             check_restorable(opened)
             self._view = View(opened)
             scratch = Scratch()
@@ -150,6 +195,10 @@ class RestoreWork:
     def error(self) -> BaseException | None:
         """Why CRIU could not read."""
         return self._view.error
+
+    def when_failed(self, call: Callable[[BaseException], None]) -> None:
+        """Call it once, as soon as CRIU cannot read."""
+        self._view.on_error = call
 
     def ended(self, *, success: bool) -> None:
         """CRIU has undone a failed restore itself."""

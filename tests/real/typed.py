@@ -1,0 +1,99 @@
+"""The drop-in `criu` for those who type its command line: first in PATH, with a configuration of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import sealed
+
+
+class DropIn:
+    """The executable named criu that seals.  settings: of its configuration, besides the keys; each a TOML value."""
+
+    def __init__(self, directory: Path, criu: Path, keys: sealed.Keys, **settings: str) -> None:
+        self.home = directory / "config"
+        self.keys = keys
+        (self.home / "sealpoint").mkdir(parents=True)
+        self.config = self.home / "sealpoint/config.toml"
+        self.configure(**settings)
+        sbin = directory / "sbin"
+        sbin.mkdir()
+        self.path = sbin / "criu"
+        self.path.write_text(
+            f"#!{sys.executable} -I\nfrom sealpoint.dropin import main\n\nmain()\n"
+        )
+        self.path.chmod(0o755)
+        path = f"{sbin}:{criu.parent}:{os.environ['PATH']}"
+        self.environment = {"PATH": path, "HOME": str(directory), "XDG_CONFIG_HOME": str(self.home)}
+        self.output = directory / "dropin-output"
+
+    def configure(self, **settings: str) -> None:
+        """Write the configuration anew; "" leaves a setting out."""
+        values = {
+            "recipients": f'["{self.keys.path("recipient.pub")}"]',
+            "signer": f'"{self.keys.path("signer.key")}"',
+            "identities": f'["{self.keys.path("identity.key")}"]',
+            "trust": f'["{self.keys.path("signer.pub")}"]',
+        } | settings
+        self.config.write_text(
+            "".join(f"{name} = {value}\n" for name, value in values.items() if value)
+        )
+
+    def run(
+        self, *arguments: object, cwd: Path | None = None, fds: tuple[int, ...] = ()
+    ) -> tuple[int, str]:
+        """Exit status and all that was printed.  Into a file: a restored tree may hold the descriptor for ever."""
+        with self.output.open("wb") as out:
+            done = subprocess.run(
+                [str(self.path), *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                cwd=cwd,
+                timeout=120,
+                pass_fds=fds,
+            )
+        return done.returncode, self.output.read_text(errors="replace")
+
+    def start(
+        self, *arguments: object, log: Path, fds: tuple[int, ...] = ()
+    ) -> subprocess.Popen[bytes]:
+        """In the background; what it prints goes to `log`."""
+        with log.open("wb") as out:
+            return subprocess.Popen(
+                [str(self.path), *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                pass_fds=fds,
+            )
+
+    def processes(self) -> list[int]:
+        """Those that still are the interpreter with our script: helpers, and what is not CRIU (yet)."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if os.fsencode(self.path) in entry.read_bytes().split(b"\0"):
+                    found.append(int(entry.parent.name))
+        return found
+
+    def settle(self) -> None:
+        """No helper and no mount is left."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and self.processes():
+            time.sleep(0.05)
+        assert self.processes() == []
+        assert "fuse.sealpoint" not in Path("/proc/self/mountinfo").read_text()
+
+    def kill(self) -> None:
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
