@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import os
 import shutil
@@ -246,10 +245,8 @@ def seal_increment(keys, target, objects, parent=None):
         builder = CheckpointBuilder(writer, compression="none")
         for name, data in objects.items():
             builder.add(name, data, attributes())
-        if parent is not None:
-            chain = (parent.checkpoint_id, 1)
-            writer.finish = functools.partial(writer.finish, parent=parent, chain=chain)
-        builder.finish(kind="full" if parent is None else "increment")
+        chain = None if parent is None else (parent.checkpoint_id, 1)
+        builder.finish(parent=parent, chain=chain)
         out.commit()
     with open_source(str(target), Access.of([keys.identity], keys.policy)) as source:
         return source.checkpoint.authentic.reference

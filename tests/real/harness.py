@@ -59,6 +59,7 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "ipc": ("main",),
     "tree": ("main", "child", "grandchild"),
     "secret": ("main",),
+    "kinds": ("main",),
 }
 """The processes of each workload; a process is known by its name, the first is the root."""
 
@@ -83,6 +84,7 @@ PLANTED: dict[str, dict[str, str]] = {
         "pipe": "pipes-data.img",
     },
     "secret": {"env": "pages-*", "password": "pages-*"},
+    "kinds": {"env": "pages-*"},
 }
 """Which secrets a workload holds, and in which of CRIU's images each is found in the clear."""
 

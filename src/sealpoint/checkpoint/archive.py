@@ -29,7 +29,9 @@ _HEAD: Final = 4096  # of a large image: enough for the summary
 _WANTED: Final = "seal takes an image directory or an engine's archive (tar, tar.gz, tar.zst)"
 
 
-class _Contents(Protocol):
+class Contents(Protocol):
+    """What an object is read from."""
+
     def readinto(self, out: memoryview, /) -> int:
         """Read into the beginning of `out`; 0 only at the end."""
 
@@ -47,7 +49,7 @@ def seal_path(path: str, builder: CheckpointBuilder, report: Report) -> Sealed:
 
     Raises UsageError (not something that can be sealed), FileError (damaged archive), SystemEnvironmentError.
     """
-    adder = _Adder(builder, report)
+    adder = Adder(builder, report)
     try:
         if path != "-" and os.path.isdir(path):
             adder.directory(path, "")
@@ -70,17 +72,24 @@ def seal_path(path: str, builder: CheckpointBuilder, report: Report) -> Sealed:
     return sealed
 
 
-class _Adder:
+class Adder:
+    """Adds objects of any size to a builder: small ones go into packs, large ones are streamed."""
+
     def __init__(self, builder: CheckpointBuilder, report: Report) -> None:
         self._builder = builder
         self._report = report
         self._names: set[str] = set()
 
-    def _add(
-        self, name: str, source: _Contents | None, size: int, attributes: dict[str, Any]
+    def add(
+        self, name: str, source: Contents | None, size: int, attributes: dict[str, Any] | None
     ) -> None:
+        """One object of `size` bytes, as far as is known before it is read; `source` is None for what has no contents.
+
+        Raises FileError, UsageError.
+        """
         check_name(name)
-        check_attributes(attributes, 0, f"{name!r}")
+        if attributes is not None:
+            check_attributes(attributes, 0, f"{name!r}")
         if name == SUMMARY_NAME:
             raise UsageError(
                 f"{name} is there already, and sealing makes its own", hint="remove it"
@@ -133,13 +142,13 @@ class _Adder:
         if stat.S_ISREG(status.st_mode):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             with open(fd, "rb", buffering=0) as file:
-                self._add(name, file, status.st_size, attributes)
+                self.add(name, file, status.st_size, attributes)
         elif stat.S_ISDIR(status.st_mode):
-            self._add(name, None, 0, attributes | {"type": "directory"})
+            self.add(name, None, 0, attributes | {"type": "directory"})
             self.directory(path, name + "/")
         elif stat.S_ISLNK(status.st_mode):
             link = _utf8(os.readlink(path))
-            self._add(name, None, 0, attributes | {"type": "symlink", "link": link})
+            self.add(name, None, 0, attributes | {"type": "symlink", "link": link})
         else:
             raise UsageError(
                 f"{path} is neither file, directory nor link", hint="only those can be sealed"
@@ -205,10 +214,10 @@ class _Adder:
             attributes["xattrs"] = {
                 key: base64.b64encode(value).decode() for key, value in member.xattrs.items()
             }
-        self._add(name, tar if member.kind == "file" else None, member.size, attributes)
+        self.add(name, tar if member.kind == "file" else None, member.size, attributes)
 
 
-def _read(source: _Contents, size: int) -> bytes:
+def _read(source: Contents, size: int) -> bytes:
     """`size` bytes, fewer only at the end."""
     data = memoryview(bytearray(size))
     have = 0

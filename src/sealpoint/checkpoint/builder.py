@@ -202,13 +202,18 @@ class CheckpointBuilder:
     def finish(
         self,
         *,
-        kind: str = "full",
+        kind: str = "",
         workload: str = "",
+        parent: ParentRef | None = None,
+        chain: tuple[bytes, int] | None = None,
         derived_from: ParentRef | None = None,
         properties: dict[str, str] | None = None,
         captured: int | None = None,
     ) -> bytes:
-        """Write packs, manifests and all that follows; returns the origin digest."""
+        """Write packs, manifests and all that follows; returns the origin digest.
+
+        kind: by default `increment` with a parent, else `full`.  chain: as of `SealedWriter.finish`.
+        """
         if SUMMARY_NAME not in self._names:
             self.add(SUMMARY_NAME, self.summary.encode())
         for pack in self._packs.values():
@@ -221,8 +226,10 @@ class CheckpointBuilder:
             tables[Role.METADATA],
             tables[Role.MEMORY],
             tool=f"sealpoint {__version__}",
-            kind=kind,
+            kind=kind or ("full" if parent is None else "increment"),
             workload=workload,
+            parent=parent,
+            chain=chain,
             derived_from=derived_from,
             captured=captured,
         )

@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "rekey": "Change who can open a sealed file.",
     "secrets": "Report which secrets a checkpoint exposes, masked.",
     "coredump": "Write an ELF core of one process, for gdb.",
+    "crit": "Show and edit CRIU's images as JSON, sealed or plain.",
     "mount": "Show a sealed file as a directory of plain files.",
     "umount": "End a mount.",
     "install-criu": "Let every container engine on this machine seal its checkpoints.",

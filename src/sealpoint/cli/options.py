@@ -49,18 +49,16 @@ criu_options = stack(
         "--criu-log", metavar="FILE", help="Keep CRIU's log: names and addresses, no memory."
     ),
 )
-identity_options = stack(
-    click.option(
-        "-i",
-        "--identity",
-        "--tls-key",
-        "identities",
-        multiple=True,
-        metavar="IDENTITY",
-        help='Private key file that opens the checkpoint, or "passphrase". Repeatable.',
-    ),
-    passphrase_file,
+identity_option = click.option(
+    "-i",
+    "--identity",
+    "--tls-key",
+    "identities",
+    multiple=True,
+    metavar="IDENTITY",
+    help='Private key file that opens the checkpoint, or "passphrase". Repeatable.',
 )
+identity_options = stack(identity_option, passphrase_file)
 trust_options = stack(
     click.option(
         "--trust",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 READ_LIMIT: Final = 256 * 1024 * 1024  # bytes of an object that is read in one piece
 _MAX_PARENTS: Final = 256
-_HEAD: Final = 512  # enough to recognise any of them, tar included
+HEAD: Final = 512  # enough to recognise any of them, tar included
 _COMPRESSED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")
 
 
@@ -229,12 +229,12 @@ def find_source(path: str, access: Access) -> Source:
     fd = open_fd(path)
     label = "standard input" if path == "-" else path
     try:
-        head = os.pread(fd, _HEAD, 0)
+        head = os.pread(fd, HEAD, 0)
         if head.startswith(MAGIC):
             from sealpoint.inspect.sealed import SealedSource
 
             return SealedSource(fd, path, access)
-        if head.startswith(_COMPRESSED) or head[257:262] == b"ustar":
+        if is_container(head):
             from sealpoint.inspect.archive import ArchiveSource
 
             return ArchiveSource(fd, label)
@@ -251,6 +251,11 @@ def find_source(path: str, access: Access) -> Source:
         f"{label} is neither a sealed file nor an archive (tar, tar.gz, tar.zst)",
         hint="one image is read by: sealpoint crit; a dump is named by its directory",
     )
+
+
+def is_container(head: bytes) -> bool:
+    """Whether a file that begins so is a sealed file or an archive."""
+    return head.startswith((MAGIC, *_COMPRESSED)) or head[257:262] == b"ustar"
 
 
 def _open_directory(path: str, access: Access) -> Source:

@@ -1,0 +1,358 @@
+"""`sealpoint crit`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.cli.printable import printable
+from sealpoint.errors import FileError, SealpointError, UsageError
+
+if TYPE_CHECKING:
+    from sealpoint.inspect.image import Image
+    from sealpoint.inspect.source import Access, Source
+
+_PLACE: Final = "FILE:IMAGE"
+_MAX_JSON: Final = 1 << 30  # bytes of JSON that are read in one piece
+_rewrite_options = options.stack(
+    options.identity_option, options.trust_options, options.seal_options
+)
+
+
+@click.group()
+def command() -> None:
+    """CRIU's images as JSON, and back: what CRIU's own crit does, on sealed and on plain checkpoints.
+
+    FILE:IMAGE is an image of a sealed file, of an engine's archive or of a directory (app.sealed:core-1.img), or simply
+    a plain image's path; - is an image from standard input, and -- -:IMAGE one of a sealed file that comes there.
+
+    \b
+    Example:
+      sealpoint crit show app.sealed:pstree.img -i keys/identity.key --trust keys/signer.pub
+    """
+
+
+@command.command()
+@click.argument("place", metavar=_PLACE)
+@click.option("--nopl", is_flag=True, help="Leave out the data behind an entry.")
+@options.source_options
+def show(place: str, *, nopl: bool, **access: Any) -> None:
+    """Show an image as JSON for people: names of bits and numbers, addresses in hexadecimal.
+
+    \b
+    Example:
+      sealpoint crit show app.sealed:files.img -i keys/identity.key --trust keys/signer.pub
+    """
+    with _open_image(place, access) as image, _standard_output() as write:
+        _print(image, write, pretty=True, nopl=nopl)
+
+
+@command.command()
+@click.argument("place", metavar=_PLACE)
+@click.option("--pretty", is_flag=True, help="As show has it.")
+@click.option(
+    "-o", "--output", metavar="FILE", help="Where to write it (default: standard output)."
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@options.source_options
+def decode(place: str, *, pretty: bool, output: str | None, force: bool, **access: Any) -> None:
+    """Convert an image to JSON, from which encode makes the same image again.
+
+    \b
+    Example:
+      sealpoint crit decode app.sealed:core-1.img -o core.json -i keys/identity.key --trust keys/signer.pub
+    """
+    from sealpoint.store.output import open_output
+
+    with _open_image(place, access) as image:
+        if output in (None, "-"):
+            with _standard_output() as write:
+                _print(image, write, pretty=pretty)
+            return
+        with open_output(str(output), force=force) as out:
+            _print(image, lambda text: out.write(text.encode()), pretty=pretty, end="")
+            out.commit()
+
+
+@command.command()
+@click.argument("place", metavar=_PLACE)
+@options.source_options
+def info(place: str, **access: Any) -> None:
+    """Show the type of an image and how many entries it has.
+
+    \b
+    Example:
+      sealpoint crit info app.sealed:files.img -i keys/identity.key --trust keys/signer.pub
+    """
+    with _open_image(place, access) as image:
+        click.echo(json.dumps({"magic": image.name, "count": image.count()}, indent=4))
+
+
+@command.command()
+@click.argument("file", metavar="FILE|DIR")
+@click.argument("what", type=click.Choice(["ps", "fds", "mems", "rss"]))
+@options.source_options
+def x(file: str, what: str, **access: Any) -> None:
+    """Explore a dump: its processes, open files, mappings, or which of their pages are there.
+
+    \b
+    Example:
+      sealpoint crit x app.sealed ps -i keys/identity.key --trust keys/signer.pub
+    """
+    from sealpoint.inspect.explore import Explorer
+    from sealpoint.inspect.source import images, split_place
+
+    path, directory = split_place(file)
+    with options.open_source(path, **access) as source:
+        explorer = Explorer(images(source, directory))
+        for line in explorer.lines(what):
+            click.echo("\t".join(printable(part) for part in line.split("\t")))
+        if explorer.withheld:
+            names = ", ".join(explorer.withheld[:3])
+            options.warn(f"this identity opens metadata only, so without {names}")
+
+
+@command.command()
+@click.argument("source", metavar="JSON|-", default="-")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE|-",
+    help="The image, or with --into the sealed file.",
+)
+@click.option(
+    "--into", "place", metavar=_PLACE, help="The image of a sealed file that it replaces."
+)
+@_rewrite_options
+@options.json_option
+def encode(source: str, *, output: str, place: str | None, as_json: bool, **given: Any) -> None:
+    """Make an image from JSON: a plain one, or with --into a new sealed file in which it replaces one.
+
+    The new file is derived from the old one, has keys of its own and is signed by you. Keys that are not named here
+    are those of config.toml.
+
+    \b
+    Example:
+      sealpoint crit encode core.json -o core-1.img
+      sealpoint crit encode core.json --into app.sealed:core-1.img -o new.sealed
+    """
+    from sealpoint.inspect.image import write_json
+    from sealpoint.store.output import open_output
+
+    if place is not None:
+        from sealpoint.inspect.source import split_place
+
+        file, name = split_place(place)
+        if not name:
+            raise UsageError(f"--into {place} names no image", hint=f"--into {place}:core-1.img")
+        options.check_standard_input(source, given["passphrase_file"])
+        value = _read_json(source)
+
+        def replace(opened: Source) -> dict[str, bytes]:
+            data = bytearray()
+            write_json(value, data.extend, source)
+            return {_find(opened, name): bytes(data)}
+
+        _rewrite(file, output, replace, given, as_json=as_json)
+        return
+    value = _read_json(source)
+    with open_output(output, force=given["force"]) as out:
+        write_json(value, out.write, "standard input" if source == "-" else source)
+        out.commit()
+
+
+@command.command()
+@click.argument("file", metavar="FILE|DIR|" + _PLACE)
+@click.option("-o", "--output", metavar="FILE|-", help="A new sealed file with what came out.")
+@_rewrite_options
+@options.json_option
+def recode(file: str, *, output: str | None, as_json: bool, **given: Any) -> None:
+    """Decode and encode again every image, and say which did not come out as it was.
+
+    \b
+    Example:
+      sealpoint crit recode app.sealed -i keys/identity.key --trust keys/signer.pub
+    """
+    from sealpoint.inspect.recode import Recoder
+    from sealpoint.inspect.source import split_place
+
+    path, name = split_place(file)
+    recoder = Recoder()
+
+    def recode_all(opened: Source) -> dict[str, bytes]:
+        return recoder.run(opened, _find(opened, name) if name else "")
+
+    if output is not None:
+        _rewrite(path, output, recode_all, given, as_json=as_json)
+    else:
+        access = {key: given[key] for key in _ACCESS}
+        with options.open_source(path, **access) as opened:
+            recode_all(opened)
+    err = output is not None
+    if as_json and not err:
+        click.echo(json.dumps(recoder.results, indent=2))
+    elif not as_json:
+        for image, result in recoder.results.items():
+            click.echo(f"{result:<9} {printable(image)}", err=err)
+    if recoder.different:
+        raise FileError(f"{path}: {recoder.different} images did not come out as they were")
+
+
+_ACCESS: Final = ("identities", "passphrase_file", "trust", "allow_unsigned", "allow_expired")
+
+
+def _rewrite(
+    file: str,
+    output: str,
+    replace: Callable[[Source], dict[str, bytes]],
+    given: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """A new sealed file `output` from `file`, with what `replace` gives in place of what is there."""
+    from sealpoint.cli.bar import Bar
+    from sealpoint.cli.dump import sealing
+    from sealpoint.inspect.rewrite import rewrite
+    from sealpoint.inspect.sealed import SealedSource
+    from sealpoint.store.output import open_output
+
+    options.check_standard_input(file, given["passphrase_file"])
+    access = {key: given.pop(key) for key in _ACCESS if key != "passphrase_file"}
+    prepared = sealing(configuration.load(), given)
+    with options.open_source(file, passphrase_file=given["passphrase_file"], **access) as opened:
+        if not isinstance(opened, SealedSource):
+            raise UsageError(f"{file} is not sealed", hint="seal it with: sealpoint seal")
+        replaced = replace(opened)
+        with (
+            open_output(output, force=given["force"]) as out,
+            Bar(f"writing {output}") as bar,
+        ):
+            checkpoint = rewrite(opened, out, replaced, report=bar, **prepared)
+    err = output == "-"
+    if as_json:
+        values = {"checkpoint": checkpoint.hex(), "replaced": sorted(replaced)}
+        click.echo(json.dumps(values, indent=2), err=err)
+    else:
+        where = "standard output" if err else output
+        click.echo(
+            f"{where}: {len(replaced)} images replaced, derived from {file}\ncheckpoint {checkpoint.hex()}",
+            err=err,
+        )
+
+
+def _find(source: Source, name: str) -> str:
+    """The object that a name stands for: itself, or the image of the one dump in the source."""
+    from sealpoint.inspect.source import images
+
+    if source.exists(name) or "/" in name:
+        return name
+    try:
+        prefix = images(source).prefix
+    except SealpointError:
+        return name  # whatever is wrong, the object is not there
+    return prefix + name
+
+
+@contextlib.contextmanager
+def _open_image(place: str, access: dict[str, Any]) -> Iterator[Image]:
+    from sealpoint.inspect.image import Image
+    from sealpoint.inspect.source import split_place
+
+    path, name = split_place(place)
+    if not name and (path == "-" or os.path.isfile(path)):
+        with _plain_image(path, access) as image:
+            if image is not None:
+                yield image
+                return
+    if not name:
+        raise UsageError(
+            f"{place} is not an image", hint=f"name one of its images: {place}:core-1.img"
+        )
+    with options.open_source(path, **access) as source:
+        found = _find(source, name)
+        where = f"{source.label}:{found}"
+        yield Image(lambda at, size: source.pread(found, at, size), source.size(found), where)
+
+
+@contextlib.contextmanager
+def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
+    """A file that is an image; None if it is a sealed file or an archive."""
+    from sealpoint.inspect import source
+    from sealpoint.inspect.directory import DirectorySource, pread
+    from sealpoint.inspect.image import Image
+    from sealpoint.store.source import open_source
+
+    fd = open_source(path)
+    try:
+        if source.is_container(os.pread(fd, source.HEAD, 0)):
+            yield None
+            return
+        if path == "-":
+            size = os.fstat(fd).st_size
+            yield Image(lambda at, length: pread(fd, at, length, path), size, "standard input")
+            return
+    finally:
+        os.close(fd)
+    directory, name = os.path.split(os.path.realpath(path))
+    config = configuration.load()
+    beside: Access = options.source_access(config, **access)
+    opened = DirectorySource(directory, beside)
+    try:
+        yield Image(lambda at, length: opened.pread(name, at, length), opened.size(name), path)
+    finally:
+        opened.close()
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[Callable[[str], object]]:
+    out = sys.stdout
+    yield out.write
+    out.flush()
+
+
+def _print(
+    image: Image,
+    write: Callable[[str], object],
+    *,
+    pretty: bool,
+    nopl: bool = False,
+    end: str = "\n",
+) -> None:
+    from sealpoint.inspect.json_text import write_image
+    from sealpoint.inspect.recode import without_payload
+
+    entries = (record.to_json(pretty=pretty) for record in image.records())
+    if nopl:
+        entries = (without_payload(r.to_json(pretty=pretty), r.name) for r in image.records())
+    try:
+        write_image(image.name, entries, write, indent=4 if pretty else None)
+    finally:
+        write(end)
+
+
+def _read_json(path: str) -> Any:
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(_MAX_JSON + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(_MAX_JSON + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    where = "standard input" if path == "-" else path
+    if len(data) > _MAX_JSON:
+        raise FileError(f"{where} is larger than {_MAX_JSON} bytes")
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        text = f" ({error})" if isinstance(error, json.JSONDecodeError) else ""
+        raise FileError(f"{where} is not JSON{text}") from None

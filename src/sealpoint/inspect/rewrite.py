@@ -1,0 +1,90 @@
+"""A new sealed file from an existing one in which some objects are replaced: derived from it, and signed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from sealpoint.checkpoint.archive import Adder
+from sealpoint.checkpoint.builder import CheckpointBuilder
+from sealpoint.checkpoint.progress import Report, silent
+from sealpoint.criu.roles import SUMMARY_NAME
+from sealpoint.errors import IdentityError
+from sealpoint.format.constants import Role, Suite
+from sealpoint.format.writer import SealedWriter, Signing, Wrap
+from sealpoint.inspect.sealed import SealedSource
+from sealpoint.store.output import Target
+
+
+def rewrite(
+    source: SealedSource,
+    out: Target,
+    replaced: Mapping[str, bytes],
+    *,
+    wrap: Wrap,
+    signing: Signing,
+    suite: Suite = Suite.AES_256_GCM,
+    compression: str = "auto",
+    report: Report = silent,
+) -> bytes:
+    """Write `source` with the objects `replaced` to `out`; returns the id of the new checkpoint.
+
+    All else is kept: names, attributes, order, time of capture, workload, place in a chain.  The objects are decrypted
+    and encrypted chunk by chunk.  Raises SealpointError; nothing is then left under the output's name.
+    """
+    opened, origin = source.opened, source.checkpoint.authentic.origin
+    if not opened.has_memory:
+        raise IdentityError(
+            f"{source.label}: the identity given opens metadata only, and a new file needs all of it",
+            hint=f"it takes the identity of: {', '.join(source.memory_recipients())}",
+        )
+    writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
+    builder = CheckpointBuilder(writer, compression=compression)
+    adder = Adder(builder, report)
+    try:
+        for entry in sorted(opened.entries.values(), key=lambda e: e.number):
+            if entry.name == SUMMARY_NAME:
+                continue  # the builder makes its own
+            data = replaced.get(entry.name)
+            kind = (entry.attributes or {}).get("type", "file")
+            if kind != "file":
+                adder.add(entry.name, None, 0, entry.attributes)
+            elif data is not None:
+                adder.add(entry.name, _Pieces(iter([data])), len(data), entry.attributes)
+            else:
+                pieces = _Pieces(opened.read(entry))
+                adder.add(entry.name, pieces, entry.size, entry.attributes)
+        builder.finish(
+            kind="derived",
+            derived_from=source.checkpoint.authentic.reference,
+            workload=origin.workload,
+            parent=origin.parent,
+            chain=(origin.chain_root, origin.chain_sequence) if origin.parent else None,
+            properties=dict(opened.manifests[Role.METADATA].properties),
+            captured=origin.captured,
+        )
+        out.commit()
+    except BaseException as error:
+        out.cancel()
+        builder.abort(error)
+        raise
+    return writer.preamble.checkpoint_id
+
+
+class _Pieces:
+    """Reads from pieces that follow one another."""
+
+    def __init__(self, pieces: Iterator[memoryview | bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readinto(self, out: memoryview) -> int:
+        """Into the beginning of `out`; 0 only at the end."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        take = min(len(out), len(self._rest))
+        out[:take] = self._rest[:take]
+        self._rest = self._rest[take:]
+        return take

@@ -1,0 +1,109 @@
+"""The process tree of a dump, as its images have it, checked: no task twice, no circle of parents."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from sealpoint.checkpoint import summary
+from sealpoint.errors import FileError
+from sealpoint.inspect.image import first_record, read_records
+from sealpoint.inspect.sealed import SealedSource
+from sealpoint.inspect.source import Images
+
+_MAX_TASKS: Final = 1 << 17
+STATES: Final = {1: "alive", 3: "zombie", 6: "stopped", 2: "dead"}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A process.  command: its name, "" where unknown; state: as in STATES, "" where that is withheld."""
+
+    pid: int
+    parent: int
+    pgid: int
+    sid: int
+    threads: tuple[int, ...]
+    command: str = ""
+    state: str = ""
+
+
+def read_tree(images: Images, *, commands: bool = True) -> list[Task]:
+    """All tasks in the order of the image.
+
+    commands: read names, too: from the core images or, where those are withheld, from the sealer's summary.
+    Raises FileError, IdentityError.
+    """
+    found: dict[int, Task] = {}
+    where = images.where("pstree.img")
+    for n, entry in enumerate(read_records(images, "pstree.img")):
+        pid = _id(entry, "pid")
+        task = Task(
+            pid,
+            entry.ppid,
+            _id(entry, "pgid"),
+            _id(entry, "sid"),
+            tuple(entry.threads[:_MAX_TASKS]),
+        )
+        if pid in found or n >= _MAX_TASKS:
+            raise FileError(f"{where}: task {pid} is there twice, or there are too many")
+        found[pid] = task
+    return _with_commands(images, list(found.values())) if commands else list(found.values())
+
+
+def _id(entry: object, name: str) -> int:
+    """`pid` and the like, or the first of `ns_pid`, which is there instead for nested namespaces."""
+    if entry.HasField(name):  # type: ignore[attr-defined]
+        return int(getattr(entry, name))
+    nested = getattr(entry, f"ns_{name}", ())
+    return int(nested[0]) if nested else 0
+
+
+def _with_commands(images: Images, tree: list[Task]) -> list[Task]:
+    if tree and images.withheld(f"core-{tree[0].pid}.img"):
+        names = _from_summary(images)
+        return [dataclasses.replace(t, command=names.get(t.pid, "")) for t in tree]
+    named = []
+    for task in tree:
+        core = first_record(images, f"core-{task.pid}.img").tc
+        named.append(
+            dataclasses.replace(
+                task,
+                command=core.comm.decode(errors="surrogateescape"),
+                state=STATES.get(core.task_state, str(core.task_state)),
+            )
+        )
+    return named
+
+
+def _from_summary(images: Images) -> dict[int, str]:
+    if not isinstance(images.source, SealedSource):
+        return {}
+    data = images.source.summary()
+    if data is None:
+        return {}
+    return {int(t["pid"]): t["command"] for t in summary.decode(data)["tasks"]}
+
+
+def walk(tree: list[Task]) -> Iterator[tuple[Task, int]]:
+    """Each task and its depth, children after their parents.
+
+    A task whose parent is not there is a root; so is one of a circle, at which the circle is cut.
+    """
+    children: dict[int, list[Task]] = {}
+    pids = {task.pid for task in tree}
+    for task in tree:
+        children.setdefault(task.parent, []).append(task)
+    seen: set[int] = set()
+    roots = [t for t in tree if t.parent not in pids or t.parent == t.pid]
+    for root in [*roots, *tree]:
+        waiting = [(root, 0)]
+        while waiting:
+            task, depth = waiting.pop()
+            if task.pid in seen:
+                continue
+            seen.add(task.pid)
+            yield task, depth
+            waiting += [(child, depth + 1) for child in reversed(children.get(task.pid, []))]
