@@ -134,6 +134,10 @@ def main(arguments: Sequence[str]) -> int:
         from bench import micro
 
         return micro.main(arguments[1:])
+    if arguments and arguments[0] == "sinks":
+        from bench import sinks
+
+        return sinks.main(arguments[1:])
     options = parse(arguments)
     tree.become_subreaper()
     if not options.no_install:

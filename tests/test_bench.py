@@ -136,3 +136,17 @@ def test_micro_measures_every_case() -> None:
     for speed in speeds.values():
         assert speed.keys() == {"random", "compressible", "zero"}
         assert all(value > 0 for value in speed.values())
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sinks_of_limited_speed_get_every_policy(tmp_path: Path) -> None:
+    need_criu()
+    out = tmp_path / "sinks.json"
+    result = bench("sinks", "--size", "100", "--rounds", "1", "--rate", "200", "--output", str(out))
+    assert result.returncode == 0, result.stderr
+    [sink] = json.loads(out.read_text())["sinks_mb_per_s"].values()
+    assert sink.keys() == {"none", "lz4", "zstd", "auto"}
+    assert sink["zstd"]["bytes"] < sink["lz4"]["bytes"] < sink["none"]["bytes"]
+    assert sink["auto"]["bytes"] <= sink["none"]["bytes"]

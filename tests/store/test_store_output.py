@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
@@ -182,15 +183,33 @@ def test_a_full_disk_is_said_and_leaves_nothing(kind, tiny):
     assert os.listdir(tiny) == []
 
 
-def test_a_large_file_starts_its_way_to_the_disk_early(tmp_path, monkeypatch):
-    started = []
-    monkeypatch.setattr(
-        output, "_start_write_back", lambda fd, at, size: started.append((at, size))
-    )
+STEP = 16 << 20
+
+
+def test_a_large_file_starts_its_way_to_the_disk_early_and_waits_for_a_slow_one(
+    tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(output, "_sync_range", lambda fd, *request: asked.append(request))
+    monkeypatch.setattr(output, "_WRITE_BACK_AHEAD", 1)
     with OutputFile(str(tmp_path / "f")) as out:
         for _ in range(40):
             out.write(bytes(1024 * 1024))
-    assert started == [(0, 16 << 20), (16 << 20, 16 << 20)]
+    write, wait = output._SYNC_FILE_RANGE_WRITE, output._SYNC_FILE_RANGE_WAIT_BEFORE
+    assert asked == [(0, STEP, write), (STEP, STEP, write), (0, STEP, wait)]
+
+
+def test_an_error_of_the_disk_that_write_back_tells_fails_the_write(tmp_path, monkeypatch):
+    class Broken:
+        def sync_file_range(self, *_):
+            ctypes.set_errno(errno.EIO)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Broken())
+    with OutputFile(str(tmp_path / "f")) as out:
+        with pytest.raises(SystemEnvironmentError, match="cannot write"):
+            for _ in range(17):
+                out.write(bytes(1024 * 1024))
 
 
 def test_a_pipe_gets_everything_even_if_it_is_slow():

@@ -7,6 +7,7 @@ docs/security.md discusses that side channel, and the policy "none" turns it off
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Final
 
 from sealpoint.errors import FileError, UsageError
@@ -35,41 +36,68 @@ def is_zero(data: memoryview) -> bool:
 
 
 class Coder:
-    """Encodes chunks by one policy.  One instance per thread."""
+    """Encodes chunks by one policy.  One instance per thread.
 
-    def __init__(self, policy: str) -> None:
+    level: for the policy "auto", called for each chunk: what to compress with, and zstd's level.  compressible: whether
+    the last chunk was one that compression makes smaller, or with "auto" would.
+    """
+
+    def __init__(
+        self, policy: str, level: Callable[[], tuple[str, int]] = lambda: ("lz4", 0)
+    ) -> None:
         if policy not in POLICIES:
             raise UsageError(
                 f"unknown compression {policy!r}", hint="one of: " + ", ".join(POLICIES)
             )
         self._policy = policy
-        self._zstd: Any = None
+        self._level = level
+        self._zstd: dict[int, Any] = {}
+        self.compressible = False
 
     def encode(self, data: memoryview) -> tuple[Codec, Coded]:
         """The codec to record and the bytes to encrypt; `data` itself where nothing is gained."""
+        self.compressible = False
         if self._policy == "none" or not data:
             return Codec.RAW, data
         if is_zero(data):
             return Codec.ZERO, b""
-        if self._policy == "zstd":
-            return self._keep_if_smaller(Codec.ZSTD, self._compress_zstd(data), data)
-        if self._policy == "auto" and not _worth_it(data):
+        policy, level = self._level() if self._policy == "auto" else (self._policy, _ZSTD_LEVEL)
+        if self._policy == "auto" and not self._gains(data, policy):
             return Codec.RAW, data
+        self.compressible = True
+        if policy == "none":
+            return Codec.RAW, data
+        if policy == "zstd":
+            return self._keep_if_smaller(Codec.ZSTD, self._compress_zstd(data, level), data)
         return self._keep_if_smaller(Codec.LZ4, _compress_lz4(data), data)
 
-    @staticmethod
-    def _keep_if_smaller(codec: Codec, coded: bytes, data: memoryview) -> tuple[Codec, Coded]:
+    def _keep_if_smaller(self, codec: Codec, coded: bytes, data: memoryview) -> tuple[Codec, Coded]:
         if len(coded) <= len(data) * _GAIN:
             return codec, coded
+        self.compressible = False
         return Codec.RAW, data
 
-    def _compress_zstd(self, data: memoryview) -> bytes:
-        if self._zstd is None:
+    def _compress_zstd(self, data: memoryview, level: int) -> bytes:
+        compressor = self._zstd.get(level)
+        if compressor is None:
             import zstandard
 
-            self._zstd = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_content_size=True)
-        compressed: bytes = self._zstd.compress(data)
+            compressor = zstandard.ZstdCompressor(level=level, write_content_size=True)
+            self._zstd[level] = compressor
+        compressed: bytes = compressor.compress(data)
         return compressed
+
+    def _gains(self, data: memoryview, policy: str) -> bool:
+        """Whether a sample of the chunk shrinks.  zstd also gains where LZ4 does not: text in base64, for instance."""
+        size = len(data)
+        if size <= 4 * _SAMPLE:
+            return True
+        places = (0, size // 2 - _SAMPLE // 2, size - _SAMPLE)
+        sample = memoryview(b"".join(data[at : at + _SAMPLE] for at in places))
+        coded = (
+            self._compress_zstd(sample, _ZSTD_LEVEL) if policy == "zstd" else _compress_lz4(sample)
+        )
+        return len(coded) <= len(sample) * _GAIN
 
 
 def _compress_lz4(data: memoryview) -> bytes:
@@ -77,16 +105,6 @@ def _compress_lz4(data: memoryview) -> bytes:
 
     compressed: bytes = lz4.block.compress(data, store_size=False)
     return compressed
-
-
-def _worth_it(data: memoryview) -> bool:
-    size = len(data)
-    if size <= 4 * _SAMPLE:
-        return True
-    sample = b"".join(
-        data[at : at + _SAMPLE] for at in (0, size // 2 - _SAMPLE // 2, size - _SAMPLE)
-    )
-    return len(_compress_lz4(memoryview(sample))) <= len(sample) * _GAIN
 
 
 def decode_into(out: memoryview, codec: Codec, coded: memoryview) -> None:

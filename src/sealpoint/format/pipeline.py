@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from sealpoint.errors import SealpointError
+from sealpoint.format.adapt import LEVELS, Adaptive
 from sealpoint.format.codec import Coder
 from sealpoint.format.constants import CHUNK_SIZE, FRAME_HEAD_SIZE, TAG_SIZE, Codec
 
@@ -25,7 +26,7 @@ _SPARE = 2  # buffers beyond one per worker: one being filled or written, one wa
 
 
 class _Task:
-    __slots__ = ("chunk", "coder_policy", "data", "done", "out", "release")
+    __slots__ = ("chunk", "coder_policy", "compressible", "data", "done", "out", "release")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class _Task:
         self.coder_policy = policy
         self.release = release
         self.out = out
+        self.compressible = False
         self.done = threading.Event()
 
 
@@ -67,6 +69,7 @@ class Pipeline:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._order: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._submit_lock = threading.Lock()
+        self._adaptive = Adaptive()
         self._threads = [
             threading.Thread(target=self._work, name=f"seal-{n}", daemon=True) for n in range(count)
         ]
@@ -164,11 +167,14 @@ class Pipeline:
         while (task := self._tasks.get()) is not None:
             try:
                 if self._error is None:
-                    coder = coders.get(task.coder_policy) or Coder(task.coder_policy)
+                    coder = coders.get(task.coder_policy) or Coder(
+                        task.coder_policy, lambda: LEVELS[self._adaptive.level]
+                    )
                     coders[task.coder_policy] = coder
                     if self._observe is not None:
                         self._observe(task.data)
                     task.chunk.stream.seal(task.chunk, task.data, coder, task.out)
+                    task.compressible = coder.compressible
             except BaseException as error:  # noqa: BLE001 - must reach the submitting thread
                 self._fail(error)
             finally:
@@ -181,12 +187,15 @@ class Pipeline:
 
     def _write(self) -> None:
         while (task := self._order.get()) is not None:
+            self._adaptive.began()
             task.done.wait()
+            self._adaptive.sealed()
             chunk = task.chunk
             try:
                 if self._error is None:
                     self._writer.append(chunk)
                     self._count(chunk)
+                    self._adaptive.wrote(chunk.plain_size, counts=task.compressible)
             except BaseException as error:  # noqa: BLE001 - must reach the submitting thread
                 self._fail(error)
             finally:

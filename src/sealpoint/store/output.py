@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import stat
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +21,10 @@ from sealpoint.errors import SystemEnvironmentError, UsageError
 
 Buffer = bytes | bytearray | memoryview
 _WRITE_BACK_STEP = 16 * 1024 * 1024  # bytes after which the kernel is asked to start writing
-_SYNC_FILE_RANGE_WRITE = 2
+_WRITE_BACK_AHEAD = (
+    8  # steps that may be on their way to the disk before a write waits for the oldest
+)
+_SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE = 1, 2
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)  # FAT and some network file systems
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
@@ -84,6 +88,9 @@ class OutputFile:
             raise UsageError(f"{path} exists", hint="remove it or use --force")
         self.fd = self._create()
         self._size = self._written_back = 0
+        self._under_way: deque[tuple[int, int]] = (
+            deque()
+        )  # (offset, size) of steps being written to the disk
 
     def _create(self) -> int:
         try:
@@ -103,12 +110,26 @@ class OutputFile:
         return f"{self._directory}/.{name[:200]}.{os.urandom(6).hex()}.partial"
 
     def write(self, *buffers: Buffer) -> None:
-        """Append.  Write-back starts early, so that the final fsync, during which a dumped tree is frozen, is short."""
+        """Append.  Write-back starts early, so that the final fsync, during which a dumped tree is frozen, is short.
+
+        All has to be on the disk in the end.  So a slow one is waited for here rather than there: that takes no longer,
+        and whoever writes learns how fast the disk is (`format.adapt`).
+        """
         write_all(self.fd, list(buffers), self.path)
         self._size += sum(len(b) for b in buffers)
         if self._size - self._written_back >= _WRITE_BACK_STEP:
-            _start_write_back(self.fd, self._written_back, self._size - self._written_back)
-            self._written_back = self._size
+            try:
+                self._write_back()
+            except OSError as error:
+                raise _write_error(error, self.path) from None
+
+    def _write_back(self) -> None:
+        step = (self._written_back, self._size - self._written_back)
+        _sync_range(self.fd, *step, _SYNC_FILE_RANGE_WRITE)
+        self._written_back = self._size
+        self._under_way.append(step)
+        if len(self._under_way) > _WRITE_BACK_AHEAD:
+            _sync_range(self.fd, *self._under_way.popleft(), _SYNC_FILE_RANGE_WAIT_BEFORE)
 
     def sync(self) -> None:
         """Make durable what was written, so that `commit` has little to wait for.  Raises SystemEnvironmentError."""
@@ -302,8 +323,11 @@ def _rename_new(source: str, target: str) -> None:
         raise OSError(number, os.strerror(number), target)
 
 
-def _start_write_back(fd: int, offset: int, size: int) -> None:
+def _sync_range(fd: int, offset: int, size: int, flags: int) -> None:
+    """Raises OSError for what the disk said: the kernel tells each error once only, so fsync would not tell it again."""
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.sync_file_range(
-        fd, ctypes.c_int64(offset), ctypes.c_int64(size), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
-    )  # a hint: failure changes nothing
+    flag = ctypes.c_uint(flags)
+    if libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), flag) != 0:
+        code = ctypes.get_errno()
+        if code in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise OSError(code, os.strerror(code))
