@@ -324,7 +324,7 @@ def _rename_new(source: str, target: str) -> None:
 
 
 def _sync_range(fd: int, offset: int, size: int, flags: int) -> None:
-    """Raises OSError for what the disk said: the kernel tells each error once only, so fsync would not tell it again."""
+    """Raises OSError for what the disk said: the kernel tells an error once only, fsync would not tell it again."""
     libc = ctypes.CDLL(None, use_errno=True)
     flag = ctypes.c_uint(flags)
     if libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), flag) != 0:
