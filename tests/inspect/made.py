@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sealpoint.criu import schema
 from sealpoint.inspect import memory
+from sealpoint.inspect import messages as known_messages
 from sealpoint.inspect.memory import PAGE, AddressSpace
 from sealpoint.inspect.source import Access, images, open_source
 
@@ -15,9 +16,10 @@ MAGIC = 0x54564319
 PRESENT, PARENT, LAZY = 4, 1, 2
 
 
-def image(*messages, kind: int = 0) -> bytes:
-    """An image file of already filled messages."""
-    parts = [struct.pack("<II", MAGIC, kind)]
+def image(*messages, kind: str = "") -> bytes:
+    """An image file of already filled messages; kind: its type as `crit` names it."""
+    magic = known_messages.table()["magics"][kind] if kind else 0
+    parts = [struct.pack("<II", MAGIC, magic)]
     for each in messages:
         data = each.SerializeToString()
         parts.append(struct.pack("<I", len(data)) + data)

@@ -33,7 +33,8 @@ def core_image(tid: int, *, state: int = 1, march: int = 1, st_space: int = 32, 
             thread_info={"gpregs": registers, "fpregs": fp},
             tc={"task_state": state, "comm": b"app", "flags": 4},
             thread_core={"sched_nice": -5, "creds": {"uid": 7, "gid": 8}},
-        )
+        ),
+        kind="CORE",
     )
 
 
@@ -154,9 +155,10 @@ def test_more_segments_than_the_header_can_count(tmp_path, monkeypatch):
     assert found[-1][3] == A + (2 * count - 1) * PAGE
 
 
-def test_a_task_that_had_ended_has_no_core(tmp_path):
+@pytest.mark.parametrize("state", [2, 6])
+def test_a_task_that_had_ended_has_no_core(tmp_path, state):
     with pytest.raises(UsageError, match="had ended"):
-        write(a_task([vma(A, 1)], [], state=2), tmp_path)
+        write(a_task([vma(A, 1)], [], state=state), tmp_path)
     assert not (tmp_path / "core").exists()
 
 

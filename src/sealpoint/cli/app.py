@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "info": "Show what a sealed file says of itself.",
     "rekey": "Change who can open a sealed file.",
     "secrets": "Report which secrets a checkpoint exposes, masked.",
+    "report": "Make one page about a checkpoint, to be read anywhere.",
     "coredump": "Write an ELF core of one process, for gdb.",
     "crit": "Show and edit CRIU's images as JSON, sealed or plain.",
     "mount": "Show a sealed file as a directory of plain files.",

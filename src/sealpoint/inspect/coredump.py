@@ -36,16 +36,10 @@ _NT_FILE, _NT_SIGINFO, _NT_X86_XSTATE = 0x46494C45, 0x53494749, 0x202
 _MOST: Final = _PN_XNUM - 1  # program headers that the ELF header itself can count
 _SIGINFO_SIZE: Final = 128
 _X86_64: Final = 1  # core_entry.march
-_STATES: Final = {
-    1: (0, b"R"),
-    2: (4, b"Z"),
-    3: (3, b"T"),
-    6: (3, b"T"),
-}  # TASK_*: pr_state, letter
-_DEAD: Final = 2
-_MAX_HOLE: Final = (
-    64 << 30
-)  # bytes of a mapping that the file holds as a hole; beyond, they are left out
+# COMPEL_TASK_* of compel's task-state.h (crit has the last two the wrong way round): pr_state, letter.
+_STATES: Final = {1: (0, b"R"), 3: (3, b"T")}
+_ENDED: Final = (2, 6)
+_MAX_HOLE: Final = 64 << 30  # bytes of a mapping that the file has as a hole; beyond, it lacks them
 
 # Offsets in the standard XSAVE format: xcr0 where the kernel puts it for debuggers, then header and components.
 _XCR0, _XSTATE_BV, _YMM, _OPMASK, _ZMM_UPPER, _HI16_ZMM = 464, 512, 576, 1088, 1152, 1664
@@ -83,7 +77,7 @@ def write_core(
     """Write the core of one task; the caller commits.  Raises FileError, UsageError, IdentityError."""
     task = _task(images, pid)
     leader = _thread(images, pid)
-    if leader.tc.task_state == _DEAD:
+    if leader.tc.task_state in _ENDED:
         raise UsageError(f"process {pid} had ended when it was dumped: it has no memory")
     space = AddressSpace.load(images, pid)
     threads = [(pid, leader)]

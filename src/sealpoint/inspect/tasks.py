@@ -14,7 +14,8 @@ from sealpoint.inspect.sealed import SealedSource
 from sealpoint.inspect.source import Images
 
 _MAX_TASKS: Final = 1 << 17
-STATES: Final = {1: "alive", 3: "zombie", 6: "stopped", 2: "dead"}
+# COMPEL_TASK_* of compel/include/uapi/task-state.h.  `crit` itself has the last two the wrong way round.
+STATES: Final = {1: "alive", 2: "dead", 3: "stopped", 6: "zombie"}
 
 
 @dataclass(frozen=True, slots=True)

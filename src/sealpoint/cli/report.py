@@ -1,0 +1,41 @@
+"""`sealpoint report`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sealpoint.cli import options
+
+
+@click.command()
+@click.argument("file", metavar="FILE|DIR|-")
+@click.option(
+    "-o", "--output", required=True, metavar="FILE.html", help="The page, or - for standard output."
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@options.source_options
+def command(*, file: str, output: str, force: bool, **source: Any) -> None:
+    """Make one page about a checkpoint: processes, memory maps, files, sockets, sizes, and who sealed it for whom.
+
+    The page needs no network and no other file, and holds no memory contents; names, paths and addresses it does hold.
+    With an identity that opens metadata only the memory maps are missing.
+
+    \b
+    Example:
+      sealpoint report app.sealed -o app.html -i keys/identity.key --trust keys/signer.pub
+    """
+    from sealpoint.inspect.report import collect
+    from sealpoint.inspect.report_page import render
+    from sealpoint.inspect.source import images, split_place
+    from sealpoint.store.output import open_output
+
+    path, directory = split_place(file)
+    with options.open_source(path, **source) as opened:
+        page = render(collect(images(opened, directory)))
+    with open_output(output, force=force) as out:
+        out.write(page.encode())
+        out.commit()
+    if output != "-":
+        click.echo(f"{output}: {options.show_size(len(page.encode()))}")
