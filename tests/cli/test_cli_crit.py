@@ -14,96 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inspect"))
 
 import crit_reference
 import images_by_hand as hand
+from small_dump import a_tree
 
 from sealpoint.inspect import messages
-
-
-def a_tree() -> dict[str, bytes]:
-    """Images of three processes, small and whole enough for every `crit x`."""
-    files: dict[str, list] = {"pstree.img": [], "files.img": []}
-
-    def add(name, kind, *entries):
-        files.setdefault(name, []).extend(messages.message_class(kind)(**e) for e in entries)
-
-    add("files.img", "file_entry", {"type": 1, "id": 1, "reg": {"id": 1, "name": b"/bin/x\x1b[2J"}})
-    add("files.img", "file_entry", {"type": 2, "id": 2, "pipe": {"id": 2, "pipe_id": 99}})
-    for pid, parent in ((10, 0), (11, 10), (12, 11)):
-        add(
-            "pstree.img",
-            "pstree_entry",
-            {"pid": pid, "ppid": parent, "pgid": 10, "sid": 10, "threads": [pid]},
-        )
-        add(
-            f"core-{pid}.img",
-            "core_entry",
-            {"mtype": 1, "tc": {"task_state": 1, "comm": b"task%d" % pid}},
-        )
-        add(
-            f"ids-{pid}.img",
-            "task_kobj_ids_entry",
-            {"vm_id": pid, "files_id": pid, "fs_id": 1, "sighand_id": 1},
-        )
-        add(
-            f"fdinfo-{pid}.img",
-            "fdinfo_entry",
-            {"id": 1, "flags": 0, "type": 1, "fd": 0},
-            {"id": 2, "flags": 0, "type": 2, "fd": 1},
-        )
-        add(f"fs-{pid}.img", "fs_entry", {"cwd_id": 1, "root_id": 1})
-        file = {
-            "start": 0x1000,
-            "end": 0x5000,
-            "prot": 5,
-            "flags": 2,
-            "status": 65,
-            "shmid": 1,
-            "pgoff": 4096,
-        }
-        heap = {
-            "start": 0x7000,
-            "end": 0x9000,
-            "prot": 3,
-            "flags": 34,
-            "status": 513,
-            "shmid": 0,
-            "pgoff": 0,
-        }
-        areas = [{**area, "fd": -1} for area in (file, heap)]
-        add(f"mm-{pid}.img", "mm_entry", {"exe_file_id": 1, "vmas": areas})
-        head = messages.message_class("pagemap_head")(pages_id=pid)
-        entries = [
-            {"vaddr": 0x2000, "compat_nr_pages": 1, "flags": 4},
-            {"vaddr": 0x4000, "compat_nr_pages": 4, "flags": 4},
-        ]
-        files[f"pagemap-{pid}.img"] = [
-            head,
-            *(messages.message_class("pagemap_entry")(**e) for e in entries),
-        ]
-        files[f"pages-{pid}.img"] = []
-    kinds = {
-        "pstree": "PSTREE",
-        "files": "FILES",
-        "core": "CORE",
-        "ids": "IDS",
-        "fdinfo": "FDINFO",
-        "fs": "FS",
-        "mm": "MM",
-        "pagemap": "PAGEMAP",
-    }
-    written = {}
-    for name, parts in files.items():
-        kind = name.partition("-")[0].partition(".")[0]
-        if kind == "pages":
-            written[name] = b"p" * 5 * 4096
-            continue
-        data = bytearray()
-        hand.Writer(kinds[kind], data.extend)
-        for part in parts:
-            raw = part.SerializePartialToString()
-            data += len(raw).to_bytes(4, "little") + raw
-        written[name] = bytes(data)
-    written["inventory.img"] = hand.image("INVENTORY")
-    return written
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from sealpoint.criu.roles import role_of
 from sealpoint.errors import FileError
 from sealpoint.format.manifest import check_name
 from sealpoint.inspect import directory
-from sealpoint.inspect.source import READ_LIMIT, inside
+from sealpoint.inspect.source import PARENT_ELSEWHERE, READ_LIMIT, inside
 
 if TYPE_CHECKING:
     from sealpoint.format.constants import Role
@@ -216,7 +216,10 @@ class ArchiveSource:
             return None
         target = inside(prefix, link)
         if target is None or not any(name.startswith(target) for name in self._members):
-            raise FileError(f"{self.label}:{prefix}parent leads to no images of this archive")
+            raise FileError(
+                f"{self.label}:{prefix}parent leads to no images of this archive",
+                hint=PARENT_ELSEWHERE,
+            )
         return self, target
 
     def close(self) -> None:

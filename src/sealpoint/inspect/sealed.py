@@ -17,7 +17,7 @@ from sealpoint.criu.roles import SUMMARY_NAME, role_of
 from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.format.constants import MAGIC, PREAMBLE_SIZE, Role, Roots
 from sealpoint.format.reader import Scratch
-from sealpoint.inspect.source import READ_LIMIT, inside
+from sealpoint.inspect.source import PARENT_ELSEWHERE, READ_LIMIT, inside
 
 if TYPE_CHECKING:
     from sealpoint.format.manifest import Entry, Stream
@@ -153,7 +153,9 @@ class SealedSource:
         if name in self._links:
             target = inside(prefix, self._links[name])
             if target is None or not any(n.startswith(target) for n in self._entries):
-                raise FileError(f"{self.label}:{name} leads to no images of this file")
+                raise FileError(
+                    f"{self.label}:{name} leads to no images of this file", hint=PARENT_ELSEWHERE
+                )
             return self, target
         wanted = self.checkpoint.authentic.origin.parent
         if wanted is None:

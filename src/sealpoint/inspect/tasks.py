@@ -31,10 +31,13 @@ class Task:
     state: str = ""
 
 
-def read_tree(images: Images, *, commands: bool = True) -> list[Task]:
+def read_tree(
+    images: Images, problems: list[FileError] | None = None, *, commands: bool = True
+) -> list[Task]:
     """All tasks in the order of the image.
 
     commands: read names, too: from the core images or, where those are withheld, from the sealer's summary.
+    problems: gets the errors of core images, whose tasks then have no name; without it such an error is raised.
     Raises FileError, IdentityError.
     """
     found: dict[int, Task] = {}
@@ -51,7 +54,8 @@ def read_tree(images: Images, *, commands: bool = True) -> list[Task]:
         if pid in found or n >= _MAX_TASKS:
             raise FileError(f"{where}: task {pid} is there twice, or there are too many")
         found[pid] = task
-    return _with_commands(images, list(found.values())) if commands else list(found.values())
+    tree = list(found.values())
+    return _with_commands(images, tree, problems) if commands else tree
 
 
 def _id(entry: object, name: str) -> int:
@@ -62,13 +66,22 @@ def _id(entry: object, name: str) -> int:
     return int(nested[0]) if nested else 0
 
 
-def _with_commands(images: Images, tree: list[Task]) -> list[Task]:
+def _with_commands(
+    images: Images, tree: list[Task], problems: list[FileError] | None
+) -> list[Task]:
     if tree and images.withheld(f"core-{tree[0].pid}.img"):
         names = _from_summary(images)
         return [dataclasses.replace(t, command=names.get(t.pid, "")) for t in tree]
     named = []
     for task in tree:
-        core = first_record(images, f"core-{task.pid}.img").tc
+        try:
+            core = first_record(images, f"core-{task.pid}.img").tc
+        except FileError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+            named.append(task)
+            continue
         named.append(
             dataclasses.replace(
                 task,
@@ -88,8 +101,8 @@ def _from_summary(images: Images) -> dict[int, str]:
     return {int(t["pid"]): t["command"] for t in summary.decode(data)["tasks"]}
 
 
-def walk(tree: list[Task]) -> Iterator[tuple[Task, int]]:
-    """Each task and its depth, children after their parents.
+def walk(tree: list[Task], pid: int = 0) -> Iterator[tuple[Task, int]]:
+    """Each task and its depth, children after their parents; with `pid` that one and what descends from it.
 
     A task whose parent is not there is a root; so is one of a circle, at which the circle is cut.
     """
@@ -99,7 +112,8 @@ def walk(tree: list[Task]) -> Iterator[tuple[Task, int]]:
         children.setdefault(task.parent, []).append(task)
     seen: set[int] = set()
     roots = [t for t in tree if t.parent not in pids or t.parent == t.pid]
-    for root in [*roots, *tree]:
+    starts = [t for t in tree if t.pid == pid] if pid else [*roots, *tree]
+    for root in starts:
         waiting = [(root, 0)]
         while waiting:
             task, depth = waiting.pop()

@@ -1,0 +1,67 @@
+"""`sealpoint diff`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from sealpoint.cli import options
+from sealpoint.cli.printable import printable
+
+
+@click.command()
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@click.option("--files", is_flag=True, help="Compare open files, too.")
+@click.option("--sockets", is_flag=True, help="Compare sockets, too.")
+@click.option(
+    "--ps-tree-cmd", is_flag=True, help="Compare command lines, too. Takes a memory identity."
+)
+@click.option(
+    "--ps-tree-env", is_flag=True, help="Compare environments, too. Takes a memory identity."
+)
+@click.option("--show-unchanged", is_flag=True, help="List processes that did not change, too.")
+@click.option(
+    "--format", "form", type=click.Choice(["tree", "json"]), default="tree", help="Default: tree."
+)
+@options.json_option
+@options.source_options
+def command(
+    before: str,
+    after: str,
+    *,
+    files: bool,
+    sockets: bool,
+    ps_tree_cmd: bool,
+    ps_tree_env: bool,
+    show_unchanged: bool,
+    form: str,
+    as_json: bool,
+    **access: Any,
+) -> None:
+    """Show what changed between two checkpoints: processes that came and went, and what changed of the others.
+
+    \b
+    Example:
+      sealpoint diff monday.sealed tuesday.sealed --files -i keys/identity.key --trust keys/signer.pub
+    """
+    from sealpoint.inspect import diff, tree_text
+    from sealpoint.inspect.inspection import Inspection
+    from sealpoint.inspect.source import images, split_place
+
+    parts = diff.parts(
+        files=files, sockets=sockets, command_lines=ps_tree_cmd, environment=ps_tree_env
+    )
+    collected = []
+    for file in (before, after):
+        path, directory = split_place(file)
+        with options.open_source(path, **access) as source:
+            collected.append(Inspection(images(source, directory)).collect(parts))
+    result = diff.compare(*collected, show_unchanged=show_unchanged)
+    if as_json or form == "json":
+        click.echo(json.dumps(result, indent=2))
+        return
+    for line in tree_text.draw(diff.tree(result, before, after)):
+        click.echo(printable(line))

@@ -1,0 +1,114 @@
+"""`sealpoint inspect`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from sealpoint.cli import options
+from sealpoint.cli.printable import printable
+from sealpoint.errors import FileError
+
+
+@click.command()
+@click.argument("checkpoints", metavar="FILE|DIR...", nargs=-1, required=True)
+@click.option("--stats", is_flag=True, help="CRIU's counters of the dump.")
+@click.option("--mounts", is_flag=True, help="Mounts.")
+@click.option("--metadata", is_flag=True, help="Pod, namespace and annotations.")
+@click.option("--ps-tree", is_flag=True, help="The process tree.")
+@click.option(
+    "--ps-tree-cmd",
+    is_flag=True,
+    help="The process tree with command lines. Takes a memory identity.",
+)
+@click.option(
+    "--ps-tree-env",
+    is_flag=True,
+    help="The process tree with environments. Takes a memory identity.",
+)
+@click.option("--files", is_flag=True, help="Open files of each process.")
+@click.option("--sockets", is_flag=True, help="Open sockets of each process.")
+@click.option("--pid", type=int, default=0, help="Only this process and its children.")
+@click.option(
+    "--all", "everything", is_flag=True, help="All of it, as far as the identity reaches."
+)
+@click.option(
+    "--format", "form", type=click.Choice(["tree", "json"]), default="tree", help="Default: tree."
+)
+@options.json_option
+@options.source_options
+def command(
+    checkpoints: tuple[str, ...],
+    *,
+    stats: bool,
+    mounts: bool,
+    metadata: bool,
+    ps_tree: bool,
+    ps_tree_cmd: bool,
+    ps_tree_env: bool,
+    everything: bool,
+    pid: int,
+    form: str,
+    as_json: bool,
+    files: bool,
+    sockets: bool,
+    **access: Any,
+) -> None:
+    """Show what is in checkpoints: sealed files, archives of engines, directories of images.
+
+    With a metadata identity everything works but command lines and environments: process names come from the summary
+    that the sealer wrote.
+
+    \b
+    Example:
+      sealpoint inspect app.sealed --ps-tree --files -i keys/identity.key --trust keys/signer.pub
+    """
+    from sealpoint.inspect import tree_text
+    from sealpoint.inspect.inspection import Inspection, Parts
+    from sealpoint.inspect.source import images, split_place
+
+    results: list[dict[str, Any]] = []
+    problems: list[FileError] = []
+    for file in checkpoints:
+        path, directory = split_place(file)
+        with options.open_source(path, **access) as source:
+            dump = images(source, directory)
+            memory = not dump.withheld("mm-1.img")
+            inspection = Inspection(dump)
+            parts = Parts(
+                stats=stats or everything,
+                mounts=mounts or everything,
+                ps_tree=ps_tree or everything,
+                ps_tree_cmd=ps_tree_cmd or (everything and memory),
+                ps_tree_env=ps_tree_env or (everything and memory),
+                files=files or everything,
+                sockets=sockets or everything,
+                metadata=metadata or everything,
+                pid=pid,
+            )
+            results.append(inspection.collect(parts))
+            problems += inspection.problems
+            if stats and not results[-1]["statistics"]:
+                options.warn(f"{file} has no statistics: CRIU writes them after the images")
+            if inspection.withheld:
+                names = ", ".join(inspection.withheld[:4])
+                options.warn(f"{file}: this identity opens metadata only, so without {names}")
+    if as_json or form == "json":
+        click.echo(json.dumps(results, indent=2))
+    else:
+        for n, values in enumerate(results):
+            click.echo(f"{os.linesep if n else ''}{printable(checkpoints[n])}:")
+            _print_lines(tree_text.draw(tree_text.inspection(values)))
+    if problems:  # after what could be shown
+        for problem in problems[1:]:
+            options.warn(problem.message)
+        raise problems[0]
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(printable(line))

@@ -1,0 +1,63 @@
+"""`sealpoint list`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.cli.show import print_table
+from sealpoint.errors import SystemEnvironmentError
+
+
+@click.command("list")
+@click.argument("directory", metavar="[DIR]", required=False)
+@options.json_option
+@options.source_options
+def command(directory: str | None, *, as_json: bool, **access: Any) -> None:
+    """List the checkpoints in a directory (default: that of the kubelet): sealed files, archives, image directories.
+
+    Without -i only what is public of a sealed file is told, and its signature is checked but not judged.
+
+    \b
+    Example:
+      sealpoint list /var/lib/kubelet/checkpoints
+    """
+    from sealpoint.inspect import listing
+    from sealpoint.inspect.tree_text import size
+
+    directory = directory or listing.KUBELET
+    given = bool(access["identities"])
+    config = configuration.load()
+    if given:
+        options.protect()
+    try:
+        found = listing.checkpoints(
+            directory, options.source_access(config, **access), identities=given
+        )
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot list {directory}: {error.strerror}") from None
+    if as_json:
+        click.echo(json.dumps([one.to_json() for one in found], indent=2))
+        return
+    if not found:
+        click.echo(f"no checkpoints in {directory}", err=True)
+        return
+    print_table(
+        [
+            {
+                "CHECKPOINT": one.name,
+                "KIND": one.kind,
+                "NAMESPACE": one.namespace,
+                "CONTAINER": one.container,
+                "ENGINE": one.engine,
+                "CHECKPOINTED": one.checkpointed,
+                "SIZE": size(one.size),
+                "ERROR": one.error,
+            }
+            for one in found
+        ]
+    )
