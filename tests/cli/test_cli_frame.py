@@ -271,6 +271,6 @@ def test_the_completion_script_is_valid_bash_and_completes(program, tmp_path):
         assert result.code == 0
         return [line.split(",")[1] for line in result.out.splitlines()]
 
-    assert complete("sealpoint re") == ["restore", "rekey"]
+    assert complete("sealpoint rek") == ["rekey"]
     assert "--metadata-recipient" in complete("sealpoint seal --m")
     assert complete("sealpoint completion ") == ["bash", "zsh", "fish"]
