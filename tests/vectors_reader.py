@@ -83,7 +83,11 @@ def read(
         opened = authentic.unlock(unwrap_with([identity_of(vector["identity"])]))
         spy(opened.roots)
         opened.verify_all()
-        return {name: opened.read_bytes(entry) for name, entry in opened.entries.items()}
+        return {
+            name: opened.read_bytes(entry)
+            for name, entry in opened.entries.items()
+            if opened.is_whole(entry)
+        }
     finally:
         os.close(fd)
 

@@ -22,7 +22,8 @@ class Config:
 
     recipients, metadata_recipients: files or literals; signer: private key file; signer_certificate: its X.509 chain;
     identities: private key files; trust: signers to believe; recipient_authorities, signer_authorities: CA bundles that
-    X.509 certificates must lead to; compress, suite: defaults of the options; criu: path of the CRIU to run.
+    X.509 certificates must lead to; compress, suite: defaults of the options; criu: path of the CRIU to run; state:
+    directory of the state store.
     """
 
     recipients: tuple[str, ...] = ()
@@ -36,6 +37,7 @@ class Config:
     compress: str = ""
     suite: str = ""
     criu: str = ""
+    state: str = ""
 
 
 _PATHS: Final = {
@@ -48,6 +50,7 @@ _PATHS: Final = {
     "recipient_authorities",
     "signer_authorities",
     "criu",
+    "state",
 }
 _LITERAL: Final = re.compile(r"sealpoint-[a-z0-9]+:|passphrase$|[0-9a-fA-F]{64}$")
 _CHOICES: Final = {

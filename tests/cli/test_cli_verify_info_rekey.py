@@ -66,7 +66,12 @@ def test_verify_json(cli, sealed, keys):
     assert values.pop("signers") == [
         {"name": f"ed25519 {keys.key_id[:12]}…", "key": keys.key_id, "trusted": True}
     ]
-    assert values == {"file": sealed, "chunks_authenticated": False, "interrupted_rekey": False}
+    assert values == {
+        "file": sealed,
+        "chunks_authenticated": False,
+        "interrupted_rekey": False,
+        "freed": 0,
+    }
 
 
 def test_verify_json_without_trust_is_json_and_8(cli, sealed):
@@ -124,6 +129,8 @@ def test_info_without_a_key_shows_nothing_of_the_contents(cli, sealed, keys):
         "tool",
         "workload",
         "parent",
+        "chain",
+        "pruned",
         "signers",
         "header_sequence",
         "interrupted_rekey",

@@ -61,6 +61,7 @@ class DropIn:
             "identities": [self.keys.path("identity.key")],
             "trust": [self.keys.path("signer.pub")],
             "criu": str(self.real),
+            "state": str(self.config.parent / "state"),
         } | settings
         lines = [
             f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
+from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.view import View
 from sealpoint.criu.fuse import MAX_IO, ROOT, Attributes, Filesystem, dispatch
 from sealpoint.format.constants import Role
@@ -113,14 +114,15 @@ def read(fs: Filesystem, node: int, offset: int, size: int) -> bytes:
 
 FILESYSTEMS = [
     Filesystem,
-    lambda: View(Checkpoint()),
+    lambda: View(Flat([Checkpoint()])),
     lambda: CaptureFilesystem(Builder()),
+    lambda: CaptureFilesystem(Builder(), parent={"inventory.img": b"x" * 99}, keep=True),
 ]
 
 
 @settings(max_examples=400, deadline=None)
 @given(
-    which=st.integers(0, 2),
+    which=st.integers(0, 3),
     requests=st.lists(
         st.tuples(
             st.integers(0, 60) | st.integers(0, 2**32 - 1),
@@ -149,7 +151,7 @@ def test_garbage_raises_nothing_but_oserror(
 def test_well_formed_requests_with_any_numbers_raise_nothing_but_oserror(
     data: st.DataObject,
 ) -> None:
-    fs = FILESYSTEMS[data.draw(st.integers(0, 2))]()
+    fs = FILESYSTEMS[data.draw(st.integers(0, 3))]()
     number = st.integers(0, 10) | st.integers(0, 2**64 - 1)
     for _ in range(8):
         node, handle, offset = data.draw(number), data.draw(number), data.draw(number)
@@ -172,7 +174,7 @@ def test_well_formed_requests_with_any_numbers_raise_nothing_but_oserror(
 @given(offset=st.integers(0, 2 * CHUNK + 10), size=st.integers(0, MAX_IO))
 def test_reads_give_the_bytes_of_the_object_and_no_neighbours(offset: int, size: int) -> None:
     checkpoint = Checkpoint()
-    fs = View(checkpoint)
+    fs = View(Flat([checkpoint]))
     node = entry_of(ask(fs, LOOKUP, ROOT, b"pages-1.img\0")).node
     assert read(fs, node, offset, size) == checkpoint.content[: 2 * CHUNK][offset : offset + size]
     directory = entry_of(ask(fs, LOOKUP, ROOT, b"a\0")).node
@@ -186,7 +188,7 @@ def test_reads_give_the_bytes_of_the_object_and_no_neighbours(offset: int, size:
 def test_whatever_goes_wrong_in_a_read_is_kept_for_the_gate() -> None:
     checkpoint = Checkpoint()
     checkpoint.broken = True
-    fs = View(checkpoint)
+    fs = View(Flat([checkpoint]))
     node = entry_of(ask(fs, LOOKUP, ROOT, b"pages-1.img\0")).node
     with pytest.raises(OSError) as caught:
         read(fs, node, 0, 10)
@@ -200,7 +202,7 @@ def test_whatever_goes_wrong_in_a_read_is_kept_for_the_gate() -> None:
 @settings(max_examples=100, deadline=None)
 @given(size=st.integers(24, 5000), step=st.integers(0, 5))
 def test_a_directory_is_listed_whole_whatever_the_size_of_the_pages(size: int, step: int) -> None:
-    fs = View(Checkpoint())
+    fs = View(Flat([Checkpoint()]))
     names: list[str] = []
     offset = 0
     while True:

@@ -19,6 +19,8 @@ import pytest
 import rpc
 import sealed
 
+from sealpoint.checkpoint import tracking
+
 StartWorkload = Callable[..., harness.Workload]
 MAGIC_SIZE = 8
 
@@ -353,15 +355,12 @@ def test_memory_goes_to_a_page_server_sealed(
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        (rpc.PRE_DUMP, {}, "pre-dump"),
-        (13, {}, "pre-dump"),
         (rpc.PAGE_SERVER, {}, "page server"),
         (12, {}, "page server"),
         (rpc.DUMP, {"ps": {2: 0}}, "page server"),
         (rpc.DUMP, {"ps": {4: 77}}, "descriptor"),
         (rpc.DUMP, {"lazy_pages": True}, "lazy"),
         (rpc.DUMP, {"parent_img": "../parent"}, "parent"),
-        (rpc.DUMP, {"auto_dedup": True}, "auto-dedup"),
     ],
 )
 def test_what_would_lead_past_the_seal_is_refused_with_a_reason(
@@ -383,6 +382,50 @@ def test_what_would_lead_past_the_seal_is_refused_with_a_reason(
         assert words in reply.message
     running.assert_continues(before)
     assert os.listdir(images) == []
+
+
+@pytest.mark.skipif(tracking.supported(), reason="this kernel tracks changes of memory")
+@pytest.mark.parametrize("kind", [rpc.PRE_DUMP, rpc.SINGLE_PRE_DUMP])
+def test_a_pre_dump_on_a_kernel_that_cannot_is_refused_and_the_tree_runs_on(
+    dropin: dropin_tools.DropIn,
+    workload: StartWorkload,
+    places: dict[str, int],
+    images: Path,
+    kind: int,
+) -> None:
+    running = workload("secret")
+    before = running.assert_intact()
+    with client(dropin) as connection:
+        reply = connection.call(rpc.request(kind, pid=running.pid, **places))
+    assert not reply.success
+    assert reply.kind == kind
+    assert "CONFIG_MEM_SOFT_DIRTY" in reply.message
+    running.assert_continues(before)
+    assert os.listdir(images) == []
+
+
+def test_a_parent_that_is_not_known_costs_a_full_dump_and_the_log_says_so(
+    dropin: dropin_tools.DropIn,
+    workload: StartWorkload,
+    places: dict[str, int],
+    images: Path,
+) -> None:
+    running = workload("secret")
+    parent = images.parent / "parent-images"
+    parent.mkdir()
+    reply = dump(
+        dropin,
+        running,
+        parent_img="../parent-images",
+        auto_dedup=True,
+        leave_running=True,
+        **places,
+    )
+    assert reply.success
+    assert not (images / "parent").exists()
+    logs = [p.read_text(errors="replace") for p in images.parent.rglob("*.log")]
+    assert any("a full dump is made: ../parent-images holds no sealed" in text for text in logs)
+    running.assert_intact()
 
 
 @pytest.mark.parametrize(

@@ -225,9 +225,9 @@ BROKEN = {
     "signer is not there": ({"signer": "/nowhere/signer.key"}, ["/nowhere/signer.key"]),
     "signer is a directory": ({"signer": "/tmp"}, ["/tmp"]),
     "recipient is not there": ({"recipients": ["/nowhere/r.pub"]}, ["/nowhere/r.pub"]),
-    "unknown suite": ({"suite": "rot13"}, ["config.toml, line 6: suite"]),
+    "unknown suite": ({"suite": "rot13"}, ["config.toml, line 7: suite"]),
     "wrong type": ({"recipients": 7}, ["config.toml, line 1: recipients"]),
-    "unknown key": ({"recipient": "x"}, ["config.toml, line 6: recipient"]),
+    "unknown key": ({"recipient": "x"}, ["config.toml, line 7: recipient"]),
 }
 
 

@@ -60,11 +60,13 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "tree": ("main", "child", "grandchild"),
     "secret": ("main",),
     "kinds": ("main",),
+    "dirty": ("main",),
 }
 """The processes of each workload; a process is known by its name, the first is the root."""
 
 PLANTED: dict[str, dict[str, str]] = {
     "memory": {"env": "pages-*", "heap": "pages-*"},
+    "dirty": {"env": "pages-*", "heap": "pages-*"},
     "ipc": {
         "env": "pages-*",
         "pipe": "pipes-data.img",

@@ -13,6 +13,8 @@ import pytest
 import sealed
 from typed import DropIn
 
+from sealpoint.checkpoint import tracking
+
 StartWorkload = Callable[..., harness.Workload]
 
 
@@ -113,13 +115,10 @@ def test_a_damaged_file_is_not_restored(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("pre-dump", "-t", "1"),
         ("page-server", "--port", "1", "--lazy-pages"),
         ("lazy-pages",),
         ("dump", "-t", "1", "--page-serv"),
         ("dump", "-t", "1", "--stream"),
-        ("dump", "-t", "1", "--track-mem"),
-        ("dump", "-t", "1", "--prev-images-dir", "x"),
         ("dump", "-t", "1", "--lazy-pages"),
         ("dump", "-t", "1", "--images", "elsewhere"),
         ("restore", "--config=x"),
@@ -151,7 +150,7 @@ def test_configuration_errors_name_file_key_and_line(
     config.write_text(config.read_text() + 'recipiens = ["x"]\n')
     status, said = dropin.run("dump", "-t", running.pid, "-D", tmp_path)
     assert status == 1
-    assert f"{config}, line 5: recipiens" in said
+    assert f"{config}, line 6: recipiens" in said
     running.assert_intact()
 
 
@@ -195,3 +194,74 @@ def test_interrupting_a_dump_leaves_the_tree_as_it_was(
         return
     assert not (images / "inventory.img").exists()
     running.assert_intact()
+
+
+# --- increments ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(tracking.supported(), reason="this kernel tracks changes of memory")
+def test_a_pre_dump_on_a_kernel_that_cannot_says_so_and_leaves_the_process_running(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    running = workload("secret")
+    images = tmp_path / "images"
+    images.mkdir()
+    status, said = dropin.run("pre-dump", "-t", running.pid, "-D", images)
+    assert status == 1
+    assert "CONFIG_MEM_SOFT_DIRTY" in said
+    assert len(said.splitlines()) == 1
+    running.assert_intact()
+    assert os.listdir(images) == []
+
+
+def test_a_parent_that_cannot_be_continued_costs_a_full_dump_and_it_says_so(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    running = workload("secret")
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    assert dropin.run("dump", "-R", "-t", running.pid, "-D", first)[0] == 0
+    before = running.assert_intact()
+    status, said = dropin.run(
+        "dump", "-t", running.pid, "-D", second, "--prev-images-dir", "../first"
+    )
+    assert status == 0, said
+    assert "Warn  (sealpoint): a full dump is made" in said
+    running.wait_gone()
+    status, said = dropin.run("restore", "-d", "-D", second)
+    assert status == 0, said
+    running.assert_continues(before)
+
+
+def test_a_parent_directory_that_is_not_there_fails_the_dump_as_with_criu(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    running = workload("secret")
+    status, said = dropin.run(
+        "dump", "-t", running.pid, "-D", tmp_path, "--prev-images-dir", "no/such"
+    )
+    assert status == 1
+    assert "the parent images directory no/such cannot be opened" in said
+    running.assert_intact()
+
+
+def test_auto_dedup_without_parents_changes_nothing(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    """It runs CRIU as a child rather than in its own place; statuses stay those of CRIU."""
+    running = workload("secret")
+    images = tmp_path / "images"
+    images.mkdir()
+    before = running.assert_intact()
+    status, said = dropin.run("dump", "--auto-dedup", "-t", running.pid, "-D", images)
+    assert status == 0, said
+    running.wait_gone()
+    status, said = dropin.run("dump", "--auto-dedup", "-t", running.pid, "-D", images)
+    assert status != 0
+    status, said = dropin.run("restore", "-d", "--auto-dedup", "-D", images)
+    assert status == 0, said
+    running.assert_continues(before)
+    status, said = dropin.run("dedup", "-D", images)
+    assert status == 1
+    assert "nothing can be freed" in said

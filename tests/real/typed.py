@@ -40,6 +40,7 @@ class DropIn:
             "signer": f'"{self.keys.path("signer.key")}"',
             "identities": f'["{self.keys.path("identity.key")}"]',
             "trust": f'["{self.keys.path("signer.pub")}"]',
+            "state": f'"{self.home.parent / "state"}"',
         } | settings
         self.config.write_text(
             "".join(f"{name} = {value}\n" for name, value in values.items() if value)

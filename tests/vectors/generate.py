@@ -27,6 +27,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "src")]
 
 import adversary
 import faults
+import prune_forge
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as ser
@@ -296,6 +297,8 @@ def derived(stored: dict[str, Vector]) -> Iterator[Vector]:
             yield vector(name, mutation.name, mutation.data, outcome, base="rekeyed")
     assert not wanted, wanted
 
+    yield from pruned_vectors(vector, data)
+
     for role, names, table in (
         (Role.MEMORY, MEMORY, faults.MEMORY),
         (Role.METADATA, METADATA, faults.METADATA),
@@ -313,6 +316,66 @@ def derived(stored: dict[str, Vector]) -> Iterator[Vector]:
         forge.set_payload(forge.payload() | faults.ORIGIN[fault], SIGNER)
         name = f"origin-{fault.replace(' ', '-').replace(',', '')}"
         yield vector(name, f"a properly signed origin statement: {fault}", forge.build())
+
+
+PRUNE = {
+    "records gone": "prune-record-gone", "record gone, the first stays": "prune-record-put-back",
+    "record twice": "prune-record-twice", "record extended": "prune-record-extended",
+    "a byte before the record": "prune-record-with-a-gap",
+    "the statement without the first record": "prune-record-without-the-earlier",
+    "another's record": "prune-record-of-other-frames",
+    "child exchanged, signature kept": "prune-child-exchanged",
+    "all frames freed, signature kept": "prune-frames-exchanged",
+    "statement: the origin": "prune-statement-is-the-origin",
+    "statement: a space": "prune-statement-with-a-space", "a frame of object 5 emptied, too": "prune-frame-emptied-too",
+}  # fmt: skip
+PRUNE_POLICY = {
+    "a stranger's altogether": "prune-by-a-stranger", "unsigned": "prune-unsigned",
+}  # fmt: skip
+
+
+def pruned_vectors(vector: Callable[..., Vector], data: bytes) -> Iterator[Vector]:
+    """Frames of pages-1.img, then of pages-2.img, freed for a child."""
+    first, second = (
+        prune_forge.memory_frames(data, [3])[:2],
+        prune_forge.memory_frames(data, [4])[:1],
+    )
+    once = prune_forge.pruned(data, first)
+    twice = prune_forge.pruned(once, second)
+    yield vector("pruned", "chunks of one object freed", once, "success")
+    yield vector("pruned-twice", "of another, too: a second record", twice, "success")
+    early = prune_forge.pruned(data, first, empty=False)
+    yield vector("pruned-not-emptied", "a kill before the frames were emptied", early, "success")
+    for size in (1, 64, 200):
+        cut = once[: len(data) + size]
+        yield vector(
+            f"pruned-record-cut-to-{size}",
+            "a record that was not written whole",
+            cut,
+            base="pruned",
+        )
+    (begin, end) = prune_forge.frame_range(once, first[0])
+    filled = adversary.flip(once, (begin + end) // 2)
+    yield vector(
+        "pruned-frame-not-empty",
+        "a freed frame that is neither empty nor as it was",
+        filled,
+        base="pruned",
+    )
+    other = prune_forge.pruned(data, second, child=prune_forge.OTHER_CHILD)
+    wanted = PRUNE | PRUNE_POLICY
+    for mutation in prune_forge.mutations(twice, once, data, other):
+        name = wanted.pop(mutation.name, None)
+        if name is not None:
+            outcome = "policy" if mutation.name in PRUNE_POLICY else "file"
+            yield vector(
+                name, f"a pruned file: {mutation.name}", mutation.data, outcome, base="pruned-twice"
+            )
+    assert not wanted, wanted
+    for fault in prune_forge.SIGNED_FAULTS:
+        name = f"prune-statement-{fault.replace(' ', '-').replace(',', '')}"
+        what = f"a properly signed prune statement: {fault}"
+        yield vector(name, what, prune_forge.signed_fault(data, first, fault), base="pruned")
 
 
 def edits(old: bytes, new: bytes) -> list[list]:
@@ -339,6 +402,9 @@ def edits(old: bytes, new: bytes) -> list[list]:
 
 def parts(data: bytes) -> list[bytes]:
     try:
+        data, records = prune_forge.split(data)
+        if records:
+            return [*parts(data), records]
         forge = Forge(data)
     except Exception:  # not a sealed file any more
         return [data]

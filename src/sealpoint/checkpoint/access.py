@@ -112,7 +112,7 @@ def describe_stanza(stanza: Stanza) -> str:
 class Checkpoint:
     """A sealed file whose statements were checked against a policy.  A context manager: closes its descriptor.
 
-    signers: who signed the origin statement, then who signed the envelope statement.
+    signers: who signed the prune statement, if there is one, the envelope statement, and the origin statement.
     """
 
     fd: int
@@ -185,7 +185,12 @@ def authenticate(
     envelope = seen[dsse.decode(authentic.slot.envelope, ENVELOPE_TYPE, "envelope").payload]
     policy.check_time(origin, authentic.origin.captured)
     policy.check_time(envelope, authentic.envelope.created)
-    unique = {s.key_id: s for s in (*envelope.signatures, *origin.signatures)}
+    signatures = [*envelope.signatures, *origin.signatures]
+    if authentic.prune is not None and authentic.file.prune_envelope is not None:
+        prune = seen[authentic.file.prune_envelope.payload]
+        policy.check_time(prune, authentic.prune.created)
+        signatures[:0] = prune.signatures
+    unique = {s.key_id: s for s in signatures}
     return authentic, tuple(unique.values())
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sealpoint import __version__
+from sealpoint.checkpoint.state import Layout
 from sealpoint.checkpoint.summary import Summary
-from sealpoint.criu.roles import SUMMARY_NAME, role_of
+from sealpoint.criu.roles import SUMMARY_NAME, is_pages, role_of
 from sealpoint.format.constants import (
     CHUNK_SIZE,
     PACK_CHUNK_SIZE,
@@ -233,6 +234,15 @@ class CheckpointBuilder:
             derived_from=derived_from,
             captured=captured,
         )
+
+    def layout(self) -> dict[str, Layout]:
+        """Where the pages images are that have a stream of their own."""
+        return {
+            p.name: Layout(p.stream.number, p.stream.chunk_size, p.size)
+            for p in self._pending
+            if is_pages(p.name)
+            and all(p.stream is not pack.stream for pack in self._packs.values())
+        }
 
     def _manifest(self, role: Role) -> Manifest:
         table = Manifest(role)

@@ -10,17 +10,21 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sealpoint.checkpoint import pages_file
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
 from sealpoint.criu.fuse import ROOT, Attributes, Filesystem
+from sealpoint.criu.pagemap import is_pagemap
 from sealpoint.criu.roles import is_pages, role_of
 from sealpoint.errors import CriuError
 
 OnError = Callable[[BaseException], None]
+PARENT = "parent"  # CRIU's name for the directory of the images that an increment continues
 _NOWHERE = memoryview(bytearray())
+_PARENT_NODE = 1 << 32  # of that directory; its images follow
+_KEPT = 1 << 28  # bytes of inventory and pagemaps that are kept
 _CLOSE_PATIENCE = 10.0  # seconds for the kernel to hand on closes that have happened already
 
 
@@ -35,12 +39,26 @@ class _Image:
 
 
 class CaptureFilesystem(Filesystem):
-    """A flat directory of images in the making.  Served by one thread, which is as fast as two and needs no locks."""
+    """A flat directory of images in the making.  Served by one thread, which is as fast as two and needs no locks.
 
-    def __init__(self, builder: CheckpointBuilder, pages: CheckpointBuilder | None = None) -> None:
+    parent: images that CRIU may read in the directory `parent`, to find out what has changed since.  kept: inventory
+    and pagemaps as they were written, where `keep`; incomplete, and then None, if there is too much of them.
+    """
+
+    def __init__(
+        self,
+        builder: CheckpointBuilder,
+        pages: CheckpointBuilder | None = None,
+        *,
+        parent: Mapping[str, bytes] | None = None,
+        keep: bool = False,
+    ) -> None:
         """pages: for memory pages and their maps, where these go to another file than the rest."""
         self._builder = builder
         self._pages = pages
+        self._parent = None if parent is None else list(parent.items())
+        self._keep = keep
+        self._kept: dict[str, bytearray] = {}
         self._changed = threading.Condition()
         self._images: dict[int, _Image] = {}
         self._names: dict[str, _Image] = {}
@@ -70,7 +88,18 @@ class CaptureFilesystem(Filesystem):
         if first:
             self.on_error(error)
 
+    @property
+    def kept(self) -> dict[str, bytes] | None:
+        """What a later increment needs to know of this one; None if that is more than is kept."""
+        return {n: bytes(d) for n, d in self._kept.items()} if self._keep else None
+
     def lookup(self, parent: int, name: str) -> Attributes:
+        if self._parent is not None and parent == ROOT and name == PARENT:
+            return Attributes(_PARENT_NODE, stat.S_IFDIR | 0o500)
+        if self._parent is not None and parent == _PARENT_NODE:
+            for number, (known, data) in enumerate(self._parent):
+                if known == name:
+                    return Attributes(_PARENT_NODE + 1 + number, stat.S_IFREG | 0o400, len(data))
         image = self._names.get(name)
         if parent != ROOT or image is None:
             raise OSError(errno.ENOENT, "no such image")
@@ -79,10 +108,31 @@ class CaptureFilesystem(Filesystem):
     def getattr(self, node: int) -> Attributes:
         if node == ROOT:
             return Attributes(ROOT, stat.S_IFDIR | 0o700)
+        if node == _PARENT_NODE and self._parent is not None:
+            return Attributes(node, stat.S_IFDIR | 0o500)
+        if node > _PARENT_NODE:
+            return Attributes(node, stat.S_IFREG | 0o400, len(self._of_parent(node)))
         return _attributes(self._images[node])
 
+    def _of_parent(self, node: int) -> bytes:
+        number = node - _PARENT_NODE - 1
+        if self._parent is None or not 0 <= number < len(self._parent):
+            raise OSError(errno.ENOENT, "no such image")
+        return self._parent[number][1]
+
     def readdir(self, node: int) -> Sequence[tuple[str, Attributes]]:
+        if node == _PARENT_NODE and self._parent is not None:
+            return [(name, self.lookup(node, name)) for name, _ in self._parent]
         return [(i.name, _attributes(i)) for i in list(self._images.values())]
+
+    def open(self, node: int, flags: int) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EACCES, "images of the parent are not changed")
+        self._of_parent(node)
+        return node
+
+    def read(self, node: int, handle: int, offset: int, size: int) -> Sequence[memoryview | bytes]:
+        return [memoryview(self._of_parent(node))[offset : offset + size]]
 
     def create(self, parent: int, name: str, flags: int) -> tuple[Attributes, int]:
         with self._changed:
@@ -121,6 +171,9 @@ class CaptureFilesystem(Filesystem):
 
     def _append(self, image: _Image, data: memoryview) -> None:
         image.size += len(data)
+        if self._keep and (image.name == "inventory.img" or is_pagemap(image.name)):
+            self._kept.setdefault(image.name, bytearray()).extend(data)
+            self._keep = sum(map(len, self._kept.values())) <= _KEPT
         if image.large is None and not is_pages(image.name):
             image.data += data
             if len(image.data) <= PACK_LIMIT[role_of(image.name)]:
@@ -137,6 +190,8 @@ class CaptureFilesystem(Filesystem):
         self._filling = image
 
     def release(self, node: int, handle: int) -> None:
+        if node > _PARENT_NODE:
+            return
         image = self._images[node]
         if image.closed:
             return

@@ -1,14 +1,15 @@
-"""Restore a process tree from an open sealed file, with stock CRIU."""
+"""Restore a process tree from an open sealed file, or from a chain of them, with stock CRIU."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sealpoint import process
 from sealpoint.checkpoint import pages_file
+from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.ghosts import Ghosts
 from sealpoint.checkpoint.progress import Progress, Report, silent
 from sealpoint.checkpoint.serve import Serve
@@ -70,20 +71,29 @@ def check_restorable(checkpoint: OpenFile) -> None:
         raise FileError("this sealed file holds no process checkpoint", hint=hint)
     if pages_file.lacks_pages(checkpoint):
         raise FileError("the memory of this checkpoint lies in a file of its own")
+    if "pstree.img" not in checkpoint.entries:
+        raise FileError(
+            "this is a pre-dump: memory alone, for a later dump to build on",
+            hint="restore the dump that names it as its parent",
+        )
     if "parent" in checkpoint.entries:
         raise FileError(
-            "this checkpoint is an increment made by CRIU's pre-dump: without its parent it cannot be restored"
+            "this is a sealed copy of an increment of CRIU's: without its parent it cannot be restored",
+            hint="open it beside its parent (sealpoint open) and restore it with CRIU",
         )
 
 
 class Restore:
     """One restore.  `run` may be called once."""
 
-    def __init__(self, request: RestoreRequest, checkpoint: OpenFile) -> None:
+    def __init__(self, request: RestoreRequest, files: Sequence[OpenFile]) -> None:
+        """`files`: the checkpoint, then its parents."""
         self._request = request
-        self._checkpoint = checkpoint
+        self._files = files
+        self._checkpoint = files[0]
         self._error: BaseException | None = None
         self._approved_at = 0.0
+        self._total = 0
 
     def run(self, report: Report = silent) -> RestoreResult:
         """Raises SealpointError; nothing of the tree then ran or is left."""
@@ -92,7 +102,9 @@ class Restore:
         check_restorable(self._checkpoint)
         started = time.monotonic()
         with PrivateDir() as directory:
-            serve = Serve(directory.path, self._checkpoint)
+            flat = Flat(self._files)
+            self._total = sum(i.size for i in flat.images.values())
+            serve = Serve(directory.path, flat)
             try:
                 serve.prepare()
                 code, criu = self._run_criu(directory, serve, report)
@@ -181,11 +193,10 @@ class Restore:
         report: Report,
         signals: process.DeferredSignals,
     ) -> int:
-        total = sum(e.size for e in self._checkpoint.entries.values())
         while (code := criu.wait(None if gate.passed else _POLL, signals.fd)) is None:
             if not (gate.passed and self._request.detach):  # else it is too late
                 signals.check()
-            report(Progress(serve.served, total))
+            report(Progress(serve.served, self._total))
         return code
 
 

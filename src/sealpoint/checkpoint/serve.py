@@ -1,4 +1,4 @@
-"""Serves the objects of an open sealed file to one `criu restore --stream`.
+"""Serves the images of a checkpoint to one `criu restore --stream`.
 
 Before CRIU starts, `prepare` has verified every object that is not memory pages.  Pages are verified as they are
 served.  The gate opens only on positive evidence (`approve`): no error, and every listed page object verified to its
@@ -13,13 +13,14 @@ import socket
 import threading
 from collections.abc import Callable
 
+from sealpoint.checkpoint.flat import Flat, Image, Runs
 from sealpoint.criu import stream
 from sealpoint.criu.roles import is_pages
 from sealpoint.criu.splice import PageRing
 from sealpoint.errors import CriuError, FileError
 from sealpoint.format.constants import CHUNK_SIZE
 from sealpoint.format.manifest import Entry
-from sealpoint.format.reader import OpenFile, Scratch
+from sealpoint.format.reader import Scratch
 
 _SMALL = 64 * 1024  # fits any pipe: written at once, without a thread
 _RING = 4  # buffers of a chunk each per object being sent
@@ -29,12 +30,12 @@ _CACHE = 32 * 1024 * 1024  # bytes of small verified objects kept for serving
 class Serve:
     """Runs from construction until `close`."""
 
-    def __init__(self, directory: str, checkpoint: OpenFile) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, directory: str, flat: Flat) -> None:
+        self._flat = flat
         self._listener = stream.listen(directory, stream.SERVE_SOCKET)
         self._small: dict[str, bytes] = {}
         self._lock = threading.Lock()
-        self._unverified = {name for name in checkpoint.entries if is_pages(name)}
+        self._unverified = {name for name in flat.images if is_pages(name)}
         self._error: BaseException | None = None
         self._connections: list[socket.socket] = []
         self._senders: list[threading.Thread] = []
@@ -49,13 +50,13 @@ class Serve:
     def prepare(self) -> None:
         """Verify every object but memory pages, then start to serve.  Raises FileError."""
         scratch, kept = Scratch(), 0
-        entries = [e for e in self._checkpoint.entries.values() if not is_pages(e.name)]
-        for entry in sorted(entries, key=lambda e: (e.stream.number, e.offset)):
-            keep = entry.size <= _SMALL and kept + entry.size <= _CACHE
-            parts = [bytes(p) if keep else b"" for p in self._checkpoint.read(entry, scratch)]
+        images = [i for i in self._flat.images.values() if not is_pages(i.name)]
+        for image in sorted(images, key=_place):
+            keep = image.size <= _SMALL and kept + image.size <= _CACHE
+            parts = [bytes(p) if keep else b"" for p in self._flat.read(image, scratch)]
             if keep:
-                self._small[entry.name] = b"".join(parts)
-                kept += entry.size
+                self._small[image.name] = b"".join(parts)
+                kept += image.size
         self._thread.start()
 
     def approve(self) -> None:
@@ -65,7 +66,7 @@ class Serve:
         self._raise()
         scratch = Scratch()
         for name in sorted(self._unverified):
-            for piece in self._checkpoint.read(self._checkpoint.entry(name), scratch):
+            for piece in self._flat.read(self._flat.images[name], scratch):
                 self._raise()
                 self.served += len(piece)
         self._unverified.clear()
@@ -115,14 +116,14 @@ class Serve:
     def _converse(self, connection: socket.socket) -> None:
         with connection:
             while (name := stream.read_request(connection)) is not None:
-                entry = self._checkpoint.entries.get(name)
-                stream.answer(connection, exists=entry is not None)
-                if entry is None:
+                image = self._flat.images.get(name)
+                stream.answer(connection, exists=image is not None)
+                if image is None:
                     continue
-                self._send(entry, stream.receive_pipe(connection))
+                self._send(image, stream.receive_pipe(connection))
 
-    def _send(self, entry: Entry, fd: int) -> None:
-        data = self._small.get(entry.name)
+    def _send(self, image: Image, fd: int) -> None:
+        data = self._small.get(image.name)
         if data is not None:
             try:
                 os.write(fd, data)  # at most a pipe's worth: complete
@@ -132,48 +133,62 @@ class Serve:
                 os.close(fd)
             return
         sender = threading.Thread(
-            target=self._guard, args=(self._send_large, entry, fd), name=entry.name, daemon=True
+            target=self._guard, args=(self._send_large, image, fd), name=image.name, daemon=True
         )
         self._senders.append(sender)
         sender.start()
 
-    def _send_large(self, entry: Entry, fd: int) -> None:
+    def _send_large(self, image: Image, fd: int) -> None:
+        entry = image.entry
         try:
-            if entry.offset or entry.stream.chunk_size < CHUNK_SIZE:
-                self._send_packed(entry, fd)
+            if image.runs is not None:
+                count = -(-image.size // CHUNK_SIZE)
+                ring = PageRing(fd, CHUNK_SIZE, _RING)
+                self._send_stream(image, ring, count, self._assembler(image.runs))
+            elif entry is None or entry.offset or entry.stream.chunk_size < CHUNK_SIZE:
+                self._send_packed(image, fd)
             else:
-                self._send_stream(entry, PageRing(fd, entry.stream.chunk_size, _RING))
+                ring = PageRing(fd, entry.stream.chunk_size, _RING)
+                self._send_stream(image, ring, entry.stream.chunks, self._reader(entry))
         except BrokenPipeError:
             return  # CRIU closed early; what it did not take stays unverified and is verified at the gate
         finally:
             os.close(fd)
         with self._lock:
-            self._unverified.discard(entry.name)
+            self._unverified.discard(image.name)
 
-    def _send_stream(self, entry: Entry, ring: PageRing) -> None:
+    def _reader(self, entry: Entry) -> Callable[[memoryview, int], int]:
+        scratch = Scratch()
+        return lambda out, n: self._flat.top.read_chunk_into(entry.stream, n, out, scratch)
+
+    def _assembler(self, runs: Runs) -> Callable[[memoryview, int], int]:
+        chunk = self._flat.chunk_reader().chunk
+        return lambda out, n: runs.fill(out[:CHUNK_SIZE], n * CHUNK_SIZE, chunk)
+
+    def _send_stream(
+        self, image: Image, ring: PageRing, count: int, produce: Callable[[memoryview, int], int]
+    ) -> None:
         # Reading, hashing and decrypting run ahead in a second thread while this one waits for CRIU to read.
-        stream_, left = entry.stream, entry.size
+        left = image.size
         filled: queue.SimpleQueue[memoryview | BaseException] = queue.SimpleQueue()
         free = threading.Semaphore(ring.ahead)
         stopped = threading.Event()
 
         def fill() -> None:
-            scratch = Scratch()
             try:
-                for counter in range(stream_.chunks):
+                for number in range(count):
                     free.acquire()
                     if stopped.is_set():
                         return
                     buffer = ring.buffer()
-                    size = self._checkpoint.read_chunk_into(stream_, counter, buffer, scratch)
-                    filled.put(buffer[:size])
+                    filled.put(buffer[: produce(buffer, number)])
             except BaseException as error:  # noqa: BLE001 - raised again by the sending thread
                 filled.put(error)
 
-        filler = threading.Thread(target=fill, name=f"{entry.name} ahead", daemon=True)
+        filler = threading.Thread(target=fill, name=f"{image.name} ahead", daemon=True)
         filler.start()
         try:
-            for _ in range(stream_.chunks):
+            for _ in range(count):
                 data = filled.get()
                 self._raise()  # no use in serving a restore that will be refused
                 if isinstance(data, BaseException):
@@ -188,11 +203,16 @@ class Serve:
             filler.join()
             ring.drain()
         if left:
-            raise FileError(f"object {entry.name!r} is shorter than its manifest says")
+            raise FileError(f"object {image.name!r} is shorter than its manifest says")
 
-    def _send_packed(self, entry: Entry, fd: int) -> None:
-        for piece in self._checkpoint.read(entry):
+    def _send_packed(self, image: Image, fd: int) -> None:
+        for piece in self._flat.read(image):
             view = piece
             while view:
                 view = view[os.write(fd, view) :]
             self.served += len(piece)
+
+
+def _place(image: Image) -> tuple[int, int]:
+    """Where an image lies in the newest file: neighbours in a pack share chunks."""
+    return (image.entry.stream.number, image.entry.offset) if image.entry else (0, 0)

@@ -1,4 +1,4 @@
-"""A read-only directory of a sealed file's objects, decrypted as they are read.
+"""A read-only directory of the objects of a sealed file, or of a chain of them, decrypted as they are read.
 
 For readers (`sealpoint mount`) and for CRIU's restore through the drop-in.  Every chunk is compared with its hash and
 authenticated before its first byte is handed out; `verified` collects them, so that a gate can see what is missing.
@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sealpoint.criu.fuse import ROOT, Attributes, Filesystem
+from sealpoint.checkpoint.flat import Flat, Image
+from sealpoint.criu.fuse import MAX_IO, ROOT, Attributes, Filesystem
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.format.manifest import Entry, Stream
-from sealpoint.format.reader import OpenFile, Scratch
+from sealpoint.format.reader import Scratch
 
 _CACHE: Final = 8  # decrypted chunks kept: CRIU compares pages of forked children one by one
-_CACHE_BYTES: Final = 32 * 1024 * 1024  # fewer than that of files with large chunks
+_CACHE_BYTES: Final = 64 * 1024 * 1024  # fewer than that of files with large chunks
 _TYPES: Final = {
     "file": stat.S_IFREG,
     "directory": stat.S_IFDIR,
@@ -33,38 +34,39 @@ _TYPES: Final = {
 @dataclass(slots=True)
 class _Node:
     attributes: Attributes
-    entry: Entry | None = None
+    image: Image | None = None
     link: str = ""
     children: dict[str, int] = field(default_factory=dict)
     listing: list[tuple[str, Attributes]] | None = None
 
 
 class View(Filesystem):
-    """The tree of one open sealed file."""
+    """The tree of the images of one open sealed file, or of a chain as one."""
 
-    def __init__(self, checkpoint: OpenFile) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, flat: Flat) -> None:
+        self._flat = flat
         self._nodes = {ROOT: _Node(Attributes(ROOT, stat.S_IFDIR | 0o500))}
-        self._cache = _ChunkCache(checkpoint)
+        self._cache = _ChunkCache(flat)
+        self._local = threading.local()
         self.error: BaseException | None = None
         self.on_error: Callable[[BaseException], None] = lambda _: None
         hard_links: list[tuple[Entry, str]] = []
-        for entry in checkpoint.entries.values():
-            attributes = entry.attributes or {}
-            if attributes.get("type") == "hardlink":
-                hard_links.append((entry, attributes.get("link", "")))
-            elif entry.name != SUMMARY_NAME:  # which is the sealer's, not CRIU's
-                self._add(entry)
+        for image in flat.images.values():
+            attributes = (image.entry.attributes if image.entry else None) or {}
+            if image.entry is not None and attributes.get("type") == "hardlink":
+                hard_links.append((image.entry, attributes.get("link", "")))
+            elif image.name != SUMMARY_NAME:  # which is the sealer's, not CRIU's
+                self._add(image)
         self._link(hard_links)
 
     @property
-    def verified(self) -> set[tuple[int, int]]:
-        """(stream number, chunk) of every chunk that was authenticated."""
+    def verified(self) -> set[tuple[int, int, int]]:
+        """(number of the file in the chain, stream number, chunk) of every chunk that was authenticated."""
         return self._cache.verified
 
-    def _add(self, entry: Entry) -> None:
-        parent, name = self._place(entry.name)
-        attributes = entry.attributes or {}
+    def _add(self, image: Image) -> None:
+        parent, name = self._place(image.name)
+        attributes = (image.entry.attributes if image.entry else None) or {}
         kind = _TYPES.get(attributes.get("type", "file"))
         if kind is None:
             return  # devices and pipes are not shown
@@ -74,7 +76,7 @@ class View(Filesystem):
             return
         mode = int(attributes.get("mode", "384")) & 0o700
         node = self._new(
-            parent, name, kind | (mode & 0o500), entry, int(attributes.get("mtime", "0"))
+            parent, name, kind | (mode & 0o500), image, int(attributes.get("mtime", "0"))
         )
         self._nodes[node].link = attributes.get("link", "")
 
@@ -110,11 +112,11 @@ class View(Filesystem):
         return node
 
     def _new(
-        self, parent: int, name: str, mode: int, entry: Entry | None = None, mtime: int = 0
+        self, parent: int, name: str, mode: int, image: Image | None = None, mtime: int = 0
     ) -> int:
         node = ROOT + len(self._nodes)
-        size = entry.size if entry is not None else 0
-        self._nodes[node] = _Node(Attributes(node, mode, size, mtime=mtime), entry)
+        size = image.size if image is not None else 0
+        self._nodes[node] = _Node(Attributes(node, mode, size, mtime=mtime), image)
         self._nodes[parent].children[name] = node
         return node
 
@@ -157,37 +159,61 @@ class View(Filesystem):
         return node
 
     def read(self, node: int, handle: int, offset: int, size: int) -> Sequence[memoryview | bytes]:
-        entry = self._node(node).entry
-        if entry is None:
+        image = self._node(node).image
+        if image is None:
             raise OSError(errno.EISDIR, "a directory")
-        begin = entry.offset + min(offset, entry.size)
-        end = min(begin + size, entry.offset + entry.size)
-        pieces: list[memoryview] = []
+        end = min(offset + size, image.size)
+        if offset >= end:
+            return []
         try:
             self._cache.start()
-            while begin < end:
-                counter, skip = divmod(begin, entry.stream.chunk_size)
-                chunk = self._cache.chunk(entry.stream, counter)
-                piece = chunk[skip : skip + end - begin]
-                pieces.append(piece)
-                begin += len(piece)
+            if image.data is not None:
+                return [memoryview(image.data)[offset:end]]
+            if image.runs is not None:
+                return [self._assemble(image, offset, end - offset)]
+            assert image.entry is not None
+            return self._pieces(image.entry, offset, end)
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader has not got what was sealed
             first = self.error is None
             self.error = self.error or error
             if first:
                 self.on_error(error)  # before the reader can go on without those bytes
             raise OSError(errno.EIO, "not authentic") from None
+
+    def _pieces(self, entry: Entry, begin: int, end: int) -> list[memoryview]:
+        """Straight out of the cache: pages, nearly all of a checkpoint, are not copied."""
+        begin, end = entry.offset + begin, entry.offset + end
+        pieces: list[memoryview] = []
+        while begin < end:
+            counter, skip = divmod(begin, entry.stream.chunk_size)
+            chunk = self._cache.chunk(0, entry.stream, counter)
+            piece = chunk[skip : skip + end - begin]
+            pieces.append(piece)
+            begin += len(piece)
         return pieces
 
+    def _assemble(self, image: Image, begin: int, size: int) -> memoryview:
+        """Into one buffer: pages from very many chunks would keep all of those in memory."""
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = memoryview(bytearray(MAX_IO))
+        out: memoryview = self._local.buffer[:size]
+        assert image.runs is not None
+
+        def chunk(file: int, stream: Stream, counter: int) -> memoryview:
+            self._cache.start()
+            return self._cache.chunk(file, stream, counter)
+
+        return out[: image.runs.fill(out, begin, chunk)]
+
     def verify_rest(self) -> None:
-        """Authenticate every chunk that nobody has read.  Raises SealpointError."""
+        """Authenticate every chunk of the images that nobody has read.  Raises SealpointError."""
         scratch = Scratch()
-        for stream in self._checkpoint.streams():
-            out = scratch.plain(stream)
-            for counter in range(stream.chunks):
-                if (stream.number, counter) not in self.verified:
-                    self._checkpoint.read_chunk_into(stream, counter, out, scratch)
-                    self.verified.add((stream.number, counter))
+        for number, stream, counter in self._flat.chunks():
+            key = (number, stream.number, counter)
+            if key not in self.verified:
+                out = scratch.plain(stream)
+                self._flat.files[number].read_chunk_into(stream, counter, out, scratch)
+                self.verified.add(key)
 
 
 class _Chunk:
@@ -203,12 +229,13 @@ class _Chunk:
 class _ChunkCache:
     """Recently decrypted chunks.  A chunk stays as it is until the thread that got it asks for the next ones."""
 
-    def __init__(self, checkpoint: OpenFile) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, flat: Flat) -> None:
+        self._flat = flat
         self._lock = threading.Lock()
-        self._chunks: OrderedDict[tuple[int, int], _Chunk] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int, int], _Chunk] = OrderedDict()
         self._local = threading.local()
-        self.verified: set[tuple[int, int]] = set()
+        self._limit = _CACHE * len(flat.files)  # pages of a chain lie in as many places
+        self.verified: set[tuple[int, int, int]] = set()
 
     def start(self) -> None:
         """The calling thread is done with what it got before."""
@@ -217,15 +244,17 @@ class _ChunkCache:
                 chunk.pins -= 1
             self._local.held = []
 
-    def chunk(self, stream: Stream, counter: int) -> memoryview:
+    def chunk(self, file: int, stream: Stream, counter: int) -> memoryview:
         """Plaintext of a chunk.  Raises FileError."""
-        key = (stream.number, counter)
+        key = (file, stream.number, counter)
         with self._lock:
             chunk = self._chunks.get(key)
             if chunk is None:
                 chunk = self._take(stream.chunk_size)
                 scratch = self._scratch()
-                chunk.size = self._checkpoint.read_chunk_into(stream, counter, chunk.data, scratch)
+                chunk.size = self._flat.files[file].read_chunk_into(
+                    stream, counter, chunk.data, scratch
+                )
                 self._chunks[key] = chunk
                 self.verified.add(key)
             self._chunks.move_to_end(key)
@@ -234,7 +263,7 @@ class _ChunkCache:
         return chunk.data[: chunk.size]
 
     def _take(self, capacity: int) -> _Chunk:
-        if len(self._chunks) >= max(2, min(_CACHE, _CACHE_BYTES // capacity)):
+        if len(self._chunks) >= max(2, min(self._limit, _CACHE_BYTES // capacity)):
             for key, chunk in self._chunks.items():
                 if not chunk.pins and len(chunk.data) >= capacity:
                     del self._chunks[key]

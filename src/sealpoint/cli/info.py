@@ -79,6 +79,17 @@ def _public(checkpoint: Checkpoint) -> dict[str, Any]:
         "parent": None
         if parent is None
         else {"checkpoint": parent.checkpoint_id.hex(), "origin": parent.origin_digest.hex()},
+        "chain": {"root": origin.chain_root.hex(), "sequence": origin.chain_sequence},
+        "pruned": None
+        if authentic.prune is None
+        else {
+            "child": {
+                "checkpoint": authentic.prune.child.checkpoint_id.hex(),
+                "origin": authentic.prune.child.origin_digest.hex(),
+            },
+            "frames": sum(1 for _ in authentic.prune.positions()),
+            "freed": authentic.prune.freed,
+        },
         "signers": [
             {"name": s.name, "key": s.key_id, "trusted": s.trusted} for s in checkpoint.signers
         ],
@@ -130,6 +141,14 @@ def _print(file: str, values: dict[str, Any]) -> None:
         rows.append(("workload", values["workload"]))
     if values["parent"]:
         rows.append(("parent", values["parent"]["checkpoint"]))
+        rows.append(
+            ("chain", f"number {values['chain']['sequence']} after {values['chain']['root']}")
+        )
+    if values["pruned"]:
+        freed = options.show_size(values["pruned"]["freed"])
+        rows.append(
+            ("freed", f"{freed}; restores only by way of {values['pruned']['child']['checkpoint']}")
+        )
     rows += [
         ("signed by", signer["name"] + (" (trusted)" if signer["trusted"] else ""))
         for signer in values["signers"] or [{"name": "nobody", "trusted": False}]

@@ -18,6 +18,7 @@ from sealpoint.errors import SystemEnvironmentError, UsageError
 @click.argument("directory", metavar="DIR")
 @options.identity_options
 @options.trust_options
+@options.parents_option
 @click.option(
     "-f", "--foreground", is_flag=True, help="Serve until unmounted instead of returning."
 )
@@ -30,12 +31,14 @@ def command(
     trust: tuple[str, ...],
     allow_unsigned: bool,
     allow_expired: bool,
+    parents: tuple[str, ...],
     foreground: bool,
 ) -> None:
     """Show a sealed file's objects as plain read-only files in DIR, for crit, gdb, checkpointctl or stock CRIU.
 
     Everything is verified before the directory appears, and again as it is read. Nothing is written to a disk; only
-    root can look into DIR; symbolic links are shown but not followed. End it with: sealpoint umount DIR
+    root can look into DIR; symbolic links are shown but not followed. An increment is shown whole, put together with
+    its parents, which are found beside it. End it with: sealpoint umount DIR
 
     \b
     Example:
@@ -44,7 +47,9 @@ def command(
     config = configuration.load()
     options.protect()
     from sealpoint.checkpoint import pages_file
-    from sealpoint.checkpoint.access import Checkpoint, require_trust
+    from sealpoint.checkpoint.access import require_trust
+    from sealpoint.checkpoint.chain import Chain
+    from sealpoint.checkpoint.flat import Flat
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.view import View
     from sealpoint.cli.bar import Bar
@@ -59,21 +64,24 @@ def command(
     require_trust(policy)
     keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
     directory = os.path.abspath(directory)
-    with Checkpoint.open(file, policy) as checkpoint:
+    with Chain.open(file, policy, directories=parents) as chain:
         with Bar(f"verifying {file}") as bar:
-            opened = pages_file.join(checkpoint.unlock(keys), os.path.dirname(file), policy, keys)
-            done, total = 0, checkpoint.authentic.origin.frames_size
+            files = chain.unlock(keys)
+            files[0] = pages_file.join(files[0], os.path.dirname(file), policy, keys)
+            done, total = 0, sum(f.authentic.origin.frames_size for f in files)
 
             def progress(size: int) -> None:
                 nonlocal done
                 done += size
                 bar(Progress(done, total))
 
-            opened.verify_all(progress)
-        if not opened.has_memory:
+            for opened in files:
+                opened.verify_all(progress)
+            flat = Flat(files)
+        if not flat.top.has_memory:
             options.warn("this identity opens metadata only: memory objects are not shown")
         ready = _go_to_background() if not foreground else (lambda: None)
-        server = FuseServer(View(opened), read_only=True)
+        server = FuseServer(View(flat), read_only=True)
         try:
             server.attach(directory)
         except OSError as error:

@@ -49,6 +49,12 @@ criu_options = stack(
         "--criu-log", metavar="FILE", help="Keep CRIU's log: names and addresses, no memory."
     ),
 )
+parents_option = click.option(
+    "--parents",
+    multiple=True,
+    metavar="DIR",
+    help="Where else to look for the parents of an increment than beside it. Repeatable.",
+)
 identity_option = click.option(
     "-i",
     "--identity",

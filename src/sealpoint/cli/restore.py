@@ -27,6 +27,7 @@ from sealpoint.cli import options
 @click.option(
     "--ack", is_flag=True, help="Print the acknowledgement that dump --kill-after ack waits for."
 )
+@options.parents_option
 @options.criu_options
 @options.json_option
 @click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
@@ -41,6 +42,7 @@ def command(
     detach: bool,
     spool: str | None,
     ack: bool,
+    parents: tuple[str, ...],
     criu: str | None,
     criu_log: str | None,
     as_json: bool,
@@ -49,6 +51,7 @@ def command(
     """Restore a process tree from a sealed file, if a trusted signer made it and every byte is authentic.
 
     Nothing of the tree runs before everything has verified. Without --detach the command waits for the tree's end.
+    The parents of an increment are found beside it.
 
     \b
     Example:
@@ -62,7 +65,8 @@ def command(
 
     search = Search(criu or config.criu or None)
     from sealpoint.checkpoint import pages_file
-    from sealpoint.checkpoint.access import Checkpoint, require_trust
+    from sealpoint.checkpoint.access import require_trust
+    from sealpoint.checkpoint.chain import Chain
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.restore import Restore, RestoreRequest
     from sealpoint.cli.bar import Bar
@@ -82,9 +86,11 @@ def command(
             received += size
             bar(Progress(received))
 
-        checkpoint = Checkpoint.open(file, policy, spool=spool, progress=receive)
-    with checkpoint:
-        opened = pages_file.join(checkpoint.unlock(keys), os.path.dirname(file), policy, keys)
+        chain = Chain.open(file, policy, directories=parents, spool=spool, progress=receive)
+    with chain:
+        checkpoint = chain.top
+        opened = chain.unlock(keys)
+        opened[0] = pages_file.join(opened[0], os.path.dirname(file), policy, keys)
 
         def approved() -> None:
             reference = checkpoint.authentic.reference

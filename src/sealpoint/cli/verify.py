@@ -59,7 +59,7 @@ def command(
             bar(Progress(done, authentic.origin.frames_size))
 
         opened = checkpoint.unlock(keys) if keys else None
-        if opened is None or not opened.has_memory:
+        if opened is None or not opened.has_memory or authentic.prune is not None:
             authentic.check_frames(progress)
         done = 0
         if opened is not None:
@@ -78,6 +78,7 @@ def command(
             "signers": signers,
             "chunks_authenticated": opened is not None,
             "interrupted_rekey": authentic.interrupted,
+            "freed": 0 if authentic.prune is None else authentic.prune.freed,
         }
         click.echo(json.dumps(values, indent=2))
     else:
@@ -87,6 +88,11 @@ def command(
             click.echo(f"signed by {printable(str(signer['name']))}{trusted}, key {signer['key']}")
         if not signers:
             click.echo("signed by nobody")
+    if authentic.prune is not None:
+        options.warn(
+            f"{options.show_size(authentic.prune.freed)} of it were freed for checkpoint "
+            f"{authentic.prune.child.checkpoint_id.hex()}: it restores only by way of that one"
+        )
     if authentic.interrupted:
         options.warn("a rekey was interrupted; finish it with: sealpoint rekey FILE --repair")
     if not any(s.trusted for s in checkpoint.signers) and not allow_unsigned:

@@ -154,10 +154,12 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
     "criu_opts": (
         ("images_dir_fd", 1, "int32"),
         ("images_dir", 68, "string"),
+        ("pid", 2, "int32"),
         ("log_file", 10, "string"),
         ("ps", 11, "criu_page_server_info"),
         ("notify_scripts", 12, "bool"),
         ("parent_img", 14, "string"),
+        ("track_mem", 15, "bool"),
         ("auto_dedup", 16, "bool"),
         ("work_dir_fd", 17, "int32"),
         ("freeze_cgroup", 44, "string"),

@@ -11,19 +11,14 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
-COMMANDS: Final = ("dump", "restore", "page-server")
+COMMANDS: Final = ("dump", "pre-dump", "restore", "dedup", "page-server")
 _REFUSED_COMMANDS: Final = {
-    "pre-dump": "it would write images in the clear",
     "lazy-pages": "it would send memory in the clear",
-    "dedup": "it would change images in the clear",
     "service": "it would write images in the clear; clients that run criu themselves are served",
 }
 _REFUSED: Final = {
     "lazy-pages": "lazy migration would send memory in the clear",
     "stream": "an image streamer would get memory in the clear; use sealpoint dump",
-    "prev-images-dir": "increments are not sealed by this version of sealpoint",
-    "track-mem": "increments are not sealed by this version of sealpoint",
-    "auto-dedup": "auto-dedup is not sealed by this version of sealpoint",
     "config": "it could name options that lead past the seal; give CRIU's options one by one",
 }
 _TLS: Final = "it is not needed, because what is sent is sealed, and not built"
@@ -70,6 +65,8 @@ _LONG_OF: Final = {
 }
 _SHORT_WITH_VALUE: Final = "tDorJWLM"
 _SHORT_WITH_OPTIONAL: Final = "vx"
+# What the drop-in does itself or must know of: CRIU is not to find it in a file that only CRIU reads.
+_OURS: Final = ("images-dir", "leave-running", "prev-images-dir", "track-mem", "auto-dedup")
 _DEFAULTS: Final = ("/etc/criu/default.conf", "~/.criu/default.conf")
 
 
@@ -82,7 +79,7 @@ class CommandLine:
     """A command line of CRIU.
 
     command: one of COMMANDS, or another word that passes on; values: {long option: its value, "" for a flag}, the last
-    of each; rest: all arguments but the two directories and the page server.
+    of each; rest: all arguments but the directories, the page server and --auto-dedup.
     """
 
     command: str = ""
@@ -189,11 +186,8 @@ def _short(line: CommandLine, word: str, queue: list[str]) -> None:
 
 def _take(line: CommandLine, name: str, value: str, words: list[str]) -> None:
     line.values[name] = value
-    if name not in (
-        "images-dir",
-        "work-dir",
-        *_PAGE_SERVER,
-    ):  # CRIU itself is to know of no page server
+    # CRIU itself is to know of no page server.
+    if name not in ("images-dir", "work-dir", "prev-images-dir", "auto-dedup", *_PAGE_SERVER):
         line.rest += words
 
 
@@ -213,7 +207,7 @@ def check_file(path: str) -> None:
     for number, text in enumerate(lines, 1):
         word = text.split("#", 1)[0].strip().split(" ", 1)[0].lstrip("-")
         name = word.split("=", 1)[0]
-        if name in _REFUSED or name in ("images-dir", "leave-running", *_PAGE_SERVER):
+        if name in _REFUSED or name in (*_OURS, *_PAGE_SERVER):
             raise RefusedError(
                 f"{path}, line {number}: the option {name} cannot be combined with sealing"
             )

@@ -1,7 +1,8 @@
-"""`criu dump` and `criu restore` as typed: the sealed file lies in the images directory, CRIU works on a FUSE mount.
+"""`criu dump`, `pre-dump` and `restore` as typed: the sealed file lies in the images directory, CRIU works on a mount.
 
 As with RPC, the real CRIU takes over this process and a helper, nobody's child, serves it; so exit status, signals,
-terminal and the parent of a restored tree are those of CRIU itself.  Runs only when such a command is called.
+terminal and the parent of a restored tree are those of CRIU itself.  Only where something remains to be done when CRIU
+has ended (a pre-dump has no hook; parents are freed last) it runs as a child and is waited for (`supervise`).
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sealpoint import config as configuration
 from sealpoint import process
+from sealpoint.checkpoint.capture_fs import PARENT
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.dropin.arguments import CommandLine
+from sealpoint.dropin.increments import Step
 from sealpoint.dropin.shim import release_descriptors
 from sealpoint.dropin.work import DumpWork, RestoreWork
 from sealpoint.errors import SealpointError
@@ -29,10 +33,26 @@ _PATIENCE = 60.0  # seconds for the helper to be ready
 _KILL_PATIENCE = 2.0  # seconds after CRIU's end in which a killed tree begins to end
 _PF_EXITING = 0x4  # in field 9 of /proc/PID/stat (linux/sched.h)
 _MAX_MESSAGE = 65536
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def interpose(line: CommandLine) -> list[str]:
-    """Start the helper; returns the arguments for the real CRIU.  Raises SealpointError with the helper's reason."""
+def run(line: CommandLine, real: str) -> list[str]:
+    """Start the helper; returns the arguments for the real CRIU, if that is to take over this process.
+
+    Raises SealpointError with the helper's reason.
+    """
+    if line.command == "dedup":
+        from sealpoint.dropin.dedup import run as run_dedup
+
+        run_dedup(line)
+    arguments, link = _start(line)
+    if line.command == "pre-dump" or line.has("auto-dedup"):
+        _supervise(real, arguments, link)
+    link.close()
+    return arguments
+
+
+def _start(line: CommandLine) -> tuple[list[str], socket.socket]:
     near, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     images = os.path.abspath(line.images or ".")
     pid = os.getpid()
@@ -44,17 +64,50 @@ def interpose(line: CommandLine) -> list[str]:
         os._exit(0)
     helpers.close()
     os.waitpid(child, 0)
-    with near:
-        near.settimeout(_PATIENCE)
-        try:
-            answer = json.loads(near.recv(_MAX_MESSAGE) or b"{}")
-        except (OSError, ValueError):
-            answer = {}
+    answer = _receive(near, _PATIENCE)
     if "images" not in answer:
         raise SealpointError(answer.get("error", "sealpoint's helper did not start"))
     work = line.work if line.work is not None else images
-    ours = ["-D", answer["images"], "-W", work, "--action-script", answer["script"]]
-    return [*ours, *line.rest]  # first: `--` may end the options
+    ours = ["-D", answer["images"], "-W", work]
+    if "script" in answer:
+        ours += ["--action-script", answer["script"]]
+    if answer.get("parent"):
+        ours += ["--prev-images-dir", PARENT]
+    return [*ours, *line.rest], near  # ours first: `--` may end the options
+
+
+def _receive(link: socket.socket, patience: float | None) -> dict[str, Any]:
+    """A message; empty if there comes none."""
+    link.settimeout(patience)
+    try:
+        message = json.loads(link.recv(_MAX_MESSAGE) or b"{}")
+    except (OSError, ValueError):
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def _supervise(real: str, arguments: list[str], link: socket.socket) -> NoReturn:
+    """Run CRIU as a child; then let the helper finish, and end as CRIU ended, or with 1 if the helper failed."""
+    os.environ.pop("CRIU_CONFIG_FILE", None)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.execv(real, ["criu", *arguments])  # noqa: S606 - as in shim.run
+        finally:
+            os._exit(127)
+    for number in _PASSED_ON:
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    _, status = os.waitpid(child, 0)
+    for number in _PASSED_ON:
+        signal.signal(number, signal.SIG_DFL)
+    code = os.waitstatus_to_exitcode(status)
+    _send(link, {"status": code})
+    answer = _receive(link, None)  # however long the disk takes
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    if code == 0 and not answer.get("ok"):
+        code = 1
+    os._exit(code if code >= 0 else 128 - code)
 
 
 def _help(line: CommandLine, images: str, criu: int, link: socket.socket) -> NoReturn:
@@ -71,13 +124,29 @@ def _help(line: CommandLine, images: str, criu: int, link: socket.socket) -> NoR
         process.protect()
         _Helper(line, images, criu).run(link)
         code = 0
-    except SealpointError as error:
-        hint = f" ({error.hint})" if error.hint else ""
-        link.send(json.dumps({"error": f"{error.message}{hint}"}).encode()[:_MAX_MESSAGE])
     except BaseException as error:  # noqa: BLE001 - there is nobody to raise to
-        link.send(json.dumps({"error": f"internal error: {type(error).__name__}"}).encode())
+        _send(link, {"error": _reason(error)})
     finally:
         os._exit(code)
+
+
+def _send(link: socket.socket, message: dict[str, Any]) -> None:
+    try:
+        link.send(json.dumps(message).encode()[:_MAX_MESSAGE])
+    except OSError:
+        pass  # nobody is there to be told
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, SealpointError):
+        return error.message + (f" ({error.hint})" if error.hint else "")
+    return f"internal error: {type(error).__name__}"
+
+
+def _say(remark: str, kind: str = "Warn ") -> None:
+    """Where CRIU's own errors are said."""
+    sys.stderr.write(f"{kind} (sealpoint): {remark}\n")
+    sys.stderr.flush()
 
 
 class _Helper:
@@ -93,42 +162,75 @@ class _Helper:
         except OSError as error:
             raise SealpointError(f"cannot open {images}: {error.strerror}") from None
         self._work: DumpWork | RestoreWork
-        if line.command == "dump":
-            self._work = DumpWork(directory, config, _page_server(line))
-            self._action = "post-dump"
-        else:
-            self._work = RestoreWork(directory, config)
+        if line.command == "restore":
+            self._work = RestoreWork(directory, config, _say, auto_dedup=line.has("auto-dedup"))
             self._action = "post-restore"
+            return
+        step = Step(
+            pid=line.pid,
+            parent=line.values.get("prev-images-dir", ""),
+            track=line.has("track-mem"),
+            pre_dump=line.command == "pre-dump",
+            dedup=line.has("auto-dedup"),
+        )
+        self._work = DumpWork(directory, config, _page_server(line), step=step, say=_say)
+        self._action = "post-dump"
 
     def run(self, link: socket.socket) -> None:
+        try:
+            self._run(link)
+        finally:
+            self._work.close()
+
+    def _run(self, link: socket.socket) -> None:
         ended = os.pidfd_open(self._criu)
-        self._work.when_failed(self._say)
+        self._work.when_failed(self._failed)
+        supervised = self._line.command == "pre-dump" or self._line.has("auto-dedup")
         with PrivateDir() as private, Gate(private.path, self._action, self._decide) as gate:
-            answer = {"images": self._work.server.path, "script": gate.script}
-            link.send(json.dumps(answer).encode())
+            answer: dict[str, Any] = {"images": self._work.server.path}
+            if self._line.command != "pre-dump":
+                answer["script"] = gate.script
+            if isinstance(self._work, DumpWork):
+                answer["parent"] = self._work.continues
+            _send(link, answer)
+            if supervised:
+                status = _receive(link, None).get("status")
+                # None: who waits for CRIU was killed, and CRIU may go on.
+                done = self._tree_is_gone() if status is None else status == 0
+                _send(link, {"ok": self._finish(passed=gate.passed and done, status=status)})
+                return
             link.close()
             poll = select.poll()
             poll.register(ended, select.POLLIN)
             poll.poll()
             if self._line.command == "dump":
                 self._work.ended(success=gate.passed and self._tree_is_gone())
-        self._work.close()
+
+    def _finish(self, *, passed: bool, status: object) -> bool:
+        """CRIU, or who waits for it, has ended; returns whether all is well.  status: None if it is not known."""
+        try:
+            if self._line.command == "pre-dump" and status == 0:
+                self._work.complete()
+                passed = True
+            self._work.ended(success=passed)
+        except BaseException as error:  # noqa: BLE001 - said where CRIU's own errors are said
+            self._failed(error)
+            return False
+        return passed
 
     def _decide(self) -> bool:
         try:
             self._work.notified(self._action)
         except BaseException as error:  # noqa: BLE001 - said where CRIU's own errors are said
-            self._say(error)
+            self._failed(error)
             return False
         return True
 
-    def _say(self, error: BaseException) -> None:
+    def _failed(self, error: BaseException) -> None:
         if self._said:
             return  # what follows is its consequence
         self._said = True
-        reason = error.message if isinstance(error, SealpointError) else type(error).__name__
-        sys.stderr.write(f"Error (sealpoint): {reason}\n")
-        sys.stderr.flush()
+        _say(error.message if isinstance(error, SealpointError) else type(error).__name__, "Error")
 
     def _tree_is_gone(self) -> bool:
         """Whether CRIU went on to its end after our yes: nobody can wait for another's child, but the tree tells."""

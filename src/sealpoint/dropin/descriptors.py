@@ -89,14 +89,14 @@ class Journal:
         if "/" not in name:
             self._name = name or _DEFAULT_LOG
 
-    def say(self, reason: str) -> None:
-        """Append a line as CRIU writes errors.  Not worth failing for."""
+    def say(self, reason: str, kind: str = "Error") -> None:
+        """Append a line as CRIU writes errors (or warnings: `Warn `).  Not worth failing for."""
         if self._directory < 0:
             return
         flags = (
             os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         )
-        line = f"Error (sealpoint): {reason}".replace("\n", " ") + "\n"
+        line = f"{kind} (sealpoint): {reason}".replace("\n", " ") + "\n"
         try:
             fd = os.open(self._name, flags, 0o600, dir_fd=self._directory)
             try:

@@ -1,6 +1,7 @@
 """The helper's loop: datagrams between the engine and the real CRIU, with their descriptors.
 
-Everything passes untouched but dumps and restores (`session`).  Requests that would lead memory past the seal are
+Everything passes untouched but dumps, pre-dumps and restores (`session`).
+Requests that would lead memory past the seal are
 answered with a failure that says why.
 """
 
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
     from sealpoint.dropin.session import Session
 
 _MAX: Final = 1024 * 1024  # of one datagram; requests with many external mounts can be large
-_DUMP, _RESTORE, _NOTIFY = 1, 2, 6
+_NOTIFY = 6
+_SEALED: Final = (1, 2, 4, 13)  # DUMP, RESTORE, PRE_DUMP, SINGLE_PRE_DUMP
 _REFUSED: Final = {
-    4: "pre-dump is not sealed by this version of sealpoint",
     5: "the page server is not sealed by this version of sealpoint",
     12: "the page server is not sealed by this version of sealpoint",
-    13: "pre-dump is not sealed by this version of sealpoint",
 }
 _WITH_DIRECTORIES: Final = (
     3,
@@ -89,8 +89,12 @@ class Proxy:
         if kind < 0:
             refusal = "the request cannot be understood"
         elif self._session is not None and kind != _NOTIFY:
-            refusal = "one request is being worked on"
-        if refusal is None and (kind in (_DUMP, _RESTORE) or kind in _WITH_DIRECTORIES):
+            if self._session.answered:  # a pre-dump, after which CRIU waits for the next step
+                self._session.close(criu_left=False)
+                self._session = None
+            else:
+                refusal = "one request is being worked on"
+        if refusal is None and (kind in _SEALED or kind in _WITH_DIRECTORIES):
             _go_home(self._home)
             from sealpoint.dropin import session
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sealpoint import config as configuration
 from sealpoint import process
+from sealpoint.checkpoint.capture_fs import PARENT
 from sealpoint.criu import schema
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.dropin import arguments
@@ -18,8 +19,9 @@ from sealpoint.errors import SealpointError, UsageError
 if TYPE_CHECKING:
     from sealpoint.store.page_server import PageServerOutput
 
-IMAGE: Final = "inventory.img"  # the name that podman and CRI-O look for before they call criu
-_DUMP, _RESTORE, _NOTIFY = 1, 2, 6
+_RESTORE, _NOTIFY = 2, 6
+# PRE_DUMP, after which CRIU waits for the next request, and SINGLE_PRE_DUMP
+_PRE_DUMPS: Final = (4, 13)
 
 
 class RefusedError(Exception):
@@ -37,6 +39,9 @@ class Work(Protocol):
 
     def notified(self, script: str) -> None:
         """Raises what speaks against going on."""
+
+    def complete(self) -> None:
+        """CRIU has written or read everything.  Raises what speaks against success."""
 
     def ended(self, *, success: bool) -> None:
         """CRIU has answered the request."""
@@ -58,6 +63,7 @@ class Session:
         journal: Journal,
         freezer: Freezer,
         leftovers: Leftovers,
+        remarks: list[str],
     ) -> None:
         self.kind = kind
         self._work = work
@@ -66,6 +72,7 @@ class Session:
         self._journal = journal
         self._freezer = freezer
         self._leftovers = leftovers
+        self._remarks = remarks  # for the log, which CRIU empties when it starts
         self._reason = ""
         self._answered = False
 
@@ -76,7 +83,15 @@ class Session:
             return self._notification(response, data)
         if response.type == self.kind:
             self._answered = True
+            if response.success and self.kind in _PRE_DUMPS:  # which has no hook before its end
+                try:
+                    self._work.complete()
+                except BaseException as error:  # noqa: BLE001 - the engine gets it in CRIU's answer
+                    self._fail(error)
+                    response.success = False
             self._work.ended(success=response.success)
+            for remark in self._remarks:
+                self._journal.say(remark, "Warn ")
             if not response.success and (reason := self._why()):
                 response.cr_errmsg = f"sealpoint: {reason}"
                 data = response.SerializeToString()
@@ -109,6 +124,11 @@ class Session:
             self._fail(self._work.error)
         return self._reason
 
+    @property
+    def answered(self) -> bool:
+        """Whether CRIU has answered."""
+        return self._answered
+
     def unanswered(self) -> str:
         """Why the engine gets no answer from CRIU; empty if it got one."""
         if self._answered:
@@ -119,7 +139,7 @@ class Session:
         """The connection is over; criu_left: because of CRIU and not of the engine."""
         if not self._answered:
             self._work.ended(success=False)
-            if self.kind == _DUMP:
+            if self.kind != _RESTORE:
                 self._freezer.restore()
             elif criu_left:
                 self._leftovers.end()
@@ -135,7 +155,7 @@ def _reason(error: BaseException) -> str:
 
 
 def start(data: bytes, parent: int, criu: socket.socket, ended: int) -> tuple[Session, bytes]:
-    """A session for a dump or restore request, and the request as the real CRIU shall get it.
+    """A session for a dump, pre-dump or restore request, and the request as the real CRIU shall get it.
 
     parent: in whose descriptors numbers count; criu: the socket to the real CRIU; ended: its pidfd.
     Raises RefusedError: the engine then gets a failure with the reason, and CRIU nothing.
@@ -162,15 +182,31 @@ def _start(
     _check(options, request.type)
     config = configuration.load_system()
     freezer = Freezer(options.freeze_cgroup)
+    remarks: list[str] = []
     os.chdir("/")  # the engine's directory shall not be busy because of us
+    from sealpoint.dropin.increments import Step
     from sealpoint.dropin.work import DumpWork, RestoreWork
 
     work: Work
-    if request.type == _DUMP:
-        work = DumpWork(directory, config, _page_server(options, ended))
+    if request.type == _RESTORE:
+        work = RestoreWork(directory, config, remarks.append, auto_dedup=options.auto_dedup)
     else:
-        work = RestoreWork(directory, config)
+        step = Step(
+            pid=options.pid,
+            parent=options.parent_img,
+            track=options.track_mem,
+            pre_dump=request.type in _PRE_DUMPS,
+            dedup=options.auto_dedup,
+        )
+        pages_out = _page_server(options, ended)
+        work = dump = DumpWork(directory, config, pages_out, step=step, say=remarks.append)
+        options.ClearField("parent_img")
+        if dump.continues:
+            options.parent_img = PARENT
     try:
+        options.ClearField(
+            "auto_dedup"
+        )  # what parents lose is freed by us, when CRIU has succeeded
         descriptors.redirect(options, work.server.fd, work_directory)
         leftovers = Leftovers(ended, work.server.fd, work_directory)
         if request.type == _RESTORE:
@@ -183,6 +219,7 @@ def _start(
             journal=journal,
             freezer=freezer,
             leftovers=leftovers,
+            remarks=remarks,
         )
         options.notify_scripts = True
         return session, request.SerializeToString()
@@ -227,13 +264,9 @@ def redirect(data: bytes, parent: int) -> bytes:
 
 
 def _check(options: Any, kind: int) -> None:
-    if options.HasField("ps") and kind != _DUMP:
+    if options.HasField("ps") and kind == _RESTORE:
         raise UsageError("only a dump can have a page server")
-    for name, what in (
-        ("parent_img", "an increment (parent image)"),
-        ("lazy_pages", "lazy migration"),
-        ("auto_dedup", "auto-dedup"),
-    ):
+    for name, what in (("lazy_pages", "lazy migration"),):
         if options.HasField(name) and getattr(options, name):
             raise UsageError(f"{what} is not sealed by this version of sealpoint")
     try:

@@ -32,7 +32,7 @@ def run() -> NoReturn:
 
             page_server.run(line)
         real = real_criu()
-        arguments = _arguments(line, arguments)
+        arguments = _arguments(line, arguments, real)
     os.environ.pop(
         "CRIU_CONFIG_FILE", None
     )  # its options would override the ones that lead into the seal
@@ -51,15 +51,15 @@ def _parse(arguments: list[str]) -> CommandLine:
         fail(str(error))
 
 
-def _arguments(line: CommandLine, given: list[str]) -> list[str]:
+def _arguments(line: CommandLine, given: list[str], real: str) -> list[str]:
     """The arguments for the real CRIU; for a dump or restore a helper serves them then."""
-    if line.command not in ("dump", "restore"):
+    if line.command not in ("dump", "pre-dump", "restore", "dedup"):
         return given
-    from sealpoint.dropin.command_line import interpose
+    from sealpoint.dropin.command_line import run as run_line
     from sealpoint.errors import SealpointError
 
     try:
-        return interpose(line)
+        return run_line(line, real)
     except SealpointError as error:
         fail(error.message + (f" ({error.hint})" if error.hint else ""))
 

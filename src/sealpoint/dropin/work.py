@@ -7,20 +7,23 @@ from collections.abc import Callable
 
 from sealpoint import config as configuration
 from sealpoint.checkpoint import pages_file
-from sealpoint.checkpoint.access import Checkpoint, require_trust, signing_by, wrap_for
+from sealpoint.checkpoint.access import require_trust, signing_by, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
+from sealpoint.checkpoint.chain import IMAGE, Chain
+from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.restore import check_restorable
 from sealpoint.checkpoint.view import View
 from sealpoint.config import Config
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.criu.roles import is_pages
-from sealpoint.dropin.session import IMAGE
+from sealpoint.dropin.increments import Increment, Say, Step, dedup
 from sealpoint.errors import CriuError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC, Suite
 from sealpoint.format.reader import Scratch
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter
+from sealpoint.keys import Signer
 from sealpoint.store.output import OutputFile
 from sealpoint.store.page_server import PageServerOutput
 
@@ -43,22 +46,44 @@ def _no_passphrase() -> bytes:
     )
 
 
+def load_signer(config: Config) -> Signer:
+    """The configured signer.  Raises UsageError, IdentityError."""
+    from sealpoint import keys
+
+    if not config.signer:
+        raise UsageError(
+            "no signer is configured", hint=f"set signer in {configuration.SYSTEM_PATH}"
+        )
+    return keys.load_signer(
+        config.signer,
+        passphrase=_no_passphrase,
+        certificate=config.signer_certificate or None,
+    )
+
+
 class DumpWork:
     """Seals what CRIU writes; the sealed file appears in the directory before the tree may end."""
 
     def __init__(
-        self, directory: int, config: Config, pages_out: PageServerOutput | None = None
+        self,
+        directory: int,
+        config: Config,
+        pages_out: PageServerOutput | None = None,
+        *,
+        step: Step | None = None,
+        say: Say = lambda _: None,
     ) -> None:
-        """pages_out: where memory pages go to, None for the same file.
+        """pages_out: where memory pages go to, None for the same file.  `say` gets remarks for who asked for the dump.
 
-        Raises SealpointError: no recipients, unusable keys, no space, no FUSE, a stranger's page server.
+        Raises SealpointError: no recipients, unusable keys, no space, no FUSE, a stranger's page server, no pre-dump on
+        this kernel.
         """
         from sealpoint import keys
 
-        if not config.signer:
-            raise UsageError(
-                "no signer is configured", hint=f"set signer in {configuration.SYSTEM_PATH}"
-            )
+        step = step or Step()
+        if pages_out is not None and (step.parent or step.track or step.pre_dump):
+            raise UsageError("increments cannot be sent to a page server")
+        signer = load_signer(config)
         if not config.recipients:
             raise UsageError(
                 "no recipient is configured", hint=f"set recipients in {configuration.SYSTEM_PATH}"
@@ -68,13 +93,10 @@ class DumpWork:
         )
         recipients = [keys.load_recipient(r, policy=certificates) for r in config.recipients]
         metadata = [keys.load_recipient(r, policy=certificates) for r in config.metadata_recipients]
-        signer = keys.load_signer(
-            config.signer,
-            passphrase=_no_passphrase,
-            certificate=config.signer_certificate or None,
-        )
         wanted = config.suite or Suite.AES_256_GCM.label
         suite = next((s for s in Suite if s.label == wanted), Suite.AES_256_GCM)
+        self._signing = signing_by(signer)
+        self._increment = Increment(step, directory, config, say)
         self._out = OutputFile(_path(directory), force=True)  # as CRIU does, but only when complete
         self._pages_out = pages_out
         self._builders: list[CheckpointBuilder] = []
@@ -86,12 +108,16 @@ class DumpWork:
                     out,
                     suite=suite,
                     wrap=wrap_for(recipients, metadata),
-                    signing=signing_by(signer),
+                    signing=self._signing,
                 )
                 builder = CheckpointBuilder(writer, compression=config.compress or "auto")
                 self._builders.append(builder)
             self._builders[-1].summary = self._builders[0].summary  # sizes of pages are known there
-            self._filesystem = CaptureFilesystem(*self._builders)
+            self._filesystem = CaptureFilesystem(
+                *self._builders,
+                parent=self._increment.parent_images,
+                keep=self._increment.tracks,
+            )
             self.server = FuseServer(self._filesystem, read_only=False, threads=1)
         except BaseException as error:
             self._give_up(error)
@@ -119,9 +145,19 @@ class DumpWork:
         """Call it once, as soon as CRIU cannot write."""
         self._filesystem.on_error = call
 
+    @property
+    def continues(self) -> bool:
+        """Whether CRIU is to make an increment."""
+        return self._increment.parent_images is not None
+
     def notified(self, script: str) -> None:
         """At post-dump: complete, durable, named; else an error."""
-        if script != "post-dump":
+        if script == "post-dump":
+            self.complete()
+
+    def complete(self) -> None:
+        """When CRIU has written everything: at post-dump, after a pre-dump at its end.  Raises SealpointError."""
+        if self._out.committed:
             return
         self._filesystem.wait_complete()
         main, properties = self._builders[0], {}
@@ -130,16 +166,18 @@ class DumpWork:
             digest = pages.finish(properties={"layout": pages_file.LAYOUT})
             properties = pages_file.properties(ParentRef(pages.checkpoint_id, digest))
             self._pages_out.sync()
-        main.finish(properties=properties)
+        self._increment.finish(main, self._filesystem, properties)
         self._out.sync()
         if self._pages_out is not None:
             self._pages_out.commit()  # what this side's file refers to must exist before it does
         self._out.commit()
+        self._increment.committed()
 
     def ended(self, *, success: bool) -> None:
         """A dump that failed after the commit leaves no file that could be taken for a checkpoint."""
         if not success:
             self._out.mark_failed()
+        self._increment.ended(success=success, signing=self._signing, path=self._out.path)
 
     def close(self) -> None:
         """Whatever is not committed is gone."""
@@ -155,32 +193,43 @@ class DumpWork:
 class RestoreWork:
     """Verifies, serves, and approves at post-restore."""
 
-    def __init__(self, directory: int, config: Config) -> None:
-        """Raises SealpointError: not sealed, not trusted, not for us, damaged."""
+    def __init__(
+        self,
+        directory: int,
+        config: Config,
+        say: Say = lambda _: None,
+        *,
+        auto_dedup: bool = False,
+    ) -> None:
+        """auto_dedup: free what the parents lose by it when it is restored; `say` gets what came of that.
+
+        Raises SealpointError: not sealed, not trusted, not for us, damaged, a parent is missing or another.
+        """
         from sealpoint import keys
 
+        self._config, self._say = config, say
+        self._dedup = auto_dedup
         _require_sealed(directory)
         policy = keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
         require_trust(policy)
         identities = [keys.load_identity(i, passphrase=_no_passphrase) for i in config.identities]
-        self._checkpoint = Checkpoint.open(_path(directory), policy)
+        self._chain = Chain.open(_path(directory), policy)
         try:
-            opened = pages_file.join(
-                self._checkpoint.unlock(identities),
-                os.path.dirname(_path(directory)),
-                policy,
-                identities,
+            files = self._chain.unlock(identities)
+            files[0] = pages_file.join(
+                files[0], os.path.dirname(_path(directory)), policy, identities
             )
-            check_restorable(opened)
-            self._view = View(opened)
+            check_restorable(files[0])
+            flat = Flat(files)
+            self._view = View(flat)
             scratch = Scratch()
-            for entry in opened.entries.values():
-                if not is_pages(entry.name):
-                    for _ in opened.read(entry, scratch):
+            for image in flat.images.values():
+                if not is_pages(image.name):
+                    for _ in flat.read(image, scratch):
                         pass
             self.server = FuseServer(self._view, read_only=True)
         except BaseException:
-            os.close(self._checkpoint.fd)
+            self._chain.close()
             raise
 
     def notified(self, script: str) -> None:
@@ -200,13 +249,20 @@ class RestoreWork:
         """Call it once, as soon as CRIU cannot read."""
         self._view.on_error = call
 
+    def complete(self) -> None:
+        """All has been asked at post-restore."""
+
     def ended(self, *, success: bool) -> None:
         """CRIU has undone a failed restore itself."""
+        if success and self._dedup and len(self._chain.links) > 1:
+            link = self._chain.links[0]
+            signing = signing_by(load_signer(self._config) if self._config.signer else None)
+            dedup(link.path, link.reference, self._config, signing, self._say)
 
     def close(self) -> None:
         """Let go."""
         self.server.close()
-        os.close(self._checkpoint.fd)
+        self._chain.close()
 
 
 def _require_sealed(directory: int) -> None:

@@ -8,10 +8,12 @@ from typing import Final
 VERSION: Final = 1
 MAGIC: Final = b"\x89SEALPT\n"  # above 0x7f, and a newline: text-mode transfers damage it visibly
 TRAILER_MAGIC: Final = b"SEALEND\n"
+PRUNE_MAGIC: Final = b"SEALPRN\n"
 LABEL: Final = b"sealpoint/v1"  # first field of every derivation, so that no other protocol can share a key with us
 
 PREAMBLE_SIZE: Final = 64
 TRAILER_SIZE: Final = 64
+PRUNE_TAIL_SIZE: Final = 64
 SLOT_HEAD_SIZE: Final = 64
 SLOT_SIZES: Final = range(8 * 1024, 256 * 1024 + 1, 8 * 1024)
 DEFAULT_SLOT_SIZE: Final = 24 * 1024  # two and the index: below 0.01 % of a 1 GiB checkpoint
@@ -25,6 +27,11 @@ ID_SIZE: Final = 16
 MAX_STANZAS: Final = 64  # bounds the work that a stranger's header can cause
 MAX_STANZA_BODY: Final = 4096
 MAX_STATEMENT: Final = 64 * 1024  # origin statement, the DSSE envelope as stored
+MAX_PRUNE_STATEMENT: Final = 1024 * 1024  # a bit for each of 2^22 frames, in base64 twice
+MAX_PRUNE_RECORDS: Final = (
+    16 * 1024 * 1024
+)  # of one file: what a reader hashes before it knows whether it counts
+MAX_CHAIN: Final = 1024  # files: each takes a descriptor and its index
 MAX_SEQUENCE: Final = (1 << 64) - 2  # of a slot: the next rekey can always count on
 MAX_TIME: Final = 253_402_300_799  # the end of the year 9999: libraries of dates hold no more
 MAX_CHUNK: Final = 16 * 1024 * 1024  # the largest buffer that a reader must be ready to allocate
@@ -99,4 +106,5 @@ class Codec(IntEnum):
 
 
 ORIGIN_TYPE: Final = "application/vnd.sealpoint.origin.v1+json"
+PRUNE_TYPE: Final = "application/vnd.sealpoint.prune.v1+json"
 ENVELOPE_TYPE: Final = "application/vnd.sealpoint.envelope.v1+json"

@@ -32,6 +32,9 @@ from sealpoint.format.constants import (
     ORIGIN_TYPE,
     PACK_CHUNK_SIZE,
     PREAMBLE_SIZE,
+    PRUNE_MAGIC,
+    PRUNE_TAIL_SIZE,
+    PRUNE_TYPE,
     TAG_SIZE,
     TRAILER_SIZE,
     Codec,
@@ -40,6 +43,7 @@ from sealpoint.format.constants import (
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.index import Index
 from sealpoint.format.preamble import Preamble, Trailer
+from sealpoint.format.prune import PruneStatement, PruneTail
 from sealpoint.format.slot import Slot, decode_slot
 from sealpoint.format.statement import EnvelopeStatement, Origin, ParentRef
 
@@ -73,25 +77,47 @@ def read_exactly_into(fd: int, out: memoryview, offset: int) -> None:
 class SealedFile:
     """The public structure of a sealed file.  Nothing in it is authentic yet."""
 
-    def __init__(self, fd: int) -> None:
-        """`fd`: seekable, stays the caller's.  Raises FileError."""
+    def __init__(self, fd: int, size: int | None = None) -> None:
+        """`fd`: seekable, stays the caller's; size: of the part that counts, all of it if None.  Raises FileError.
+
+        sealed_size: bytes up to the end of the trailer; what follows are prune records.
+        """
         self.fd = fd
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise FileError("not a sealed checkpoint", hint="it is no regular file")
-        self.size = status.st_size
+        self.size = status.st_size if size is None else size
         if self.size < PREAMBLE_SIZE + TRAILER_SIZE:
             raise FileError("not a sealed checkpoint", hint="it is too short to be one")
         self.preamble = Preamble.decode(read_exactly(fd, PREAMBLE_SIZE, 0))
         if self.size < self.preamble.frames_offset + TRAILER_SIZE:
             raise FileError("the sealed file is incomplete")
+        self.prune_tail: PruneTail | None = None
+        self.prune_envelope: dsse.Envelope | None = None
+        self.sealed_size = self._read_prune_record()
         self.trailer = Trailer.decode(
-            read_exactly(fd, TRAILER_SIZE, self.size - TRAILER_SIZE), self.preamble, self.size
+            read_exactly(fd, TRAILER_SIZE, self.sealed_size - TRAILER_SIZE),
+            self.preamble,
+            self.sealed_size,
         )
         self.slots: list[Slot | FileError | None] = [self._read_slot(n) for n in (0, 1)]
         origin = read_exactly(fd, self.trailer.origin_size, self.trailer.origin_offset)
         self.trailer.check_origin(origin)
         self.origin_envelope = dsse.decode(origin, ORIGIN_TYPE, "origin statement")
+
+    def _read_prune_record(self) -> int:
+        """The last prune record, if there is one; returns where the sealed file proper ends."""
+        last = read_exactly(self.fd, PRUNE_TAIL_SIZE, self.size - PRUNE_TAIL_SIZE)
+        if last[: len(PRUNE_MAGIC)] != PRUNE_MAGIC:
+            return self.size
+        tail = PruneTail.decode(last, self.size)
+        if tail.sealed_size < self.preamble.frames_offset + TRAILER_SIZE:
+            raise FileError("the prune record contradicts the file")
+        statement = read_exactly(self.fd, tail.statement_size, tail.statement_offset)
+        tail.check(statement)
+        self.prune_envelope = dsse.decode(statement, PRUNE_TYPE, "prune statement")
+        self.prune_tail = tail
+        return tail.sealed_size
 
     def _read_slot(self, number: int) -> Slot | FileError | None:
         offset = self.preamble.slot_offset(number)
@@ -118,7 +144,28 @@ class SealedFile:
                 f"the header is number {chosen[1].sequence}, but number {newest} exists: an older copy was put back"
             )
         index = self._read_index(origin)
-        return AuthenticFile(self, origin, chosen[0], chosen[1], chosen[2], index, interrupted)
+        prune = self._check_prune(evaluate, index)
+        return AuthenticFile(
+            self, origin, chosen[0], chosen[1], chosen[2], index, interrupted, prune
+        )
+
+    def _check_prune(self, evaluate: Evaluate, index: Index) -> PruneStatement | None:
+        envelope, tail = self.prune_envelope, self.prune_tail
+        if envelope is None or tail is None:
+            return None
+        what = "prune statement"
+        signed_by = evaluate(envelope)
+        found = PruneStatement.decode(envelope.payload)
+        _check_signers(envelope, signed_by, found.signers, what)
+        earlier = read_exactly(self.fd, tail.statement_offset - self.sealed_size, self.sealed_size)
+        if (
+            found.checkpoint_id != self.preamble.checkpoint_id
+            or found.origin_digest != statement.digest(self.origin_envelope.payload)
+            or found.earlier != blake3.blake3(earlier).digest()
+        ):
+            raise FileError("the prune statement does not belong to this file")
+        found.check_index(index)
+        return found
 
     def _choose_slot(
         self, evaluate: Evaluate, origin: Origin, *, repair: bool
@@ -201,7 +248,7 @@ def _check_signers(
 class AuthenticFile:
     """A sealed file whose statements are signed and trusted (as far as `evaluate` asks) and agree with its bytes.
 
-    interrupted: a rekey was interrupted and the other slot is not idle.
+    interrupted: a rekey was interrupted and the other slot is not idle.  prune: which frames were freed, if any.
     """
 
     file: SealedFile
@@ -211,6 +258,7 @@ class AuthenticFile:
     envelope: EnvelopeStatement
     index: Index
     interrupted: bool
+    prune: PruneStatement | None = None
 
     @property
     def reference(self) -> ParentRef:
@@ -224,15 +272,33 @@ class AuthenticFile:
         largest = max(self.index.entry(p)[2] for p in range(len(self.index)))
         buffer = memoryview(bytearray(FRAME_HEAD_SIZE + largest))
         for position in range(len(self.index)):
-            frame = self.read_frame(position, buffer)
+            if self.is_freed(position):
+                frame = self._read(position, buffer)
+                if any(frame):  # not emptied yet, then as it was
+                    self.index.check(position, frame)
+            else:
+                frame = self.read_frame(position, buffer)
             progress(len(frame))
+
+    def is_freed(self, position: int) -> bool:
+        """Whether a frame was given up, because a later file of the chain holds its pages anew."""
+        return self.prune is not None and position in self.prune
 
     def read_frame(self, position: int, buffer: memoryview) -> memoryview:
         """One whole frame, compared with the index.  Raises FileError."""
+        if self.is_freed(position):
+            raise FileError(
+                f"frame {position} was freed when a later increment replaced it",
+                hint="the file can be restored only in its chain",
+            )
+        frame = self._read(position, buffer)
+        self.index.check(position, frame)
+        return frame
+
+    def _read(self, position: int, buffer: memoryview) -> memoryview:
         _, offset, size, _ = self.index.entry(position)
         frame = buffer[: FRAME_HEAD_SIZE + size]
         read_exactly_into(self.file.fd, frame, offset)
-        self.index.check(position, frame)
         return frame
 
     def unlock(self, unwrap: Unwrap) -> OpenFile:
@@ -304,6 +370,19 @@ class OpenFile:
     def streams(self) -> Iterator[Stream]:
         """Every stream within reach, packs included."""
         return (stream for stream, _ in self._streams.values())
+
+    def is_freed(self, stream: Stream, counter: int) -> bool:
+        """Whether a chunk was given up for a later file of the chain."""
+        authentic = self.authentic
+        return authentic.prune is not None and authentic.is_freed(
+            authentic.index.frames_of(stream.number)[counter]
+        )
+
+    def is_whole(self, entry: Entry) -> bool:
+        """Whether no byte of an object was given up."""
+        size = entry.stream.chunk_size
+        chunks = range(entry.offset // size, (entry.offset + max(entry.size, 1) - 1) // size + 1)
+        return not any(self.is_freed(entry.stream, counter) for counter in chunks)
 
     def _check_stream(self, stream: Stream) -> None:
         index = self.authentic.index
@@ -403,13 +482,17 @@ class OpenFile:
         return bytes(data)
 
     def verify_all(self, progress: Callable[[int], None] = lambda _: None) -> None:
-        """Authenticate and decode every chunk within reach, objects and padding.  Raises FileError."""
+        """Authenticate and decode every chunk within reach, objects and padding.  Raises FileError.
+
+        All but those that were freed: they are for `AuthenticFile.check_frames`.
+        """
         scratch = Scratch()
         for stream in self.streams():
             out = scratch.plain(stream)
             scratch.holds = None
             for counter in range(stream.chunks):
-                progress(self.read_chunk_into(stream, counter, out, scratch))
+                if not self.is_freed(stream, counter):
+                    progress(self.read_chunk_into(stream, counter, out, scratch))
 
 
 class Scratch:

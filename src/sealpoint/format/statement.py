@@ -132,7 +132,7 @@ class Origin:
         chain_root, sequence = chain.hex("root", ID_SIZE), chain.u64("sequence")
         chain.done()
         workload, captured, tool = f.text("workload"), f.time("captured"), f.text("tool", limit=256)
-        signers = _decode_signers(f)
+        signers = decode_signers(f)
         f.done()
         origin = cls(
             suite=suite,
@@ -239,7 +239,7 @@ class EnvelopeStatement:
             for r in Role
         }
         nested.done()
-        created, signers = f.time("created"), _decode_signers(f)
+        created, signers = f.time("created"), decode_signers(f)
         f.done()
         found = cls(checkpoint_id, sequence, slot_digest, commitments, recipients, created, signers)
         if found.encode() != payload:
@@ -288,7 +288,8 @@ def _decode_manifest_ref(fields: Fields) -> ManifestRef:
     return ref
 
 
-def _decode_signers(fields: Fields) -> tuple[str, ...]:
+def decode_signers(fields: Fields) -> tuple[str, ...]:
+    """The member `signers`, which every payload has.  Raises FileError."""
     values = fields.array("signers", limit=MAX_SIGNATURES)
     signers = tuple(strictjson.parse_hex(v, HASH_SIZE, fields.what).hex() for v in values)
     if len(set(signers)) != len(signers):

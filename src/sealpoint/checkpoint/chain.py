@@ -1,0 +1,248 @@
+"""A chain of increments: each file's parents, found beside it by checkpoint id, and held to what the origins say.
+
+A parent is looked for in CRIU's own arrangement (the link `parent` in the images directory) and in the directory of its
+child; a name is only a hint, what counts is the id and the origin digest in the child's signed statement.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.errors import FileError, PolicyError, UsageError
+from sealpoint.format.constants import ID_SIZE, MAGIC, MAX_CHAIN, PREAMBLE_SIZE
+from sealpoint.format.reader import OpenFile
+from sealpoint.format.statement import ParentRef
+from sealpoint.keys import Identity, TrustPolicy
+from sealpoint.keys.load import in_file
+
+PARENT_LINK: Final = "parent"  # CRIU's CR_PARENT_LINK
+# The sealed file in an images directory of the drop-in: podman and CRI-O look for that name before they call criu.
+IMAGE: Final = "inventory.img"
+_ID_AT: Final = 16  # in the preamble
+_MAX_NAMES: Final = 65536  # looked at in one directory
+_SPARE_DESCRIPTORS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One file of a chain.  path: as it was found."""
+
+    path: str
+    checkpoint: Checkpoint
+
+    @property
+    def reference(self) -> ParentRef:
+        """By which others name it."""
+        return self.checkpoint.authentic.reference
+
+
+class Finder:
+    """Finds sealed files by checkpoint id.  Directories are read once each."""
+
+    def __init__(self, directories: Sequence[str] = ()) -> None:
+        """`directories`: where else to look than beside the child.  Raises UsageError."""
+        for directory in directories:
+            if not os.path.isdir(directory):
+                raise UsageError(f"{directory} is not a directory")
+        self._directories = tuple(directories)
+        self._known: dict[str, dict[bytes, list[str]]] = {}
+
+    def find(self, checkpoint_id: bytes, child: str | None) -> list[str]:
+        """Paths of files that claim that id, the likeliest first.  `child`: path of the file whose parent it is."""
+        found: list[str] = []
+        beside = [] if child is None else [os.path.dirname(child) or "."]
+        for directory in beside:
+            linked = f"{directory}/{PARENT_LINK}/{IMAGE}"
+            if claimed_id(linked) == checkpoint_id:
+                found.append(linked)
+        for directory in (*beside, *self._directories):
+            if directory not in self._known:
+                self._known[directory] = _sealed_files(directory)
+            found += self._known[directory].get(checkpoint_id, [])
+        return list(dict.fromkeys(found))
+
+
+def claimed_id(path: str) -> bytes | None:
+    """The checkpoint id in the first bytes of a sealed file, which prove nothing; None if it is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        head = os.pread(fd, PREAMBLE_SIZE, 0)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    if len(head) < PREAMBLE_SIZE or head[: len(MAGIC)] != MAGIC:
+        return None
+    return head[_ID_AT : _ID_AT + ID_SIZE]
+
+
+def _sealed_files(directory: str) -> dict[bytes, list[str]]:
+    found: dict[bytes, list[str]] = {}
+    try:
+        with os.scandir(directory) as entries:
+            names = sorted(
+                e.name for e, _ in zip(entries, range(_MAX_NAMES), strict=False) if e.is_file()
+            )
+    except OSError:
+        return found
+    for name in names:
+        path = os.path.join(directory, name)
+        if (identifier := claimed_id(path)) is not None:
+            found.setdefault(identifier, []).append(path)
+    return found
+
+
+class Chain:
+    """The files of a chain, newest first, all authentic.  A context manager that closes them."""
+
+    def __init__(self, links: list[Link]) -> None:
+        self.links = links
+
+    @classmethod
+    def open(
+        cls,
+        path: str,
+        policy: TrustPolicy,
+        *,
+        directories: Sequence[str] = (),
+        spool: str | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Chain:
+        """The file at `path` ("-": standard input) and all its parents.
+
+        Raises FileError (a parent is missing, another than the one named, or freed for a file that is not in the
+        chain), PolicyError, UsageError.
+        """
+        finder = Finder(directories)
+        chain = cls([])
+        try:
+            chain.links.append(
+                Link(path, Checkpoint.open(path, policy, spool=spool, progress=progress))
+            )
+            while chain.links[-1].checkpoint.authentic.origin.parent is not None:
+                chain.links.append(_open_parent(chain.links, finder, policy))
+            chain._check_pruned()
+        except BaseException:
+            chain.close()
+            raise
+        return chain
+
+    @property
+    def top(self) -> Checkpoint:
+        """The newest file: what a restore restores."""
+        return self.links[0].checkpoint
+
+    def unlock(self, identities: Sequence[Identity]) -> list[OpenFile]:
+        """All files, newest first.  Raises IdentityError, FileError."""
+        opened = []
+        for link in self.links:
+            try:
+                opened.append(link.checkpoint.unlock(identities))
+            except FileError as error:
+                raise in_file(error, link.path) from None
+        return opened
+
+    def _check_pruned(self) -> None:
+        above: set[tuple[bytes, bytes]] = set()
+        for link in self.links:
+            prune = link.checkpoint.authentic.prune
+            if prune is not None:
+                child = (prune.child.checkpoint_id, prune.child.origin_digest)
+                if child not in above:
+                    raise FileError(
+                        f"{link.path}: parts of it were freed when checkpoint {child[0].hex()} replaced them",
+                        hint="it can be restored only by way of that checkpoint or one that continues it",
+                    )
+            reference = link.reference
+            above.add((reference.checkpoint_id, reference.origin_digest))
+
+    def close(self) -> None:
+        """Let go of the files."""
+        links, self.links = self.links, []
+        for link in links:
+            os.close(link.checkpoint.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _open_parent(links: list[Link], finder: Finder, policy: TrustPolicy) -> Link:
+    """The parent of the last file.  Raises FileError, PolicyError."""
+    child = links[-1]
+    origin = child.checkpoint.authentic.origin
+    wanted = origin.parent
+    assert wanted is not None
+    if len(links) >= MAX_CHAIN or origin.chain_sequence > MAX_CHAIN:
+        raise FileError(f"the chain has more than {MAX_CHAIN} files")
+    _allow_descriptors(len(links))
+    name = f"checkpoint {wanted.checkpoint_id.hex()}"
+    paths = finder.find(wanted.checkpoint_id, None if child.path == "-" else child.path)
+    if not paths:
+        raise FileError(
+            f"{_shown(child.path)}: its parent, {name}, is missing",
+            hint="put the file beside it, or name its directory with --parents",
+        )
+    problem: FileError | PolicyError | None = None
+    for path in paths:
+        try:
+            parent = Checkpoint.open(path, policy)
+        except (FileError, PolicyError) as error:
+            problem = problem or error
+            continue
+        try:
+            _check_parent(child, Link(path, parent))
+        except FileError as error:
+            os.close(parent.fd)
+            problem = problem or error
+            continue
+        return Link(path, parent)
+    assert problem is not None
+    raise problem
+
+
+def _check_parent(child: Link, parent: Link) -> None:
+    """Raises FileError unless `parent` is the very file that `child` continues."""
+    below, above = parent.checkpoint.authentic.origin, child.checkpoint.authentic.origin
+    if parent.reference != above.parent:
+        raise FileError(
+            f"{parent.path}: is not the parent of {_shown(child.path)}, although it has its checkpoint id"
+        )
+    if (
+        below.chain_root != above.chain_root
+        or below.chain_sequence + 1 != above.chain_sequence
+        or below.workload != above.workload
+    ):
+        raise FileError(
+            f"{_shown(child.path)}: its place in the chain is not that after {parent.path}"
+        )
+
+
+def _shown(path: str) -> str:
+    return "standard input" if path == "-" else path
+
+
+def _allow_descriptors(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted <= hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

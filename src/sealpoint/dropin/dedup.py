@@ -1,0 +1,37 @@
+"""`criu dedup` as typed: free what the parents of the sealed file in an images directory have lost by it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from sealpoint import config as configuration
+from sealpoint.checkpoint.access import signing_by
+from sealpoint.checkpoint.chain import IMAGE
+from sealpoint.checkpoint.prune import prune_parents
+from sealpoint.dropin.arguments import CommandLine
+from sealpoint.dropin.increments import policy_of, reference_of, store_of, told
+from sealpoint.dropin.work import load_signer
+from sealpoint.errors import FileError, SealpointError
+
+
+def run(line: CommandLine) -> NoReturn:
+    """Ends with status 0 if every parent has lost what it could, else with 1.  Raises SealpointError."""
+    images = os.path.abspath(line.images or ".")
+    config = configuration.load()
+    signing = signing_by(load_signer(config))
+    try:
+        directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        child = reference_of(directory)
+    except OSError as error:
+        raise SealpointError(f"cannot open {images}: {error.strerror}") from None
+    except FileError as error:
+        raise SealpointError(f"{images}/{IMAGE}: {error.message}") from None
+    results = prune_parents(
+        f"{images}/{IMAGE}", child, store_of(config), signing, policy_of(config, signing)
+    )
+    for result in results:
+        sys.stdout.write(told(result) + "\n")
+    sys.stdout.flush()
+    os._exit(1 if any(r.reason for r in results) else 0)
