@@ -165,6 +165,14 @@ def test_damaged_parts_are_left_out_and_named(cli):
     assert "fdinfo-12.img" in shown.err
 
 
+def test_an_image_of_another_type_than_its_name_says_is_refused(cli):
+    files = small_dump.a_tree()
+    files["mm-10.img"] = files["core-10.img"]
+    refused = cli("crit", "x", write("odd", files), "mems")
+    assert refused.code == 3
+    assert "mm-10.img: is an image of type CORE, not MM" in refused.err
+
+
 def test_trees_deeper_than_a_stack_are_shown(cli):
     count = 3000
     files = {

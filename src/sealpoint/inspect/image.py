@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,18 @@ from sealpoint.errors import FileError
 from sealpoint.inspect import display, messages
 from sealpoint.inspect.source import Images
 
+_TYPES: Final = {  # of the images that are read by name
+    "core": "CORE",
+    "fdinfo": "FDINFO",
+    "files": "FILES",
+    "fs": "FS",
+    "ids": "IDS",
+    "mm": "MM",
+    "mountpoints": "MNTS",
+    "pagemap": "PAGEMAP",
+    "pstree": "PSTREE",
+    "stats": "STATS",
+}
 Pread = Callable[[int, int], bytes]
 Write = Callable[[bytes], object]
 
@@ -245,8 +258,15 @@ def open_image(images: Images, name: str) -> Image:
 
 
 def read_records(images: Images, name: str) -> Iterator[Any]:
-    """The messages of an image, one after another.  Raises FileError, IdentityError."""
-    return (record.message for record in open_image(images, name).records())
+    """The messages of an image, one after another.
+
+    Raises FileError, also where the image is of another type than its name says, and IdentityError.
+    """
+    image = open_image(images, name)
+    stem = re.split(r"[-.]", name, maxsplit=1)[0]
+    if image.name != _TYPES[stem]:
+        raise FileError(f"{image.where}: is an image of type {image.name}, not {_TYPES[stem]}")
+    return (record.message for record in image.records())
 
 
 def first_record(images: Images, name: str) -> Any:

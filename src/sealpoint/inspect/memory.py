@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sealpoint.criu import schema
 from sealpoint.errors import FileError, UsageError
+from sealpoint.inspect.compressed_pages import ALIGNED, PlainPages, sizes_of
 
 if TYPE_CHECKING:
     from sealpoint.inspect.source import Images
@@ -93,7 +94,7 @@ class Mapping:
 class Layer:
     """A pages image: 0 is the checkpoint's own, 1 that of its parent, and so on."""
 
-    images: Images
+    images: Images | PlainPages
     name: str
 
 
@@ -260,7 +261,7 @@ def _resolve(
     images, layer, entries = entry
     pages = PageMap()
     pages.layers = [layer, *(below.layers if below is not None else ())]
-    size = images.size(layer.name) if any(f & _PRESENT for _, _, f in entries) else 0
+    size = layer.images.size(layer.name) if any(f & _PRESENT for _, _, f in entries) else 0
     offset = 0
     for start, length, flags in entries:
         if flags & _PRESENT:
@@ -294,6 +295,8 @@ def _read_pagemap(images: Images, name: str) -> tuple[Layer, list[tuple[int, int
     if head is None:
         raise FileError(f"{where}: has no head")
     entries: list[tuple[int, int, int]] = []
+    pages = f"pages-{head.pages_id}.img"
+    plain, compressed = PlainPages(images, pages), False
     last = 0
     for record in records:
         start, count = record.vaddr, record.nr_pages or record.compat_nr_pages
@@ -301,6 +304,11 @@ def _read_pagemap(images: Images, name: str) -> tuple[Layer, list[tuple[int, int
         if start % PAGE or start < last or end > _END:
             raise FileError(f"{where}: impossible run of {count} pages at {start:#x}")
         flags = _flags(record)
+        if flags & _PRESENT and count:
+            sizes, per_block = sizes_of(record, count, where) or (None, 1)
+            aligned = bool(record.flags & ALIGNED)
+            compressed = compressed or aligned or sizes is not None
+            plain.add(count, sizes, per_block, aligned=aligned)
         if entries and last == start and entries[-1][2] == flags:
             entries[-1] = (entries[-1][0], end - entries[-1][0], flags)
         elif count:
@@ -308,7 +316,7 @@ def _read_pagemap(images: Images, name: str) -> tuple[Layer, list[tuple[int, int
         if len(entries) > _MAX_RUNS:
             raise FileError(f"{where}: more than {_MAX_RUNS} runs of pages")
         last = end
-    return Layer(images, f"pages-{head.pages_id}.img"), entries
+    return Layer(plain if compressed else images, pages), entries
 
 
 def _flags(record: Any) -> int:

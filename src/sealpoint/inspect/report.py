@@ -16,6 +16,7 @@ from sealpoint.checkpoint.access import describe_stanza
 from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.format.constants import Codec, Role, Roots
 from sealpoint.inspect import display, memory_map, messages, tasks
+from sealpoint.inspect.compressed_pages import PlainPages
 from sealpoint.inspect.image import first_record, read_records
 from sealpoint.inspect.memory import AddressSpace, Files, Layer
 from sealpoint.inspect.sealed import SealedSource
@@ -152,7 +153,7 @@ def _memory(images: Images, process: Process, report: Report) -> None:
 def _codecs(layer: Layer, offset: int, size: int) -> Iterator[tuple[int, str]]:
     """(bytes, codec) of `size` bytes from `offset` of a pages image."""
     source = layer.images.source
-    if not isinstance(source, SealedSource):
+    if not isinstance(source, SealedSource) or isinstance(layer.images, PlainPages):
         yield size, ""
         return
     entry = source.opened.entry(layer.images.prefix + layer.name)

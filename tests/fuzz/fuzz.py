@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""fuzz.py TARGET [libFuzzer's options]: fuzzes one target of targets.py, for instance for ten minutes:
+
+    .venv/bin/python tests/fuzz/fuzz.py image -max_total_time=600
+
+New inputs go to a temporary directory unless one is given with --keep DIR; crashes are written to the current one.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+with atheris.instrument_imports(include=["sealpoint"]):
+    import targets
+
+from sealpoint.errors import SealpointError
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    name = arguments.pop(0)
+    target = targets.TARGETS[name]
+    kept = HERE / "corpus" / name
+    keep = None
+    if "--keep" in arguments:
+        at = arguments.index("--keep")
+        keep = Path(arguments[at + 1])
+        del arguments[at : at + 2]
+
+    def one(data: bytes) -> None:
+        try:
+            target(data)
+        except SealpointError:
+            pass
+
+    with tempfile.TemporaryDirectory(prefix="sealpoint-fuzz-") as scratch:
+        found = keep or Path(scratch, "found")
+        seeds = Path(scratch, "seeds")
+        for directory in (found, seeds):
+            directory.mkdir(parents=True, exist_ok=True)
+        for n, data in enumerate(targets.seeds(name)):
+            (seeds / f"seed-{n}").write_bytes(data)
+        corpora = [str(found), str(seeds), *([str(kept)] if kept.is_dir() else [])]
+        limits = ["-rss_limit_mb=1024", "-timeout=20", "-max_len=65536", "-print_final_stats=1"]
+        atheris.Setup([sys.argv[0], *limits, *arguments, *corpora], one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

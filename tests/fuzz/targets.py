@@ -1,0 +1,228 @@
+"""What is fuzzed: every reader of what others made.  A target takes bytes; all it may raise is a SealpointError.
+
+`fuzz.py` runs one under atheris, test_fuzz.py each of them briefly.  Corpora are made by `seeds`, and what a long run
+found worth keeping is in corpus/TARGET/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import struct
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+for directory in ("inspect", "checkpoint"):
+    sys.path.insert(0, str(HERE.parent / directory))
+
+import images_by_hand as hand
+import small_dump
+import zstandard
+
+from sealpoint.checkpoint import summary, tar
+from sealpoint.errors import SealpointError
+from sealpoint.format.constants import Role
+from sealpoint.inspect import container, hexdump, messages, search
+from sealpoint.inspect.archive import ArchiveSource
+from sealpoint.inspect.explore import Explorer
+from sealpoint.inspect.image import write_json
+from sealpoint.inspect.inspection import Inspection, Parts, memory_of
+from sealpoint.inspect.memory import AddressSpace, pids
+from sealpoint.inspect.recode import Recoder
+from sealpoint.inspect.source import Images, image_sets, images
+
+Target = Callable[[bytes], None]
+TREE = small_dump.a_tree()
+NAMES = sorted(TREE)
+PARTS = Parts(
+    stats=True, mounts=True, ps_tree=True, ps_tree_cmd=True, ps_tree_env=True, files=True, sockets=True, metadata=True
+)  # fmt: skip
+
+
+class MemorySource:
+    """See Source: objects in a dictionary."""
+
+    label = "fuzzed"
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        self.objects = objects
+
+    def names(self) -> list[str]:
+        return list(self.objects)
+
+    def exists(self, name: str) -> bool:
+        return name in self.objects
+
+    def withheld(self, name: str) -> bool:
+        return False
+
+    def size(self, name: str) -> int:
+        return len(self._get(name))
+
+    def role(self, name: str) -> Role:
+        return Role.MEMORY
+
+    def _get(self, name: str) -> bytes:
+        if name not in self.objects:
+            from sealpoint.errors import FileError
+
+            raise FileError(f"no {name}")
+        return self.objects[name]
+
+    def read(self, name: str, limit: int = 1 << 28) -> bytes:
+        return self._get(name)
+
+    def pread(self, name: str, offset: int, size: int) -> bytes:
+        return self._get(name)[offset : offset + size]
+
+    def chunks(self, name: str, offset: int = 0, size: int | None = None) -> Iterator[memoryview]:
+        data = self._get(name)[offset:] if size is None else self.pread(name, offset, size)
+        for at in range(0, len(data), 1000):
+            yield memoryview(data)[at : at + 1000]
+
+    def parent(self, prefix: str) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def image(data: bytes) -> None:
+    """One image: shown in every form, and what can be shown can be made again."""
+    text = hand.as_json(data)
+    hand.as_json(data, pretty=True)
+    hand.as_json(data, pretty=True, nopl=True)
+    out = bytearray()
+    write_json(json.loads(text), out.extend, "again")
+
+
+def json_image(data: bytes) -> None:
+    """JSON that shall become an image."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    write_json(value, lambda _: None, "edited")
+
+
+def dump(data: bytes) -> None:
+    """A whole dump, one image of which (by the first byte) is what the fuzzer says."""
+    if not data:
+        return
+    name = NAMES[data[0] % len(NAMES)]
+    source = MemorySource({**TREE, name: data[1:]})
+    found = images(source)
+    problems = []
+    for what in ("ps", "fds", "mems", "rss"):
+        with contextlib.suppress(SealpointError):
+            list(Explorer(found).lines(what))
+    with contextlib.suppress(SealpointError):
+        inspection = Inspection(found)
+        json.dumps(inspection.collect(PARTS))
+        problems = inspection.problems
+    with contextlib.suppress(SealpointError):
+        list(memory_of(found))
+    assert all(isinstance(p, SealpointError) for p in problems)
+
+
+def memory(data: bytes) -> None:
+    """mm, pagemap and pages of one task: lengths of the first two, then all three."""
+    if len(data) < 4:
+        return
+    first, second = struct.unpack("<HH", data[:4])
+    data = data[4:]
+    parts = {
+        "mm-10.img": data[:first],
+        "pagemap-10.img": data[first : first + second],
+        "pages-10.img": data[first + second :],
+    }
+    found = images(MemorySource({**TREE, **parts}))
+    space = AddressSpace.load(found, 10)
+    for _, _line in zip(range(2000), hexdump.lines(space), strict=False):
+        pass
+    for _ in search.search(space, search.literal(b"se"), context=20):
+        pass
+    pids(found)
+
+
+def archive(data: bytes) -> None:
+    """An engine's archive, plain or compressed."""
+    fd = os.memfd_create("fuzz")
+    try:
+        os.write(fd, data)
+        source = ArchiveSource(fd, "fuzzed")
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        for name in source.names():
+            source.pread(name, 1, 100)
+            list(source.chunks(name, 0, 1 << 20))
+        for found in image_sets(source):
+            with contextlib.suppress(SealpointError):
+                found.parent()
+        Recoder().run(source)
+    finally:
+        source.close()
+
+
+def documents(data: bytes) -> None:
+    """What an engine says of a container, and the sealer's summary."""
+    for name in ("config.dump", "spec.dump", "status.dump", "network.status"):
+        found = container.describe(Images(MemorySource({name: data})))
+        json.dumps({key: getattr(found, key) for key in found.__slots__})
+    summary.decode(data)
+
+
+def tar_members(data: bytes) -> None:
+    """The reader of archives that are to be sealed."""
+    reader = tar.TarReader(io.BytesIO(data))
+    buffer = memoryview(bytearray(4096))
+    for _ in reader:
+        while reader.readinto(buffer):
+            pass
+
+
+TARGETS: dict[str, Target] = {
+    t.__name__: t for t in (image, json_image, dump, memory, archive, documents, tar_members)
+}
+
+
+def seeds(name: str) -> Iterator[bytes]:
+    """Inputs to begin with."""
+    kinds = sorted(messages.table()["images"])
+    if name == "image":
+        yield from (hand.image(kind, seed) for kind in kinds for seed in range(2))
+    elif name == "json_image":
+        yield from (hand.as_json(hand.image(kind), pretty=kind < "M").encode() for kind in kinds)
+    elif name == "dump":
+        yield from (bytes([n]) + TREE[image_name] for n, image_name in enumerate(NAMES))
+    elif name == "memory":
+        mm, pagemap = TREE["mm-10.img"], TREE["pagemap-10.img"]
+        yield struct.pack("<HH", len(mm), len(pagemap)) + mm + pagemap + small_dump.pages()
+    elif name in ("archive", "tar_members"):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as made:
+            for member in ("checkpoint/pstree.img", "checkpoint/core-10.img", "config.dump"):
+                data = small_dump.a_container()[member]
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                made.addfile(info, io.BytesIO(data))
+            link = tarfile.TarInfo("checkpoint/parent")
+            link.type, link.linkname = tarfile.SYMTYPE, "../pre-checkpoint"
+            made.addfile(link)
+        yield out.getvalue()
+        if name == "archive":
+            import gzip
+
+            yield gzip.compress(out.getvalue(), mtime=0)
+            yield zstandard.compress(out.getvalue())
+    else:
+        for document in ("config.dump", "spec.dump", "network.status"):
+            yield small_dump.a_container()[document]
+        yield summary.Summary().encode()
