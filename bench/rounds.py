@@ -70,8 +70,11 @@ class Table:
     memory: int  # resident bytes of the workload
     series: dict[str, Series]
 
-    def ratio(self, name: str, quantity: str) -> float | None:
-        return self.series[name].ratio(self.series[Stock.name], quantity)
+    def ratio(self, name: str, quantity: str, base: str = Stock.name) -> float | None:
+        """None where one of the two was not measured."""
+        if name not in self.series or base not in self.series:
+            return None
+        return self.series[name].ratio(self.series[base], quantity)
 
     def as_json(self) -> dict[str, Any]:
         base = self.series[Stock.name]

@@ -13,10 +13,16 @@ from bench import measure
 from bench.tools import Tools, say
 from sealpoint.checkpoint.access import signing_by
 from sealpoint.checkpoint.rekey import RekeyRequest, rekey
-from sealpoint.keys import TrustPolicy, load_identity, load_recipient, load_signer
+from sealpoint.inspect.memory import AddressSpace, pids
+from sealpoint.inspect.search import literal, search
+from sealpoint.inspect.source import Access, images, open_source
+from sealpoint.keys import TrustPolicy, load_identity, load_recipient, load_signer, load_trust
 
 # Of the command line, in milliseconds: what was promised.
 TARGETS = {"rekey": 50.0, "info": 300.0, "info -i": 300.0, "open --only": 300.0, "--version": 150.0}
+_NEEDLE = b"a string that nobody has in memory"
+# Of the search: 1 GB/s, for as much as was stored.
+_SEARCH_SPEED = 1e9
 
 
 def figures(tools: Tools, sealed: Path, scratch: Path, repeats: int) -> dict[str, dict[str, Any]]:
@@ -46,8 +52,11 @@ def figures(tools: Tools, sealed: Path, scratch: Path, repeats: int) -> dict[str
     times["rekey (back)"] += times.pop("rekey")
     times["rekey"] = times.pop("rekey (back)")
     times["rekey (library call)"] = _rekey_calls(tools, sealed, repeats)
+    times["search (library call)"], searched = _searches(tools, sealed, repeats)
     say("small figures: done")
-    return {name: _summary(name, values) for name, values in sorted(times.items())}
+    found = {name: _summary(name, values) for name, values in sorted(times.items())}
+    found["search (library call)"]["target_ms"] = searched / _SEARCH_SPEED * 1000
+    return found
 
 
 def _summary(name: str, values: list[float]) -> dict[str, Any]:
@@ -70,6 +79,28 @@ def _rekey_calls(tools: Tools, sealed: Path, repeats: int) -> list[float]:
             if number:
                 times.append(elapsed * 1000)
     return times
+
+
+def _searches(tools: Tools, sealed: Path, repeats: int) -> tuple[list[float], int]:
+    """All memory looked through for a plain string, in one thread; and how many bytes that is."""
+    access = Access.of([load_identity(tools.identity)], load_trust([tools.trusted]))
+    times: list[float] = []
+    searched = 0
+    with open_source(str(sealed), access) as source:
+        for number in range(repeats + 1):
+            done: list[int] = []
+
+            def look(done: list[int] = done) -> None:
+                found = images(source)
+                for pid in pids(found):
+                    space = AddressSpace.load(found, pid)
+                    assert not list(search(space, literal(_NEEDLE), progress=done.append))
+
+            elapsed = _time(look)
+            searched = sum(done)
+            if number:
+                times.append(elapsed * 1000)
+    return times, searched
 
 
 def _time(call: Callable[[], object]) -> float:

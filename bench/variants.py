@@ -182,6 +182,17 @@ class SealpointRaw(Sealpoint):
     compress = "none"
 
 
+class SealpointScan(Sealpoint):
+    """As before, and looked through for secrets while it is sealed."""
+
+    name = "sealpoint-scan"
+    label = "sealpoint --scan"
+    restores = False
+
+    def dump(self, place: Place, pid: int) -> list[str]:
+        return [*super().dump(place, pid), "--scan"]
+
+
 class SealpointPiped(Sealpoint):
     """The same file through a pipe: its ciphertext is held in memory until the signature at its end was seen."""
 
@@ -264,6 +275,7 @@ _ALL: tuple[type[Variant], ...] = (
     StockUnsynced,
     Sealpoint,
     SealpointRaw,
+    SealpointScan,
     SealpointPiped,
     Criusec,
     Age,

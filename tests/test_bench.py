@@ -18,6 +18,7 @@ NUMBERS = {
     "frozen_tmpfs_ratio",
     "dump_disk_ratio",
     "restore_disk_ratio",
+    "scan_tmpfs_ratio",
     "size_random_ratio",
     "peak_rss_mib",
 }
@@ -78,7 +79,7 @@ def test_quick_run_is_complete(tmp_path: Path) -> None:
         check_table(table, target, action)
     for figures in data["small"].values():
         wanted_commands = {"--version", "info", "info -i", "open --only", "rekey", "verify"}
-        assert wanted_commands | {"rekey (library call)"} <= figures.keys()
+        assert wanted_commands | {"rekey (library call)", "search (library call)"} <= figures.keys()
         assert all(0 < f["min"] <= f["ms"] <= f["max"] for f in figures.values())
     check_report(tmp_path, data)
     leftover = set(os.listdir("/dev/shm")) - before
@@ -89,9 +90,8 @@ def test_quick_run_is_complete(tmp_path: Path) -> None:
 def check_table(table: dict, target: str, action: str) -> None:
     variants = table["variants"]
     expected = {"stock", "sealpoint", "sealpoint-none"}
-    if action == "restore":
-        expected.add("sealpoint-piped")
-    elif target == "disk":
+    expected.add("sealpoint-piped" if action == "restore" else "sealpoint-scan")
+    if action == "dump" and target == "disk":
         expected.add("stock-unsynced")
     assert expected <= variants.keys()
     quantities = ["wall", "cpu", "frozen", "bytes"] if action == "dump" else ["wall", "cpu"]
@@ -103,7 +103,7 @@ def check_table(table: dict, target: str, action: str) -> None:
         assert ("peak" in variant) == name.startswith("sealpoint")
         if action == "dump":
             assert variant["frozen"]["max"] < variant["wall"]["max"]
-            if name != "sealpoint":  # the only one that compresses
+            if name not in ("sealpoint", "sealpoint-scan"):  # they alone compress
                 assert variant["bytes"]["median"] > 0.8 * variants["stock"]["bytes"]["median"]
     assert variants["stock"]["wall"]["ratio"] == 1
 

@@ -6,6 +6,7 @@ finds the same, some twenty times slower.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -129,6 +130,11 @@ class Scanner:
         return kept
 
 
+def _try_compile() -> None:
+    with contextlib.suppress(Exception):
+        _database()  # whoever scans tries again, and reports it
+
+
 class Tally:
     """Counts secrets while a dump is sealed; called with each chunk by the threads that seal.
 
@@ -137,7 +143,11 @@ class Tally:
 
     def __init__(self) -> None:
         """Raises SystemEnvironmentError where Hyperscan is not installed."""
-        fast_triggers()
+        if not has_hyperscan():
+            fast_triggers()
+        # A tenth of a second of compiling, while CRIU gets ready to freeze the tree.
+        self._compiling = threading.Thread(target=_try_compile, name="compile", daemon=True)
+        self._compiling.start()
         self._local = threading.local()
         self._lock = threading.Lock()
         self._seen: set[bytes] = set()
@@ -148,6 +158,7 @@ class Tally:
         try:
             scanner = getattr(self._local, "scanner", None)
             if scanner is None:
+                self._compiling.join()
                 scanner = self._local.scanner = Scanner(fast_triggers())
             for hit in scanner.scan(data):
                 self._count(hit.kind, data[hit.start : hit.end])
