@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRET = ROOT / "tests/workloads/secret.py"
 STUBS = {
     "sealpoint": '#!/bin/sh\nexec {python} -c "from sealpoint.cli import main; main()" "$@"\n',
-    "ssh": '#!/bin/sh\nshift\nexec unshare --pid --fork --kill-child --mount-proc -- "$@"\n',
+    "ssh": '#!/bin/sh\n[ "$1" = -- ] && shift\nshift\n'
+    'exec unshare --pid --fork --kill-child --mount-proc -- sh -c "$*"\n',
 }
 TIMEOUT = 60
 

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sealpoint import process
@@ -25,6 +25,8 @@ from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.criu.run import CriuRun, check_options, split_action_scripts
 from sealpoint.errors import CriuError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import Suite
+from sealpoint.format.derive import RootKeys
+from sealpoint.format.preamble import Preamble
 from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.store.output import Target
 
@@ -50,6 +52,7 @@ class DumpRequest:
     workload: str = ""
     criu_log: str | None = None
     acknowledge: Callable[[bytes, bytes], bool] | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
     scan: Callable[[memoryview], None] | None = None
 
 
@@ -85,9 +88,11 @@ def check_process(pid: int) -> None:
 
 
 class Dump:
-    """One dump.  `run` may be called once."""
+    """One dump.  `run` may be called once.  roots: of the file; preamble: of the file, once `run` has begun it."""
 
     def __init__(self, request: DumpRequest, out: Target) -> None:
+        self.roots = RootKeys.generate()
+        self.preamble: Preamble | None = None
         self._request = request
         self._out = out
         self._origin_digest: bytes | None = None
@@ -101,8 +106,13 @@ class Dump:
         check_process(request.pid)
         started = time.monotonic()
         writer = SealedWriter(
-            self._out, suite=request.suite, wrap=request.wrap, signing=request.signing
+            self._out,
+            suite=request.suite,
+            wrap=request.wrap,
+            signing=request.signing,
+            roots=self.roots,
         )
+        self.preamble = writer.preamble
         builder = CheckpointBuilder(writer, compression=request.compression, observe=request.scan)
         try:
             with PrivateDir() as directory:
@@ -162,7 +172,9 @@ class Dump:
         def complete() -> bool:
             try:
                 capture.wait_complete()
-                self._origin_digest = builder.finish(workload=request.workload)
+                self._origin_digest = builder.finish(
+                    workload=request.workload, properties=dict(request.properties)
+                )
                 self._out.sync()
                 if request.acknowledge is not None:
                     self._out.commit()

@@ -33,12 +33,17 @@ _GIVE_UP = 20.0
 
 @dataclass(frozen=True, slots=True)
 class RestoreRequest:
-    """How to restore.  approved: called when everything has verified, just before the tree runs."""
+    """How to restore.
+
+    permitted: called when everything has verified and the tree waits; raises if it shall not run.  approved: called
+    just before it runs; must not wait for anybody.
+    """
 
     criu: CriuBinary
     detach: bool = False
     options: tuple[str, ...] = ()
     criu_log: str | None = None
+    permitted: Callable[[], None] = lambda: None
     approved: Callable[[], None] = lambda: None
 
 
@@ -126,6 +131,7 @@ class Restore:
         def approve() -> bool:
             try:
                 serve.approve()
+                request.permitted()
             except BaseException as error:  # noqa: BLE001 - reported by the main thread
                 self._error = error
                 serve.fail(error)

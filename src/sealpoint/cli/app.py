@@ -20,6 +20,8 @@ _COMMANDS: Final = {
     "keygen": "Make an identity and its recipient, or a signer.",
     "dump": "Dump a process tree into one sealed file.",
     "restore": "Restore a process tree from a sealed file.",
+    "migrate": "Move a process tree to another machine.",
+    "receive": "Receive a process tree from another machine.",
     "seal": "Seal an image directory or an engine's archive.",
     "open": "Open a sealed file into a directory or an archive.",
     "verify": "Check that a sealed file is intact and who signed it.",

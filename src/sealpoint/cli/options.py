@@ -128,7 +128,7 @@ seal_options = stack(
     click.option(
         "--compress",
         type=click.Choice(["auto", "none", "lz4", "zstd"]),
-        help="Compression before encryption (default auto: lz4 where it gains).",
+        help="Compression before encryption (default auto: whatever is fastest at the moment).",
     ),
     click.option(
         "--suite",

@@ -1,13 +1,12 @@
 """An engine's archive (tar, plain or in gzip or zstd) as a source, without unpacking it anywhere.
 
 A plain archive is read in place.  A compressed one can only be read front to back: small members are kept in memory as
-it is looked through once; large ones are decoded in pieces, of which the latest are kept, from where a decoder stands.
+it is looked through once, of large ones every read goes on where the last one ended, or starts over if it lies before.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -28,10 +27,6 @@ _KEPT: Final = 256 * 1024  # bytes of a member of a compressed archive that is k
 _KEPT_IN_ALL: Final = 64 * 1024 * 1024
 _MAX_WINDOW: Final = 128 * 1024 * 1024  # what a zstd decoder may allocate
 _STEP: Final = 1024 * 1024
-_BLOCKS: Final = 32  # pieces of the plain archive that are kept
-_DECODERS: Final = (
-    6  # so that members which are read by turns are not decoded from the beginning each time
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,7 @@ class _Member:
 
 
 class _File:
-    """A file read from a position of its own."""
+    """A file read from a position, for TarReader."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -65,7 +60,8 @@ class _Decoder:
     """The plain bytes of a compressed file, front to back."""
 
     def __init__(self, fd: int, label: str, *, gzip: bool) -> None:
-        file: Any = _File(fd)  # with a position of its own: there are several decoders
+        self._file = os.fdopen(os.dup(fd), "rb", buffering=0)
+        self._file.seek(0)
         self.position = 0
         self._label = label
         self._stream: Any
@@ -73,7 +69,7 @@ class _Decoder:
             import gzip as module
             import zlib
 
-            self._stream = module.GzipFile(fileobj=file)
+            self._stream = module.GzipFile(fileobj=self._file)
             self._errors: tuple[type[Exception], ...] = (
                 EOFError,
                 zlib.error,
@@ -83,7 +79,7 @@ class _Decoder:
             import zstandard
 
             decoder = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
-            self._stream = decoder.stream_reader(file, read_across_frames=True, closefd=False)
+            self._stream = decoder.stream_reader(self._file, read_across_frames=True, closefd=False)
             self._errors = (zstandard.ZstdError,)
 
     def read(self, size: int) -> bytes:
@@ -96,6 +92,7 @@ class _Decoder:
 
     def close(self) -> None:
         self._stream.close()
+        self._file.close()
 
 
 class ArchiveSource:
@@ -107,8 +104,7 @@ class ArchiveSource:
         self._fd = fd
         self._members: dict[str, _Member] = {}
         self._links: dict[str, str] = {}
-        self._decoders: list[_Decoder] = []  # at different places, the latest used last
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._decoder: _Decoder | None = None
         head = os.pread(fd, 4, 0)
         self.compression = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}.get(head[:2], "none")
         if self.compression == "none":
@@ -198,42 +194,20 @@ class ArchiveSource:
 
     def _decoded(self, offset: int, size: int) -> Iterator[memoryview]:
         while size > 0:
-            number, skip = divmod(offset, _STEP)
-            piece = memoryview(self._block(number))[skip : skip + size]
-            if not piece:
+            decoder = self._decoder  # another reader may have moved it meanwhile
+            if decoder is None or decoder.position > offset:
+                if decoder is not None:
+                    decoder.close()
+                decoder = self._decoder = self._decode()
+            while decoder.position < offset:
+                if not decoder.read(min(_STEP, offset - decoder.position)):
+                    break
+            data = decoder.read(min(_STEP, size))
+            if not data:
                 raise FileError(f"{self.label} has become shorter while it was read")
-            yield piece
-            offset += len(piece)
-            size -= len(piece)
-
-    def _block(self, number: int) -> bytes:
-        """A piece of the plain archive, by the decoder that is nearest before it."""
-        block = self._blocks.get(number)
-        if block is not None:
-            self._blocks.move_to_end(number)
-            return block
-        start = number * _STEP
-        before = [d for d in self._decoders if d.position <= start]
-        if before:
-            decoder = max(before, key=lambda d: d.position)
-            self._decoders.remove(decoder)
-        else:
-            decoder = self._decode()
-        self._decoders.append(decoder)  # the latest used last
-        if len(self._decoders) > _DECODERS:
-            self._decoders.pop(0).close()
-        while decoder.position < start and decoder.read(min(_STEP, start - decoder.position)):
-            pass
-        parts = []
-        while decoder.position < start + _STEP:
-            part = decoder.read(start + _STEP - decoder.position)
-            if not part:
-                break
-            parts.append(part)
-        block = self._blocks[number] = b"".join(parts)
-        if len(self._blocks) > _BLOCKS:
-            self._blocks.popitem(last=False)
-        return block
+            yield memoryview(data)
+            offset += len(data)
+            size -= len(data)
 
     def parent(self, prefix: str) -> tuple[Source, str] | None:
         """See Source."""
@@ -250,8 +224,9 @@ class ArchiveSource:
 
     def close(self) -> None:
         """See Source."""
-        while self._decoders:
-            self._decoders.pop().close()
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

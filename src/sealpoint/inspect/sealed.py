@@ -13,21 +13,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from sealpoint.checkpoint.access import Checkpoint, describe_stanza, require_trust
-from sealpoint.checkpoint.chain import IMAGE, Finder, claimed_id
 from sealpoint.criu.roles import SUMMARY_NAME, role_of
-from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
-from sealpoint.format.constants import Role, Roots
+from sealpoint.errors import FileError, IdentityError, UsageError
+from sealpoint.format.constants import MAGIC, PREAMBLE_SIZE, Role, Roots
 from sealpoint.format.reader import Scratch
 from sealpoint.inspect.source import PARENT_ELSEWHERE, READ_LIMIT, inside
 
 if TYPE_CHECKING:
     from sealpoint.format.manifest import Entry, Stream
     from sealpoint.format.reader import OpenFile
-    from sealpoint.format.statement import ParentRef
     from sealpoint.inspect.source import Access, Source
 
 _CACHE: Final = 32 * 1024 * 1024  # bytes of decrypted chunks that are kept for small reads
-_MAX_FILES: Final = 4096  # of a directory that are looked at
+_MAX_BESIDE: Final = 4096  # files of a directory that are looked at for a parent
+_ID: Final = slice(16, 32)  # of the preamble: docs/spec.md, Preamble
 
 
 class SealedSource:
@@ -162,23 +161,26 @@ class SealedSource:
         if wanted is None:
             return None
         if self._parent is None:
-            self._parent = self._find(wanted)
+            path = self._find(wanted.checkpoint_id)
+            found = _open_sealed(path, self._access)
+            if found.checkpoint.authentic.reference != wanted:
+                found.close()
+                raise FileError(
+                    f"{path} has the id of {self.label}'s parent, but is another file than it was made on"
+                )
+            self._parent = found
         return self._parent, prefix
 
-    def _find(self, wanted: ParentRef) -> SealedSource:
-        candidates = Finder().find(wanted.checkpoint_id, None if self._path == "-" else self._path)
-        if not candidates:
-            raise FileError(
-                f"{self.label} is an increment of the checkpoint {wanted.checkpoint_id.hex()}, which is not beside it",
-                hint="put the sealed file of that checkpoint into the same directory",
-            )
-        for path in candidates:
-            found = _open_sealed(path, self._access)
-            if found.checkpoint.authentic.reference == wanted:
-                return found
-            found.close()
+    def _find(self, checkpoint_id: bytes) -> str:
+        here = os.path.dirname(self._path) or "."
+        if self._path != "-":
+            for directory in (f"{here}/parent", here):
+                for path in _sealed_files(directory):
+                    if sealed_id(path) == checkpoint_id:
+                        return path
         raise FileError(
-            f"{candidates[0]} has the id of {self.label}'s parent, but is another file than it was made on"
+            f"{self.label} is an increment of the checkpoint {checkpoint_id.hex()}, which is not beside it",
+            hint="put the sealed file of that checkpoint into the same directory",
         )
 
     def close(self) -> None:
@@ -200,44 +202,63 @@ def _open_sealed(path: str, access: Access) -> SealedSource:
         raise
 
 
+def sealed_id(path: str) -> bytes | None:
+    """The checkpoint id that a file claims, None if it is no sealed file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        head = os.pread(fd, PREAMBLE_SIZE, 0)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return head[_ID] if len(head) == PREAMBLE_SIZE and head.startswith(MAGIC) else None
+
+
 def _sealed_files(directory: str) -> list[str]:
     try:
         with os.scandir(directory) as found:
             paths = sorted(e.path for e in found if e.is_file())
     except OSError:
         return []
-    return [p for p in paths[:_MAX_FILES] if claimed_id(p) is not None]
+    return [p for p in paths[:_MAX_BESIDE] if sealed_id(p) is not None]
 
 
-def newest_in(directory: str, access: Access) -> str | None:
+def newest_in(directory: str) -> str | None:
     """The sealed file that a directory stands for, None if there is none.
 
-    That is `inventory.img`, where an engine has it; the only one; or of increments the last of their chain, as their
-    statements have it.  Files that nobody trusted signed are then left out of account.
-    Raises UsageError if several are no parent of another, FileError or PolicyError if none can be believed.
+    That is `inventory.img`, where an engine has it; the only one; or of increments the last of their chain.  Which one
+    that is follows from statements that are not verified yet: opening the file verifies it.
+    Raises FileError, UsageError if several are no parent of another.
     """
-    if claimed_id(f"{directory}/{IMAGE}") is not None:
-        return f"{directory}/{IMAGE}"
+    if sealed_id(f"{directory}/inventory.img") is not None:
+        return f"{directory}/inventory.img"
     files = _sealed_files(directory)
     if len(files) < 2:
         return files[0] if files else None
-    parents: dict[str, ParentRef | None] = {}
-    ids: dict[str, bytes] = {}
-    refused: SealpointError | None = None
+    parents: set[bytes] = set()
     for path in files:
-        try:
-            with Checkpoint.open(path, access.policy()) as checkpoint:
-                origin = checkpoint.authentic.origin
-                parents[path], ids[path] = origin.parent, origin.checkpoint_id
-        except (FileError, PolicyError) as error:
-            refused = refused or error
-    if not parents and refused is not None:
-        raise refused
-    named = {parent.checkpoint_id for parent in parents.values() if parent is not None}
-    last = [path for path in parents if ids[path] not in named]
+        parents |= _claimed_parents(path)
+    last = [path for path in files if sealed_id(path) not in parents]
     if len(last) == 1:
         return last[0]
     raise UsageError(
         f"{directory} holds several sealed files that are no increments of one another",
         hint=f"name one of them, for instance {(last or files)[0]}",
     )
+
+
+def _claimed_parents(path: str) -> set[bytes]:
+    from sealpoint.format.reader import SealedFile
+    from sealpoint.format.statement import Origin
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        origin = Origin.decode(SealedFile(fd).origin_envelope.payload)
+    except FileError:
+        return set()  # whoever opens it will be told
+    finally:
+        os.close(fd)
+    return set() if origin.parent is None else {origin.parent.checkpoint_id}

@@ -267,7 +267,7 @@ def _open_directory(path: str, access: Access) -> Source:
     from sealpoint.inspect.directory import DirectorySource
     from sealpoint.inspect.sealed import SealedSource, newest_in
 
-    sealed = newest_in(path, access)
+    sealed = newest_in(path)
     if sealed is None:
         return DirectorySource(path, access)
     from sealpoint.store.source import open_source as open_fd

@@ -15,7 +15,7 @@ import socket
 import stat
 from collections import deque
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
 
@@ -294,10 +294,28 @@ def _own_description(fd: int) -> int:
     return fd
 
 
-Target = OutputFile | OutputPipe
+class Target(Protocol):
+    """Where a dump goes: a file, a pipe, or a link to another machine."""
+
+    committed: bool
+
+    def write(self, *buffers: Buffer) -> None:
+        """Append.  Raises SystemEnvironmentError."""
+
+    def sync(self) -> None:
+        """Make durable what was written, as far as that can be told."""
+
+    def commit(self) -> None:
+        """It is complete."""
+
+    def cancel(self) -> None:
+        """From another thread: end a `write` that waits."""
+
+    def mark_failed(self) -> str | None:
+        """After a commit that turned out wrong; returns where what was written went."""
 
 
-def open_output(path: str, *, force: bool = False) -> Target:
+def open_output(path: str, *, force: bool = False) -> OutputFile | OutputPipe:
     """A path, or "-" for standard output."""
     return OutputPipe(1) if path == "-" else OutputFile(path, force=force)
 

@@ -85,6 +85,20 @@ def unlock(fd: int) -> None:
 
 def hold(fd: int, spool: str | None, progress: Callable[[int], None] = lambda _: None) -> int:
     """Read `fd` to its end into memory or an unlinked file in `spool`; returns a descriptor of that."""
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _STEP)
+        except OSError:
+            pass  # only slower
+    return hold_from(lambda buffer: _read(fd, buffer), spool, progress)
+
+
+def hold_from(
+    read: Callable[[memoryview], int],
+    spool: str | None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> int:
+    """As `hold`; read: fills a buffer and returns how many bytes, 0 at the end.  Raises SystemEnvironmentError."""
     where = "memory" if spool is None else spool
     try:
         held = _memory() if spool is None else _unlinked(spool)
@@ -93,7 +107,10 @@ def hold(fd: int, spool: str | None, progress: Callable[[int], None] = lambda _:
             f"cannot hold the checkpoint in {where}: {error.strerror}"
         ) from None
     try:
-        _copy(fd, held, where, progress)
+        buffer = memoryview(bytearray(_STEP))
+        while size := read(buffer):
+            write_all(held, [buffer[:size]], where)
+            progress(size)
         if spool is None:
             seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(held, fcntl.F_ADD_SEALS, seals)
@@ -118,18 +135,6 @@ def _unlinked(directory: str) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     os.unlink(path)
     return fd
-
-
-def _copy(fd: int, held: int, where: str, progress: Callable[[int], None]) -> None:
-    buffer = memoryview(bytearray(_STEP))
-    if stat.S_ISFIFO(os.fstat(fd).st_mode):
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _STEP)
-        except OSError:
-            pass  # only slower
-    while size := _read(fd, buffer):
-        write_all(held, [buffer[:size]], where)
-        progress(size)
 
 
 def _read(fd: int, buffer: memoryview) -> int:

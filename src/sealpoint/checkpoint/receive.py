@@ -1,0 +1,163 @@
+"""The receiving side of a migration (`migration` has the protocol)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sealpoint.checkpoint import migration
+from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.checkpoint.progress import Report, silent
+from sealpoint.checkpoint.restore import Restore, RestoreRequest, RestoreResult
+from sealpoint.errors import FileError, PolicyError, SealpointError, SystemEnvironmentError
+from sealpoint.format.constants import Role
+from sealpoint.format.reader import OpenFile
+from sealpoint.keys import Identity, TrustPolicy
+from sealpoint.store.link import Kind, Link, LinkError, LinkInput
+from sealpoint.store.source import hold_from
+
+_MAX_ROUNDS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveRequest:
+    """How to receive.
+
+    keep: directory for the sealed file if its fate is unknown; spool: where ciphertext is held (memory if None);
+    decision: seconds that the sender has from READY to GO, while it ends the tree.
+    """
+
+    policy: TrustPolicy
+    identities: Sequence[Identity]
+    restore: RestoreRequest
+    keep: str
+    spool: str | None = None
+    decision: float = 60.0
+
+
+class Receiver:
+    """The far side of one migration.  `run` may be called once."""
+
+    def __init__(self, link: Link, request: ReceiveRequest) -> None:
+        self._link = link
+        self._request = request
+        self._session = os.urandom(migration.SESSION_SIZE)
+        self._files: list[Checkpoint] = []  # oldest first
+        self._asked = False
+        self._key = b""
+
+    def run(self, report: Report = silent) -> RestoreResult:
+        """Raises SealpointError: nothing of the tree runs here then."""
+        link = self._link
+        try:
+            link.send(Kind.HELLO, migration.greeting(self._session))
+            while not (opened := self._next_file()):
+                link.send(Kind.HAVE)
+            result = self._restore(opened, report)
+        except SealpointError as error:
+            if not self._asked:
+                self._refuse(error)
+            raise
+        finally:
+            for file in self._files:
+                file.close()
+        try:
+            link.send(Kind.RUNNING, migration.proof(self._key, Kind.RUNNING, self._digest))
+        except LinkError:
+            pass  # it runs here all the same: GO said that it ended there
+        return result
+
+    @property
+    def _digest(self) -> bytes:
+        return self._files[-1].authentic.reference.origin_digest
+
+    def _next_file(self) -> list[OpenFile]:
+        """Take one more file.  The chain, newest first, if it was the last; else empty."""
+        if len(self._files) >= _MAX_ROUNDS:
+            raise FileError("the migration has too many rounds")
+        held = hold_from(LinkInput(self._link).read_into, self._request.spool)
+        try:
+            file = Checkpoint.of(held, self._request.policy)
+        except BaseException:
+            os.close(held)
+            raise
+        self._files.append(file)
+        opened = file.unlock(self._request.identities)
+        self._check(opened)
+        if not migration.is_last(opened.manifests[Role.METADATA].properties):
+            return []
+        return [f.unlock(self._request.identities) for f in reversed(self._files)]
+
+    def _check(self, opened: OpenFile) -> None:
+        """Raises PolicyError, FileError: made for another migration, or out of place in this one."""
+        if not migration.is_for(opened.manifests[Role.METADATA].properties, self._session):
+            raise PolicyError(
+                "the checkpoint was not made for this migration: an older one was sent again"
+            )
+        before = self._files[-2].authentic.reference if len(self._files) > 1 else None
+        if opened.authentic.origin.parent != before:
+            raise FileError("the files of the migration do not continue each other")
+
+    def _restore(self, opened: list[OpenFile], report: Report) -> RestoreResult:
+        top = opened[0]
+        self._key = migration.key_of(top.roots, top.authentic.file.preamble, self._session)
+        request = self._request.restore
+        asking = RestoreRequest(
+            criu=request.criu,
+            detach=True,
+            options=request.options,
+            criu_log=request.criu_log,
+            permitted=self._ask,
+        )
+        return Restore(asking, opened).run(report)
+
+    def _ask(self) -> None:
+        """At the gate: tell that all has verified, and wait for the word that the tree has ended there."""
+        link, digest = self._link, self._digest
+        self._asked = True
+        try:
+            link.send(Kind.READY, migration.proof(self._key, Kind.READY, digest))
+            kind, payload = link.receive(patience=self._request.decision)
+            if kind is Kind.STOP:
+                migration.check_proof(payload, self._key, Kind.STOP, digest, link.peer)
+            else:
+                migration.check_proof(payload, self._key, Kind.GO, digest, link.peer)
+        except LinkError as error:
+            kept = self._keep()
+            raise migration.UncertainError(
+                f"{error.message}, when the tree was ready here: it does not run here, and whether it runs at the "
+                "sender is unknown",
+                hint=f"look there; if it ended, restore {kept}",
+            ) from None
+        if kind is Kind.STOP:
+            raise SystemEnvironmentError(f"{link.peer} gave up: the tree runs on there")
+
+    def _keep(self) -> str:
+        """Write the sealed files where they can be restored from; returns the path of the last."""
+        directory = self._request.keep
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        path = ""
+        for file in self._files:
+            path = f"{directory}/{file.authentic.origin.checkpoint_id.hex()}.sealed"
+            _copy(file.fd, path)
+        return path
+
+    def _refuse(self, error: SealpointError) -> None:
+        try:
+            self._link.send(Kind.STOP, error.message.encode()[:1024])
+        except LinkError:
+            pass
+
+
+def _copy(fd: int, path: str) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    out = os.open(path, flags, 0o600)
+    try:
+        size, offset = os.fstat(fd).st_size, 0
+        while offset < size:
+            offset += os.sendfile(out, fd, offset, size - offset)
+        os.fsync(out)
+    finally:
+        os.close(out)

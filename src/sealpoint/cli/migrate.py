@@ -1,0 +1,118 @@
+"""`sealpoint migrate`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+
+
+@click.command()
+@click.option(
+    "-t", "--tree", "pid", type=int, required=True, metavar="PID", help="Root of the process tree."
+)
+@click.option(
+    "--to",
+    required=True,
+    metavar="ADDRESS",
+    help="tcp://HOST:PORT where `sealpoint receive` listens, or ssh://[USER@]HOST[:PORT].",
+)
+@options.seal_options
+@click.option(
+    "--timeout",
+    type=float,
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A link on which nothing moves for so long counts as cut.",
+)
+@click.option(
+    "--restore-timeout",
+    type=float,
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For the other side to restore and verify; the tree is frozen here meanwhile.",
+)
+@click.option("--ssh", default="ssh", metavar="COMMAND", help="With ssh://: what to run as ssh.")
+@click.option(
+    "--remote",
+    default="sealpoint receive --stdio",
+    show_default=True,
+    metavar="COMMAND",
+    help="With ssh://: what to run there.",
+)
+@options.criu_options
+@options.json_option
+@click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
+def command(
+    *,
+    pid: int,
+    to: str,
+    timeout: float,
+    restore_timeout: float,
+    ssh: str,
+    remote: str,
+    criu: str | None,
+    criu_log: str | None,
+    as_json: bool,
+    criu_arguments: tuple[str, ...],
+    **seal: Any,
+) -> None:
+    """Move a process tree to another machine, sealed to its recipient.
+
+    The tree ends here when the other side has restored and verified it and has proved that it could open it; it runs
+    there only when it has ended here. If anything fails before, it runs on here.
+
+    \b
+    Example:
+      sealpoint receive --listen tcp://0.0.0.0:7777 -i identity.key --trust signer.pub      # over there
+      sealpoint migrate -t 4711 --to tcp://there:7777 -r there.pub --sign signer.key
+    """
+    config = configuration.load()
+    options.protect()
+    from sealpoint.criu.binary import Search
+
+    search = Search(criu or config.criu or None)
+    from sealpoint.checkpoint.dump import DumpRequest
+    from sealpoint.checkpoint.migrate import MigrateRequest, Sender
+    from sealpoint.cli import endpoint
+    from sealpoint.cli.bar import Bar
+    from sealpoint.cli.dump import sealing
+
+    address = endpoint.parse(to, schemes=("tcp", "ssh"))
+    prepared = sealing(config, seal)
+    request = MigrateRequest(
+        DumpRequest(
+            pid=pid,
+            criu=search.result(),
+            wrap=prepared["wrap"],
+            signing=prepared["signing"],
+            suite=prepared["suite"],
+            compression=prepared["compression"],
+            options=criu_arguments,
+            criu_log=criu_log,
+        ),
+        decision=restore_timeout,
+    )
+    connection = endpoint.Connection(address, patience=timeout, ssh=ssh, remote=remote)
+    with connection as link, Bar(f"migrating {pid}") as bar:
+        result = Sender(link, request).run(bar)
+    frozen = result.last.criu.get("frozen_time", 0) / 1e6
+    if as_json:
+        values = {
+            "checkpoint": result.last.checkpoint_id.hex(),
+            "sent": result.sent,
+            "seconds": round(result.seconds, 3),
+            "frozen_seconds": round(frozen, 3),
+        }
+        click.echo(json.dumps(values, indent=2))
+        return
+    click.echo(
+        f"process {pid} runs on {address.host}: {options.show_size(result.sent)} sent in {result.seconds:.2f} s, "
+        f"frozen {frozen:.2f} s"
+    )

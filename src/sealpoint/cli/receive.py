@@ -1,0 +1,124 @@
+"""`sealpoint receive`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.errors import UsageError
+
+_ENDING = (
+    3  # times --timeout that the sender has to end the tree: freeing much memory takes a while
+)
+
+
+@click.command()
+@click.option("--listen", metavar="tcp://HOST:PORT", help="Wait for one migration there.")
+@click.option("--stdio", is_flag=True, help="Speak on standard input and output, as under ssh.")
+@options.identity_options
+@options.trust_options
+@click.option(
+    "--keep",
+    metavar="DIR",
+    default="/var/lib/sealpoint/received",
+    show_default=True,
+    help="Where the sealed file goes if the link breaks when only the sender knows whether the tree has ended there.",
+)
+@click.option(
+    "--spool",
+    metavar="DIR",
+    help="Hold the ciphertext in an unlinked file in DIR instead of in memory.",
+)
+@click.option(
+    "--wait",
+    type=float,
+    default=3600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --listen: for a migration to begin.",
+)
+@click.option(
+    "--timeout",
+    type=float,
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A link on which nothing moves for so long counts as cut.",
+)
+@options.criu_options
+@options.json_option
+@click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
+def command(
+    *,
+    listen: str | None,
+    stdio: bool,
+    identities: tuple[str, ...],
+    passphrase_file: str | None,
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    keep: str,
+    spool: str | None,
+    wait: float,
+    timeout: float,
+    criu: str | None,
+    criu_log: str | None,
+    as_json: bool,
+    criu_arguments: tuple[str, ...],
+) -> None:
+    """Receive one process tree from `sealpoint migrate`, and run it here.
+
+    It runs when everything has verified and the sender has said that it has ended there. If not, nothing of it runs.
+
+    \b
+    Example:
+      sealpoint receive --listen tcp://0.0.0.0:7777 -i identity.key --trust signer.pub
+    """
+    if bool(listen) == stdio:
+        raise UsageError("give either --listen or --stdio")
+    if stdio:
+        options.check_standard_input("-", passphrase_file)
+    config = configuration.load()
+    options.protect()
+    from sealpoint.criu.binary import Search
+
+    search = Search(criu or config.criu or None)
+    from sealpoint.checkpoint.access import require_trust
+    from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
+    from sealpoint.checkpoint.restore import RestoreRequest
+    from sealpoint.cli import endpoint
+    from sealpoint.cli.bar import Bar
+    from sealpoint.store.link import Link, accept
+
+    policy = options.trust_policy(
+        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    )
+    require_trust(policy)
+    request = ReceiveRequest(
+        policy=policy,
+        identities=options.load_identities(
+            identities, options.Passphrases(passphrase_file), config
+        ),
+        restore=RestoreRequest(criu=search.result(), options=criu_arguments, criu_log=criu_log),
+        keep=keep,
+        spool=spool,
+        decision=_ENDING * timeout,
+    )
+    if listen:
+        address = endpoint.parse(listen, schemes=("tcp",))
+        link = accept(address.host, address.port or 0, patience=timeout, wait=wait)
+    else:
+        link = Link(*endpoint.standard_streams(), peer="the sender", patience=timeout)
+    try:
+        with Bar("receiving") as bar:
+            result = Receiver(link, request).run(bar)
+    finally:
+        link.close()
+    # Standard output is the link's where --stdio was given.
+    if as_json:
+        click.echo(json.dumps({"pid": result.pid, "criu": result.criu}, indent=2), err=stdio)
+    else:
+        click.echo(f"process {result.pid} runs here", err=stdio)

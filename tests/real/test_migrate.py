@@ -1,0 +1,465 @@
+"""Process trees move to another machine: whole, to the right one, and never run on both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import harness
+import pytest
+import sealed
+from far_side import FarSide
+
+StartWorkload = Callable[..., harness.Workload]
+PORT = 7777
+TIMEOUT = "3"  # seconds after which a silent link counts as cut
+
+
+@pytest.fixture
+def far() -> Iterator[FarSide]:
+    with FarSide() as side:
+        yield side
+
+
+class Receiver:
+    """`sealpoint receive` on the far side."""
+
+    def __init__(
+        self,
+        sealpoint: sealed.Sealpoint,
+        keys: sealed.Keys,
+        far: FarSide,
+        directory: Path,
+        *more: str,
+    ) -> None:
+        self.keep = directory / "keep"
+        self.errors = directory / "receive.err"
+        words = ["receive", "--listen", f"tcp://{far.address}:{PORT}", "--timeout", TIMEOUT]
+        words += ["--keep", str(self.keep), *(more or keys.open)]
+        with open(self.errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                far.command(*sealed.SEALPOINT, *words), env=sealpoint.environment,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+            )  # fmt: skip
+        sealed.wait_until(
+            lambda: self._listens(far) or self.process.poll() is not None, "it listens"
+        )
+
+    def _listens(self, far: FarSide) -> bool:
+        table = subprocess.run(far.command("cat", "/proc/net/tcp"), capture_output=True, text=True)
+        return any(
+            f":{PORT:04X} " in line and line.split()[3] == "0A"
+            for line in table.stdout.splitlines()
+        )
+
+    def wait(self, timeout: float = 60.0) -> sealed.Result:
+        out, _ = self.process.communicate(timeout=timeout)
+        return sealed.Result(self.process.returncode, out, self.errors.read_text())
+
+    def kept(self) -> list[Path]:
+        return sorted(self.keep.iterdir()) if self.keep.exists() else []
+
+
+@pytest.fixture
+def receive(
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys, far: FarSide, tmp_path: Path
+) -> Iterator[Callable[..., Receiver]]:
+    started: list[Receiver] = []
+
+    def start(*more: str) -> Receiver:
+        started.append(Receiver(sealpoint, keys, far, tmp_path, *more))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+        each.process.stdout.close()
+
+
+def migrate(far: FarSide, running: harness.Workload, keys: sealed.Keys, *more: str) -> list[str]:
+    words = ["migrate", "-t", str(running.pid), "--to", f"tcp://{far.address}:{PORT}"]
+    return [*words, "--timeout", TIMEOUT, *keys.seal, *more]
+
+
+def where(running: harness.Workload, far: FarSide) -> list[str]:
+    """On which sides processes of the workload are."""
+    there = far.pids()
+    return sorted({"far" if pid in there else "here" for pid in running.processes()})
+
+
+@pytest.mark.parametrize("kind", ["memory", "tree", "ipc"])
+def test_a_tree_moves_to_another_machine_with_all_it_holds(
+    kind: str, far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys,
+) -> None:  # fmt: skip
+    running = workload(kind)
+    before = running.assert_intact()
+    receiver = receive()
+    result = sealpoint.run(*migrate(far, running, keys)).ok()
+    assert f"process {running.pid} runs on {far.address}".encode() in result.out
+    assert b"runs here" in receiver.wait().ok().out
+    running.assert_continues(before)
+    assert where(running, far) == ["far"]
+    assert receiver.kept() == []
+
+
+def test_it_moves_over_ssh_too(
+    far: FarSide,
+    workload: StartWorkload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    tmp_path: Path,
+) -> None:
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    # As ssh does: options, --, host, one command for the shell over there.
+    ssh = sealed.script(
+        tmp_path / "ssh",
+        f'[ "$3" = -- ] && [ "$4" = root@there ] || exit 1\nexec {" ".join(far.command())} sh -c "$5"\n',
+    )
+    remote = " ".join([*sealed.SEALPOINT, "receive", "--stdio", *keys.open])
+    words = [
+        "migrate",
+        "-t",
+        running.pid,
+        "--to",
+        "ssh://root@there:2222",
+        "--ssh",
+        ssh,
+        "--remote",
+        remote,
+    ]
+    sealpoint.run(*words, *keys.seal).ok()
+    running.assert_continues(before)
+    assert where(running, far) == ["far"]
+
+
+# --- The other side says no ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lacks", ["identity", "trust"])
+def test_a_far_side_that_cannot_open_or_does_not_trust_it_refuses_and_the_tree_runs_on_here(
+    lacks: str, far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys,
+) -> None:  # fmt: skip
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    identity = "other/identity.key" if lacks == "identity" else "identity.key"
+    signer = "other/signer.pub" if lacks == "trust" else "signer.pub"
+    receiver = receive("-i", keys.path(identity), "--trust", keys.path(signer))
+    sealpoint.run(*migrate(far, running, keys)).fails(6, "gave up")
+    receiver.wait().fails(4 if lacks == "identity" else 5)
+    running.assert_continues(before)
+    assert where(running, far) == ["here"]
+
+
+def test_a_restore_that_fails_over_there_leaves_the_tree_here(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys,
+) -> None:  # fmt: skip
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    receiver = receive(*keys.open)
+    blocker = subprocess.Popen(
+        far.command(
+            "sh", "-c", f"echo {running.pid - 1} >/proc/sys/kernel/ns_last_pid; sleep 100 & wait"
+        )
+    )
+    try:
+        taken = lambda: os.path.exists(f"/proc/{far.init}/root/proc/{running.pid}")  # noqa: E731
+        sealed.wait_until(taken, "its pid is taken over there", 10)
+        sealpoint.run(*migrate(far, running, keys)).fails(6, "gave up", "File exists")
+        receiver.wait().fails(7, "File exists")
+    finally:
+        blocker.kill()
+        blocker.wait()
+    running.assert_continues(before)
+    assert where(running, far) == ["here"]
+
+
+def test_nobody_listens(
+    workload: StartWorkload, far: FarSide, sealpoint: sealed.Sealpoint, keys: sealed.Keys
+) -> None:
+    running = workload("memory", "--mib", "8")
+    sealpoint.run(*migrate(far, running, keys)).fails(6, "cannot connect")
+    running.assert_intact()
+
+
+# --- The link breaks, or somebody sits on it ---------------------------------------------------------------
+
+
+class Tap:
+    """Somebody on the link who sees every message: `moment(direction, kind)` decides what becomes of it.
+
+    "pass", "cut" (both ends are closed), "freeze" (nothing goes on, nobody is told) or "spoil" (its last byte changes).
+    seen: the messages that reached it, in both directions.
+    """
+
+    HELLO, DATA, END, HAVE, READY, GO, RUNNING, STOP = range(1, 9)
+
+    def __init__(self, far: FarSide, moment: Callable[[str, int], str]) -> None:
+        self.far = far
+        self._moment = moment
+        self._closed = threading.Event()
+        self.seen: list[tuple[str, int, bytes]] = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._threads = [threading.Thread(target=self._run, daemon=True)]
+        self._threads[0].start()
+
+    def _run(self) -> None:
+        near, _ = self._server.accept()
+        far = socket.create_connection((self.far.address, PORT))
+        pairs = [("to far", near, far), ("to near", far, near)]
+        pumps = [threading.Thread(target=self._pump, args=pair, daemon=True) for pair in pairs]
+        for pump in pumps:
+            pump.start()
+        for pump in pumps:
+            pump.join()
+        near.close()
+        far.close()
+
+    def _pump(self, direction: str, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                head = _exactly(source, 5)
+                kind, size = head[0], int.from_bytes(head[1:], "little")
+                body = _exactly(source, size)
+                self.seen.append((direction, kind, body))
+                what = self._moment(direction, kind)
+                if what == "freeze":
+                    self._closed.wait()
+                    return
+                if what == "cut":
+                    break
+                if what == "spoil":
+                    body = body[:-1] + bytes([body[-1] ^ 1])
+                target.sendall(head + body)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._server.close()
+
+    def wire(self) -> bytes:
+        return b"".join(body for _, _, body in self.seen)
+
+
+def _exactly(source: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = source.recv(size - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return data
+
+
+@pytest.fixture
+def tap(far: FarSide) -> Iterator[Callable[..., Tap]]:
+    started: list[Tap] = []
+
+    def start(moment: Callable[[str, int], str] = lambda *_: "pass") -> Tap:
+        started.append(Tap(far, moment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def through(tapped: Tap, running: harness.Workload, keys: sealed.Keys, *more: str) -> list[str]:
+    words = migrate(tapped.far, running, keys, *more)
+    words[words.index("--to") + 1] = f"tcp://127.0.0.1:{tapped.port}"
+    return words
+
+
+def test_nothing_on_the_wire_is_readable(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys, needles: dict[str, bytes], tap: Callable[..., Tap],
+) -> None:  # fmt: skip
+    running = workload("ipc")
+    receiver, tapped = receive(), tap()
+    sealpoint.run(*through(tapped, running, keys)).ok()
+    receiver.wait().ok()
+    running.assert_intact()
+    wire = tapped.wire()
+    assert len(wire) > 100_000
+    assert [n for n, v in needles.items() if v in wire] == []
+
+
+WHEN = {  # message at which the link breaks: where the tree then is, and whether its sealed file was kept over there
+    "data": (Tap.DATA, ["here"], False),
+    "end": (Tap.END, ["here"], False),
+    "ready": (Tap.READY, ["here"], True),
+    "go": (Tap.GO, [], True),
+    "running": (Tap.RUNNING, ["far"], False),
+}
+
+
+@pytest.mark.parametrize("how", ["cut", "freeze"])
+@pytest.mark.parametrize("when", WHEN)
+def test_a_link_that_breaks_never_loses_the_tree_nor_lets_it_run_twice(
+    how: str, when: str, far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys, tap: Callable[..., Tap],
+) -> None:  # fmt: skip
+    kind, place, kept = WHEN[when]
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    receiver = receive()
+    data = 0
+
+    def moment(_: str, passing: int) -> str:
+        nonlocal data
+        data += passing == Tap.DATA
+        return how if passing == kind and (kind != Tap.DATA or data == 5) else "pass"
+
+    tapped = tap(moment)
+    result = sealpoint.run(*through(tapped, running, keys, "--restore-timeout", TIMEOUT))
+    result.fails(6)
+    received = receiver.wait()
+    if place == ["far"]:
+        received.ok()
+    else:
+        received.fails(6)
+    if "ended here" in result.err:
+        assert place != ["here"]
+        running.reap()
+    assert where(running, far) == place
+    assert bool(receiver.kept()) == kept
+    if not place:  # somebody looks at both sides, and restores what was kept
+        words = ["restore", receiver.kept()[-1], "--detach", *keys.open]
+        subprocess.run(
+            far.command(*sealed.SEALPOINT, *words),
+            env=sealpoint.environment,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    running.assert_continues(before)
+    assert len(where(running, far)) == 1
+
+
+def test_a_cable_that_is_pulled_out_leaves_the_tree_here(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+) -> None:  # fmt: skip
+    running = workload("memory")
+    before = running.assert_intact()
+    receiver = receive()
+    migration = sealpoint.start(*migrate(far, running, keys))
+    migration.criu()
+    far.cut()
+    migration.wait().fails(6, "link")
+    receiver.wait().fails(6, "link")
+    running.assert_continues(before)
+    assert where(running, far) == ["here"]
+
+
+def test_a_migration_that_is_played_again_is_refused(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys, tap: Callable[..., Tap],
+) -> None:  # fmt: skip
+    running = workload("memory", "--mib", "8")
+    tapped = tap()
+    first = receive()
+    sealpoint.run(*through(tapped, running, keys)).ok()
+    first.wait().ok()
+    running.kill()
+    again = receive()
+    with socket.create_connection((far.address, PORT)) as attacker:
+        for direction, kind, body in tapped.seen:
+            if direction == "to far":
+                with contextlib.suppress(OSError):  # it has had enough
+                    attacker.sendall(bytes([kind]) + len(body).to_bytes(4, "little") + body)
+        again.wait().fails(5, "sent again")
+    assert where(running, far) == []
+
+
+@pytest.mark.parametrize("kind", [Tap.READY, Tap.GO])
+def test_a_word_that_somebody_else_made_is_not_believed(
+    kind: int, far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys, tap: Callable[..., Tap],
+) -> None:  # fmt: skip
+    running = workload("memory", "--mib", "8")
+    receiver = receive()
+    tapped = tap(lambda _, passing: "spoil" if passing == kind else "pass")
+    result = sealpoint.run(*through(tapped, running, keys)).fails(6)
+    receiver.wait().fails(6)
+    if kind == Tap.READY:
+        assert "cannot prove" in result.err
+        assert where(running, far) == ["here"]
+        running.assert_intact()
+    else:
+        running.reap()
+        assert where(running, far) == []
+        assert receiver.kept()
+
+
+@pytest.mark.parametrize("victim", ["sender", "receiver"])
+def test_kill_9_while_the_tree_waits_for_its_permission(
+    victim: str, far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys, tap: Callable[..., Tap],
+) -> None:  # fmt: skip
+    """READY is on its way: the tree is frozen here and complete there."""
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    receiver = receive()
+    at_ready = threading.Event()
+
+    def moment(_: str, passing: int) -> str:
+        if passing != Tap.READY:
+            return "pass"
+        at_ready.set()
+        return "freeze"
+
+    words = through(tap(moment), running, keys, "--restore-timeout", "10")
+    migration = sealpoint.start(*words)
+    assert at_ready.wait(60)
+    if victim == "sender":
+        migration.signal(signal.SIGKILL)
+    else:
+        [pid] = [
+            p
+            for p in far.pids()
+            if b"receive" in Path(f"/proc/{p}/cmdline").read_bytes().split(b"\0")
+        ]
+        os.kill(pid, signal.SIGKILL)
+    migration.wait()
+    receiver.wait()
+    sealed.wait_until(lambda: where(running, far) == ["here"], "nothing is left over there", 30)
+    running.assert_continues(before)
+
+
+def test_ctrl_c_leaves_the_tree_here(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys, tap: Callable[..., Tap],
+) -> None:  # fmt: skip
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    receiver = receive()
+    at_end = threading.Event()
+
+    def moment(_: str, passing: int) -> str:
+        if passing == Tap.END:
+            at_end.set()
+            time.sleep(1)
+        return "pass"
+
+    migration = sealpoint.start(*through(tap(moment), running, keys))
+    assert at_end.wait(60)
+    migration.signal(signal.SIGINT, group=True)
+    assert migration.wait().code == 130
+    receiver.wait().fails(6)
+    running.assert_continues(before)
+    assert where(running, far) == ["here"]
