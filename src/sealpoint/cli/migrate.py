@@ -22,14 +22,7 @@ from sealpoint.cli import options
     help="tcp://HOST:PORT where `sealpoint receive` listens, or ssh://[USER@]HOST[:PORT].",
 )
 @options.seal_options
-@click.option(
-    "--timeout",
-    type=float,
-    default=20.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="A link on which nothing moves for so long counts as cut.",
-)
+@options.link_timeout_option
 @click.option(
     "--restore-timeout",
     type=float,

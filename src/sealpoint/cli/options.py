@@ -42,6 +42,14 @@ passphrase_file = click.option(
     metavar="F|-",
     help="Read the passphrase from the first line of a file instead of asking for it.",
 )
+link_timeout_option = click.option(
+    "--timeout",
+    type=float,
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A link on which nothing moves for so long counts as cut.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 criu_options = stack(
     click.option("--criu", metavar="PATH", help="The CRIU to run (default: from PATH)."),

@@ -40,14 +40,7 @@ _ENDING = (
     metavar="SECONDS",
     help="With --listen: for a migration to begin.",
 )
-@click.option(
-    "--timeout",
-    type=float,
-    default=20.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="A link on which nothing moves for so long counts as cut.",
-)
+@options.link_timeout_option
 @options.criu_options
 @options.json_option
 @click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
