@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import PARENT, PRESENT, Made, page, vma
+from made import PARENT, PRESENT, Made, image, message, page, vma
 
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.inspect import memory, scanner
@@ -176,6 +176,31 @@ def test_pages_of_a_parent_are_searched_too(tmp_path):
     Made().task(1, [vma(A, 2)], [(A, PARENT, 1), (A + PAGE, PRESENT, page())]).write(tmp_path / "2")
     (tmp_path / "2/parent").symlink_to("../1")
     assert survey(tmp_path / "2").counts == {"gitlab-token": 1}
+
+
+def test_what_was_overwritten_since_lies_in_the_parent_s_pages_and_is_found(tmp_path):
+    secret = SECRETS["Vault"][1]
+    made = Made().task(1, [vma(A, 2)], [(A, PRESENT, page(b" " + secret + b" ") + page())])
+    old = {f"pre-checkpoint/{name}": data for name, data in made.files.items() if name[:2] != "mm"}
+    new = Made().task(1, [vma(A, 2)], [(A, PRESENT, page(b"gone")), (A + PAGE, PARENT, 1)])
+    directory = tmp_path / "archive"
+    for name, data in {**old, **{f"checkpoint/{n}": d for n, d in new.files.items()}}.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(data)
+    (directory / "checkpoint/parent").symlink_to("../pre-checkpoint")
+    (finding,) = survey(directory).findings
+    assert finding.places[0].within == "pre-checkpoint/pages-1.img"
+
+
+def test_a_metadata_identity_is_not_told_that_nothing_was_found(keys, analyst, tmp_path, run_cli):
+    made = memory_of(SECRETS["JWT"][1])
+    made.files["pstree.img"] = image(message("pstree_entry", pid=1, ppid=0), kind="PSTREE")
+    objects = {name: (data, None) for name, data in made.files.items()}
+    seal_objects(keys, tmp_path / "s.sealed", objects, metadata=[analyst])
+    options = ["-i", analyst.identity_path, "--trust", keys.trust_path]
+    denied = run_cli("secrets", tmp_path / "s.sealed", *options)
+    assert denied.code == 4
+    assert keys.fingerprint[:16] in denied.err
 
 
 def test_variables_that_hold_secrets_are_found_by_their_names(tmp_path):

@@ -19,6 +19,7 @@ from sealpoint.inspect.detectors import DETECTORS, GUESS, LONGEST, Hit
 from sealpoint.inspect.memory import AddressSpace, Block
 from sealpoint.inspect.scanner import Scanner
 from sealpoint.inspect.search import LOOK_BEHIND, Buffer, Pattern, Window
+from sealpoint.inspect.tasks import read_tree
 
 if TYPE_CHECKING:
     from sealpoint.inspect.source import Images, Source
@@ -84,17 +85,27 @@ class Survey:
         self._scanner = Scanner()
         self._known: dict[bytes, Finding] = {}
         self._shared: set[int] = set()
+        self._read: set[str] = set()
 
     def images(self, images: Images, pids: list[int] | None = None) -> None:
         """The memory of all tasks, or of some.  Raises FileError, UsageError, IdentityError."""
-        for pid in memory.pids(images) if pids is None else pids:
-            self._space(AddressSpace.load(images, pid))
+        chosen = memory.pids(images) if pids is None else pids
+        if not chosen:  # withheld, which the first task's image says: nothing found must not be taken for nothing there
+            chosen = [task.pid for task in read_tree(images, commands=False)[:1]]
+        for pid in chosen:
+            space = AddressSpace.load(images, pid)
+            self._space(space)
+            maps = [space.pages_of(m) for m in space.mappings]
+            self._read |= {images.prefix + p.layers[0].name for p in maps if p and p.layers}
 
     def objects(self, source: Source) -> None:
-        """What is no memory of a task and may hold some all the same: queues, ghost files, the engine's own files."""
+        """What is no memory of a task and may hold some all the same: queues, ghost files, the engine's own files.
+
+        Pages images, too, that are not a task's own: those of parents hold pages that were changed since.
+        """
         for name in source.names():
             base = name.rpartition("/")[2]
-            if source.role(name) is Role.MEMORY and not is_pages(base):
+            if source.role(name) is Role.MEMORY and not (is_pages(base) and name in self._read):
                 self._object(source, name)
 
     def _object(self, source: Source, name: str) -> None:
