@@ -27,7 +27,18 @@ import zstandard
 from sealpoint.checkpoint import summary, tar
 from sealpoint.errors import SealpointError
 from sealpoint.format.constants import Role
-from sealpoint.inspect import container, hexdump, messages, search
+from sealpoint.inspect import (
+    container,
+    coredump,
+    hexdump,
+    messages,
+    report,
+    scanner,
+    search,
+)
+from sealpoint.inspect import (
+    report_page as report_sections,
+)
 from sealpoint.inspect.archive import ArchiveSource
 from sealpoint.inspect.explore import Explorer
 from sealpoint.inspect.image import write_json
@@ -36,6 +47,18 @@ from sealpoint.inspect.memory import AddressSpace, pids
 from sealpoint.inspect.recode import Recoder
 from sealpoint.inspect.source import Images, image_sets, images
 
+FAST, SLOW = scanner.Scanner(), scanner.Scanner(scanner.slow_triggers())
+SECRETS = (
+    b"-----BEGIN RSA PRIVATE KEY-----\n" + b"QUJD" * 40 + b"\n",
+    bytes.fromhex("302e020100300506032b657004220420") + bytes(range(32)),
+    bytes.fromhex("30770201010420")
+    + bytes(32)
+    + bytes.fromhex("a00a06082a8648ce3d030107")
+    + bytes(100),
+    b"openssh-key-v1\0" + (b"\0\0\0\4none" * 2) + bytes(4) + b"\0\0\0\1" + (b"\0\0\0\2ab" * 2),
+    b" eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIiwibiI6MX0." + b"c2lnbmF0dXJl" * 3,
+    b'{"db_password": "x7Kq9-aB3dE6"} postgres://app:x7Kq9aB3@db/app',
+)
 Target = Callable[[bytes], None]
 TREE = small_dump.a_tree()
 NAMES = sorted(TREE)
@@ -150,6 +173,42 @@ def memory(data: bytes) -> None:
     pids(found)
 
 
+def report_page(data: bytes) -> None:
+    """As `dump`, made a page of."""
+    if data:
+        source = MemorySource({**TREE, NAMES[data[0] % len(NAMES)]: data[1:]})
+        report_sections.render(report.collect(images(source)))
+
+
+class _Nowhere:
+    """An output of no use, with a descriptor."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("fuzz")
+
+    def write(self, *buffers: bytes | memoryview) -> None:
+        os.writev(self.fd, buffers)
+
+
+def core(data: bytes) -> None:
+    """The same, made a core file of."""
+    if data:
+        source = MemorySource({**TREE, NAMES[data[0] % len(NAMES)]: data[1:]})
+        out = _Nowhere()
+        try:
+            coredump.write_core(images(source), 10, out)
+        finally:
+            os.close(out.fd)
+
+
+def secrets(data: bytes) -> None:
+    """Memory that is looked through for secrets: both ways of looking find the same."""
+    view = memoryview(data)
+    for hit in FAST.scan(view):
+        assert 0 <= hit.start < hit.end <= len(data)
+    SLOW.scan(view)
+
+
 def archive(data: bytes) -> None:
     """An engine's archive, plain or compressed."""
     fd = os.memfd_create("fuzz")
@@ -189,7 +248,11 @@ def tar_members(data: bytes) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    t.__name__: t for t in (image, json_image, dump, memory, archive, documents, tar_members)
+    t.__name__: t
+    for t in (
+        *(image, json_image, dump, memory, report_page, core, secrets),
+        *(archive, documents, tar_members),
+    )
 }
 
 
@@ -200,7 +263,9 @@ def seeds(name: str) -> Iterator[bytes]:
         yield from (hand.image(kind, seed) for kind in kinds for seed in range(2))
     elif name == "json_image":
         yield from (hand.as_json(hand.image(kind), pretty=kind < "M").encode() for kind in kinds)
-    elif name == "dump":
+    elif name == "secrets":
+        yield from SECRETS
+    elif name in ("dump", "report_page", "core"):
         yield from (bytes([n]) + TREE[image_name] for n, image_name in enumerate(NAMES))
     elif name == "memory":
         mm, pagemap = TREE["mm-10.img"], TREE["pagemap-10.img"]
