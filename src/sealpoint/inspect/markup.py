@@ -63,6 +63,8 @@ def _render_all(children: Iterable[object], out: list[str]) -> None:
 
 def visible(text: str) -> str:
     """Without control characters, and without those that change the direction of what follows."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
