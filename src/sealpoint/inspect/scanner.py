@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def fast_triggers() -> Triggers:
     except ImportError:
         raise SystemEnvironmentError(
             "scanning while dumping needs Hyperscan",
-            hint="install it: pip install 'sealpoint[scan]'",
+            hint=f"install it for sealpoint: {sys.executable} -m pip install hyperscan",
         ) from None
     database = _database()
     scratch = database.scratch.clone()
