@@ -15,6 +15,9 @@ import os
 import posixpath
 import shutil
 import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sealpoint.checkpoint import tar
@@ -25,7 +28,7 @@ from sealpoint.format.reader import OpenFile, Scratch
 from sealpoint.store.output import OutputFile, open_output, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sealpoint.format.manifest import Entry
     from sealpoint.store.output import Target
@@ -94,18 +97,35 @@ def _member(entry: Entry, captured: int) -> tar.Member:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file, directory or link of the output.
+
+    pieces: called when its turn comes; gives the contents, of which nothing is written that did not authenticate.
+    """
+
+    member: tar.Member
+    pieces: Callable[[], Iterator[memoryview] | Iterator[bytes]] = lambda: iter(())
+
+
+def _items(checkpoint: OpenFile, entries: list[Entry]) -> list[Item]:
+    captured, scratch = checkpoint.authentic.origin.captured, Scratch()
+    return [
+        Item(_member(entry, captured), partial(checkpoint.read, entry, scratch))
+        for entry in entries
+    ]
+
+
 class _Contents:
-    """Reads objects and reports how far that is."""
+    """Reads contents and reports how far that is."""
 
-    def __init__(self, checkpoint: OpenFile, entries: list[Entry], report: Report) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, items: list[Item], report: Report) -> None:
         self._report = report
-        self._scratch = Scratch()
         self._done = 0
-        self.total = sum(e.size for e in entries)
+        self.total = sum(item.member.size for item in items)
 
-    def pieces(self, entry: Entry) -> Iterator[memoryview]:
-        for piece in self._checkpoint.read(entry, self._scratch):
+    def pieces(self, item: Item) -> Iterator[memoryview | bytes]:
+        for piece in item.pieces():
             yield piece
             self._done += len(piece)
             self._report(Progress(self._done, self.total))
@@ -114,23 +134,25 @@ class _Contents:
 def extract_tar(
     checkpoint: OpenFile, entries: list[Entry], path: str, report: Report, *, force: bool
 ) -> None:
+    """As write_tar, from a sealed file."""
+    write_tar(_items(checkpoint, entries), path, report, force=force)
+
+
+def write_tar(items: list[Item], path: str, report: Report, *, force: bool) -> None:
     """Write a tar archive: plain, gzip or zstd by its name; "-" is plain to standard output."""
-    captured = checkpoint.authentic.origin.captured
-    for entry in entries:
-        tar.encode(
-            _member(entry, captured)
-        )  # what cannot be archived fails before anything is made
-    contents = _Contents(checkpoint, entries, report)
+    for item in items:
+        tar.encode(item.member)  # what cannot be archived fails before anything is made
+    contents = _Contents(items, report)
     with open_output(path, force=force) as out:
         if isinstance(out, OutputFile):
             compresses = not path.endswith(".tar")
             _check_space(os.path.dirname(out.path), contents.total // (8 if compresses else 1))
         write, finish = _compressor(path, out)
-        for entry in entries:
-            write(tar.encode(_member(entry, captured)))
-            for piece in contents.pieces(entry):
+        for item in items:
+            write(tar.encode(item.member))
+            for piece in contents.pieces(item):
                 write(piece)
-            write(bytes(-entry.size % tar.BLOCK))
+            write(bytes(-item.member.size % tar.BLOCK))
         write(tar.END)
         finish()
         out.commit()
@@ -162,22 +184,28 @@ def extract_directory(
     force: bool,
     source: str = "-",
 ) -> None:
+    """As write_directory, from the sealed file at `source`."""
+    items = _items(checkpoint, entries)
+    write_directory(items, path, report, force=force, source=source)
+
+
+def write_directory(
+    items: list[Item], path: str, report: Report, *, force: bool, source: str = "-"
+) -> None:
     """Write files into the directory `path`, in which they appear only when all are complete.
 
-    source: path of the sealed file, which `force` must not remove.  Not kept in a directory: set-user-id and
-    set-group-id bits, extended attributes; owners, unless the caller is root.
+    source: what is read, which `force` must not remove.  Not kept in a directory: set-user-id and set-group-id bits,
+    extended attributes; owners, unless the caller is root.
     """
-    captured = checkpoint.authentic.origin.captured
-    members = [(entry, _member(entry, captured)) for entry in entries]
-    _check_members([member for _, member in members])
-    contents = _Contents(checkpoint, entries, report)
+    _check_members([item.member for item in items])
+    contents = _Contents(items, report)
     place = _Place(path, force=force, source=source)
     _check_space(place.parent, contents.total)
     try:
         place.make()
         root = os.open(place.temporary, _DIRECTORY_FLAGS)
         try:
-            _Tree(root, contents).write(members)
+            _Tree(root, contents).write(items)
         finally:
             os.close(root)
         place.commit()
@@ -317,21 +345,22 @@ class _Tree:
         self._root = root
         self._contents = contents
 
-    def write(self, members: list[tuple[Entry, tar.Member]]) -> None:
-        for entry, member in members:
-            if member.kind == "directory":
-                os.close(self._open_directory(member.name.split("/")))
-            elif member.kind == "file":
-                self._file(entry, member)
+    def write(self, items: list[Item]) -> None:
+        members = [item.member for item in items]
+        for item in items:
+            if item.member.kind == "directory":
+                os.close(self._open_directory(item.member.name.split("/")))
+            elif item.member.kind == "file":
+                self._file(item)
         # Links come last: nothing is ever written through one.
-        self._hardlinks({m.name: m for _, m in members if m.kind == "hardlink"})
-        for _, member in members:
+        self._hardlinks({m.name: m for m in members if m.kind == "hardlink"})
+        for member in members:
             if member.kind == "symlink":
                 with self._parent(member.name) as (parent, name):
                     os.symlink(member.link, name, dir_fd=parent)
                     self._finish(parent, name, member)
         # Deepest first, because a directory may not be writable to its owner.
-        directories = [m for e, m in members if m.kind == "directory"]
+        directories = [m for m in members if m.kind == "directory"]
         for member in sorted(directories, key=lambda m: -m.name.count("/")):
             with self._parent(member.name) as (parent, name):
                 self._finish(parent, name, member)
@@ -361,12 +390,13 @@ class _Tree:
         finally:
             os.close(fd)
 
-    def _file(self, entry: Entry, member: tar.Member) -> None:
+    def _file(self, item: Item) -> None:
+        member = item.member
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with self._parent(member.name) as (parent, name):
             fd = os.open(name, flags, 0o600, dir_fd=parent)
             try:
-                for piece in self._contents.pieces(entry):
+                for piece in self._contents.pieces(item):
                     write_all(fd, [piece], member.name)
             finally:
                 os.close(fd)

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "receive": "Receive a process tree from another machine.",
     "seal": "Seal an image directory or an engine's archive.",
     "open": "Open a sealed file into a directory or an archive.",
+    "convert": "Convert from and to the CRIUsec format.",
     "verify": "Check that a sealed file is intact and who signed it.",
     "info": "Show what a sealed file says of itself.",
     "rekey": "Change who can open a sealed file.",

@@ -288,6 +288,7 @@ def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
     """A file that is an image; None if it is a sealed file or an archive."""
     from sealpoint.inspect import source
     from sealpoint.inspect.directory import DirectorySource, pread
+    from sealpoint.inspect.encrypted import decrypted
     from sealpoint.inspect.image import Image
     from sealpoint.store.source import open_source
 
@@ -305,7 +306,7 @@ def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
     directory, name = os.path.split(os.path.realpath(path))
     config = configuration.load()
     beside: Access = options.source_access(config, **access)
-    opened = DirectorySource(directory, beside)
+    opened = decrypted(DirectorySource(directory, beside), beside)  # by the keys beside it
     try:
         yield Image(lambda at, length: opened.pread(name, at, length), opened.size(name), path)
     finally:

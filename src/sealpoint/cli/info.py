@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import encrypted, options
 from sealpoint.cli.printable import printable
 
 if TYPE_CHECKING:
@@ -34,13 +34,16 @@ def command(
 ) -> None:
     """Show what a sealed file says of itself: without a key the public header, with one processes and objects.
 
-    Signatures are checked, frames are not: for that there is verify.
+    Signatures are checked, frames are not: for that there is verify. FILE may be the directory of a CRIUsec dump, too.
 
     \b
     Example:
       sealpoint info app.sealed
       sealpoint info app.sealed -i keys/identity.key --json
     """
+    if encrypted.is_dump(file):
+        encrypted.info(file, as_json=as_json)
+        return
     options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     from sealpoint.checkpoint.access import Checkpoint

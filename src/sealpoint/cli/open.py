@@ -8,7 +8,7 @@ import os
 import click
 
 from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import encrypted, options
 
 
 @click.command()
@@ -42,11 +42,18 @@ def command(
 ) -> None:
     """Open a sealed file: its objects, decrypted, in a directory or an archive. They are in the clear then.
 
+    FILE may be a directory in which a CRIU with the CRIUsec patches made an encrypted dump.
+
     \b
     Example:
       sealpoint open checkpoint.sealed -o checkpoint.tar -i keys/identity.key --trust keys/signer.pub
       sealpoint open app.sealed -o images -i keys/identity.key --trust keys/signer.pub --only 'core-*'
     """
+    if encrypted.is_dump(file):
+        access = {"trust": trust, "allow_unsigned": allow_unsigned, "allow_expired": allow_expired}
+        access |= {"identities": identities, "passphrase_file": passphrase_file}
+        encrypted.open_plain(file, output, only, force=force, as_json=as_json, **access)
+        return
     options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     options.protect()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import encrypted, options
 from sealpoint.cli.printable import printable
 from sealpoint.errors import NoTrustedSignerGivenError
 
@@ -29,13 +30,23 @@ def command(
 ) -> None:
     """Check structure, header, both signed statements and the hash of every frame; no decryption key is needed.
 
-    With -i every chunk and both manifests are authenticated, too. Without a signer to trust, the signers are named and
+    With -i every chunk and both manifests are authenticated, too. FILE may be the directory of a CRIUsec dump: then -i
+    is needed, and what that format cannot detect is said. Without a signer to trust, the signers are named and
     the command ends with exit code 8: intact, but nobody has said whom to believe.
 
     \b
     Example:
       sealpoint verify app.sealed --trust keys/signer.pub
     """
+    if encrypted.is_dump(file):
+        access: dict[str, Any] = {
+            "trust": trust,
+            "allow_expired": allow_expired,
+            "identities": identities,
+            "passphrase_file": passphrase_file,
+        }
+        encrypted.verify(file, as_json=as_json, allow_unsigned=allow_unsigned, access=access)
+        return
     options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     from sealpoint.checkpoint.access import Checkpoint

@@ -128,11 +128,45 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("remap_type", 3, "int32"),
     ),
     "reg_file_entry": (("id", 1, "uint32"), ("name", 6, "string")),
+    "bpfmap_file_entry": (
+        ("key_size", 6, "uint32"),
+        ("value_size", 7, "uint32"),
+        ("map_id", 8, "uint32"),
+        ("max_entries", 9, "uint32"),
+    ),
     "file_entry": (
         ("type", 1, "int32"),
         ("id", 2, "uint32"),
         ("reg", 3, "reg_file_entry"),
         ("memfd", 20, "memfd_file_entry"),
+        ("bpf", 21, "bpfmap_file_entry"),
+    ),
+    # Records that say how many bytes of data follow them.
+    "pipe_data_entry": (("bytes", 2, "uint32"),),
+    "sk_packet_entry": (("length", 2, "uint32"),),
+    "tcp_stream_entry": (("inq_len", 1, "uint32"), ("outq_len", 3, "uint32")),
+    "bpfmap_data_entry": (
+        ("map_id", 1, "uint32"),
+        ("keys_bytes", 2, "uint32"),
+        ("values_bytes", 3, "uint32"),
+    ),
+    "ghost_file_entry": (("chunks", 9, "bool"),),
+    "ghost_chunk_entry": (("len", 1, "uint64"),),
+    "ipc_sem_entry": (("nsems", 2, "uint32"),),
+    "ipc_msg_entry": (("qnum", 3, "uint32"),),
+    "ipc_msg": (("msize", 2, "uint32"),),
+    "ipc_desc_entry": (("id", 7, "uint32"),),
+    "ipc_shm_entry": (
+        ("desc", 1, "ipc_desc_entry"),
+        ("size", 2, "uint64"),
+        ("in_pagemaps", 3, "bool"),
+    ),
+    # The keys of an encrypted dump, as the proposal that sealpoint.criusec reads has them; not in any release of CRIU.
+    "cipher_entry": (
+        ("token", 1, "bytes"),
+        ("aes_key", 2, "bytes"),
+        ("aes_iv", 3, "bytes"),
+        ("hmac_digest", 4, "bytes"),
     ),
     "dump_stats_entry": (
         ("freezing_time", 1, "uint32"),

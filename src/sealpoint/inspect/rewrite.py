@@ -49,9 +49,9 @@ def rewrite(
             if kind != "file":
                 adder.add(entry.name, None, 0, entry.attributes)
             elif data is not None:
-                adder.add(entry.name, _Pieces(iter([data])), len(data), entry.attributes)
+                adder.add(entry.name, Pieces(iter([data])), len(data), entry.attributes)
             else:
-                pieces = _Pieces(opened.read(entry))
+                pieces = Pieces(opened.read(entry))
                 adder.add(entry.name, pieces, entry.size, entry.attributes)
         builder.finish(
             kind="derived",
@@ -70,7 +70,7 @@ def rewrite(
     return writer.preamble.checkpoint_id
 
 
-class _Pieces:
+class Pieces:
     """Reads from pieces that follow one another."""
 
     def __init__(self, pieces: Iterator[memoryview | bytes]) -> None:

@@ -1,4 +1,5 @@
-"""One way to read a checkpoint, whatever it lies in: a sealed file, a directory, an engine's archive.
+"""One way to read a checkpoint, whatever it lies in: a sealed file, a directory, an engine's archive; the latter two
+also where their images are encrypted in the CRIUsec format.
 
 `open_source` finds out which it is.  A `Source` has objects by name; `Images` are those of one CRIU dump among them
 (`checkpoint/` in an engine's archive) and lead to the images of the parent that they increment.  Names, sizes and
@@ -232,6 +233,7 @@ def find_source(path: str, access: Access) -> Source:
 
     fd = open_fd(path)
     label = "standard input" if path == "-" else path
+    archive: Source | None = None
     try:
         head = os.pread(fd, HEAD, 0)
         if head.startswith(MAGIC):
@@ -241,7 +243,7 @@ def find_source(path: str, access: Access) -> Source:
         if is_container(head):
             from sealpoint.inspect.archive import ArchiveSource
 
-            return ArchiveSource(fd, label)
+            archive = ArchiveSource(fd, label)
     except SealpointError as error:
         os.close(fd)
         if error.message.startswith(label):
@@ -250,6 +252,8 @@ def find_source(path: str, access: Access) -> Source:
     except BaseException:
         os.close(fd)
         raise
+    if archive is not None:
+        return _decrypted(archive, access)
     os.close(fd)
     raise UsageError(
         f"{label} is neither a sealed file nor an archive (tar, tar.gz, tar.zst)",
@@ -269,7 +273,7 @@ def _open_directory(path: str, access: Access) -> Source:
 
     sealed = newest_in(path)
     if sealed is None:
-        return DirectorySource(path, access)
+        return _decrypted(DirectorySource(path, access), access)
     from sealpoint.store.source import open_source as open_fd
 
     fd = open_fd(sealed)
@@ -281,6 +285,12 @@ def _open_directory(path: str, access: Access) -> Source:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _decrypted(files: Source, access: Access) -> Source:
+    from sealpoint.inspect.encrypted import decrypted
+
+    return decrypted(files, access)
 
 
 def split_place(text: str) -> tuple[str, str]:

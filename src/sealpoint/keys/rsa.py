@@ -1,11 +1,13 @@
 """RSA keys, as X.509 recipients have them: OAEP with SHA-256 and MGF1-SHA-256, label = `WrapContext.info`.
 
-Never PKCS#1 v1.5.  The fingerprint is over the SubjectPublicKeyInfo in DER.
+Never PKCS#1 v1.5, except for `sealpoint.criusec`, whose format has nothing else.  The fingerprint is over the
+SubjectPublicKeyInfo in DER.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes
@@ -60,6 +62,13 @@ class RsaRecipient:
             raise IdentityError(f"{self.name}: not a usable public key") from None
         return Stanza(self.kind, context.roots, self.fingerprint, body)
 
+    def wrap_pkcs1v15(self, secret: bytes) -> bytes:
+        """For the CRIUsec format alone.  Raises IdentityError."""
+        try:
+            return self._key.encrypt(secret, padding.PKCS1v15())
+        except ValueError:
+            raise IdentityError(f"{self.name}: not a usable public key") from None
+
     def __repr__(self) -> str:
         return f"<Recipient {base.display_name(self.kind, self.fingerprint)}>"
 
@@ -85,6 +94,18 @@ class RsaIdentity:
         return base.open_stanza(
             self, stanza, context, lambda body, info: self._key.decrypt(body, _oaep(info))
         )
+
+    def unwrap_pkcs1v15(self, body: bytes, size: int) -> bytes:
+        """For the CRIUsec format alone: the secret of `size` bytes, or as many random bytes.
+
+        Never an error: that of a wrong padding would answer Bleichenbacher's question.
+        """
+        instead = os.urandom(size)
+        try:
+            secret = self._key.decrypt(body, padding.PKCS1v15())
+        except Exception:  # noqa: BLE001 - whatever the reason
+            secret = b""
+        return secret if len(secret) == size else instead
 
     def recipient(self) -> RsaRecipient:
         """See `Identity`."""

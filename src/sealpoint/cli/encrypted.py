@@ -1,0 +1,200 @@
+"""What `open`, `info`, `verify` and `convert` do with a directory in the CRIUsec format."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sealpoint.cli import options
+from sealpoint.cli.printable import printable
+from sealpoint.errors import NoTrustedSignerGivenError, UsageError
+
+if TYPE_CHECKING:
+    from sealpoint.criusec.dump import EncryptedDump, PageCheck
+    from sealpoint.inspect.encrypted import EncryptedSource
+
+
+def is_dump(path: str) -> bool:
+    """Whether a directory holds an encrypted dump, by the keys in it."""
+    return path != "-" and any(
+        os.path.lexists(f"{path}/{name}cipher.img") for name in ("", "checkpoint/")
+    )
+
+
+@contextlib.contextmanager
+def open_dump(path: str, **access: Any) -> Iterator[EncryptedSource]:
+    """The dump in a directory; `access` as of source_options."""
+    from sealpoint.inspect.encrypted import EncryptedSource
+
+    with options.open_source(path, **access) as source:
+        if not isinstance(source, EncryptedSource):
+            raise UsageError(f"{path} is not a dump in the CRIUsec format")
+        yield source
+
+
+def check(path: str, source: EncryptedSource) -> dict[str, PageCheck]:
+    """Authenticate what can be, with a bar."""
+    from sealpoint.cli.bar import Bar
+    from sealpoint.inspect import convert
+
+    for prefix in source.dumps:
+        if os.path.lexists(f"{path}/{prefix}parent"):
+            options.warn(f"{path}/{prefix}parent is left out: the format has no increments")
+    with Bar(f"checking {path}") as bar:
+        return convert.check(source, bar)
+
+
+def warn_unsigned(path: str) -> None:
+    """Say what the checks are worth."""
+    options.warn(
+        f"nobody signed {path}: who has the recipient's certificate could have made it, and the CRIUsec format does "
+        "not notice all changes (sealpoint verify tells which)"
+    )
+
+
+def open_plain(
+    path: str, output: str, only: tuple[str, ...], *, force: bool, as_json: bool, **access: Any
+) -> None:
+    """`sealpoint open`."""
+    import fnmatch
+
+    from sealpoint.checkpoint import extract
+    from sealpoint.cli.bar import Bar
+    from sealpoint.inspect import convert
+
+    with open_dump(path, **access) as source:
+        names = [
+            name
+            for name in source.names()
+            if not only
+            or any(
+                fnmatch.fnmatchcase(name if "/" in p else os.path.basename(name), p) for p in only
+            )
+        ]
+        if not names:
+            raise UsageError("no file of the dump matches --only")
+        check(path, source)
+        items = convert.plain_items(source, names)
+        with Bar(f"opening {path}") as bar:
+            if extract.is_archive_name(output):
+                extract.write_tar(items, output, bar, force=force)
+            else:
+                extract.write_directory(items, output, bar, force=force, source=path)
+    warn_unsigned(path)
+    size = sum(item.member.size for item in items)
+    err = output == "-"
+    if as_json:
+        values = {"output": output, "objects": len(items), "size": size}
+        click.echo(json.dumps(values, indent=2), err=err)
+    else:
+        click.echo(
+            f"{len(items)} files, {options.show_size(size)}, in the clear in {output}", err=err
+        )
+
+
+def info(path: str, *, as_json: bool) -> None:
+    """`sealpoint info`: what can be said without a key."""
+    with open_dump(path, **_NOBODY) as source:
+        values = [_public(prefix, dump) for prefix, dump in source.dumps.items()]
+    if as_json:
+        click.echo(json.dumps({"format": "criusec", "dumps": values, **_limits()}, indent=2))
+        return
+    for dump in values:
+        place = os.path.join(path, dump["prefix"])
+        click.echo(f"directory   {printable(place)}, encrypted in the CRIUsec format")
+        click.echo(
+            f"sealed to   one RSA key of {dump['key_bits']} bits, which the dump does not name"
+        )
+        click.echo("signed by   nobody: the format has no signatures")
+        digest = "a sum over all pages" if dump["page_digest"] else "none"
+        click.echo(f"digest      {digest}")
+        click.echo(f"\n{'SIZE':>12}  {'ENCRYPTED':<9} FILE")
+        for file in dump["files"]:
+            size = options.show_size(file["size"])
+            mark = "yes" if file["encrypted"] else "NO"
+            click.echo(f"{size:>12}  {mark:<9} {printable(file['name'])}")
+    _print_limits()
+
+
+def _public(prefix: str, dump: EncryptedDump) -> dict[str, Any]:
+    clear = set(dump.clear_names())
+    return {
+        "prefix": prefix,
+        "key_bits": 8 * len(dump.envelope.wrapped_token),
+        "page_digest": dump.envelope.digest is not None,
+        "files": [
+            {"name": n, "size": dump.file_size(n), "encrypted": n not in clear}
+            for n in dump.names()
+        ],
+    }
+
+
+_NOBODY: dict[str, Any] = {
+    "identities": (),
+    "passphrase_file": None,
+    "trust": (),
+    "allow_unsigned": True,
+    "allow_expired": True,
+}
+
+
+def _limits() -> dict[str, list[str]]:
+    from sealpoint.criusec import limits
+
+    return {"not_detected": list(limits.UNDETECTED), "visible_to_all": list(limits.VISIBLE)}
+
+
+def _print_limits() -> None:
+    limits = _limits()
+    click.echo("\nThe CRIUsec format does not detect")
+    for text in limits["not_detected"]:
+        click.echo(f"  - {text}")
+    click.echo("It shows to everybody")
+    for text in limits["visible_to_all"]:
+        click.echo(f"  - {text}")
+
+
+def verify(path: str, *, as_json: bool, allow_unsigned: bool, access: dict[str, Any]) -> None:
+    """`sealpoint verify`; `access`: the others of source_options.
+
+    Raises NoTrustedSignerGivenError unless `allow_unsigned`.
+    """
+    with open_dump(path, allow_unsigned=allow_unsigned, **access) as source:
+        found = check(path, source)
+        files = sum(len(dump.names()) for dump in source.dumps.values())
+        clear = [
+            prefix + name
+            for prefix, dump in source.dumps.items()
+            for name in dump.names()
+            if dump.file_size(name) and dump.open(name).clear
+        ]
+    if as_json:
+        values = {
+            "file": path,
+            "format": "criusec",
+            "files": files,
+            "page_digest": {prefix: result.value for prefix, result in found.items()},
+            "in_the_clear": clear,
+            "signers": [],
+            **_limits(),
+        }
+        click.echo(json.dumps(values, indent=2))
+    else:
+        click.echo(f"{path}: {files} files: every encrypted record is authentic")
+        for prefix, result in found.items():
+            name = printable(f"{prefix}cipher.img")
+            click.echo(f"the digest over the pages in {name} {result.value}")
+        if clear:
+            click.echo(f"in the clear, wholly or in part: {printable(', '.join(clear))}")
+        click.echo("signed by nobody")
+        _print_limits()
+    if not allow_unsigned:
+        raise NoTrustedSignerGivenError(
+            "nothing was found that is wrong, but nobody signed the dump, "
+            "and its format does not notice all changes"
+        )
