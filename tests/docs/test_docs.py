@@ -39,6 +39,7 @@ FOREIGN = {
     *criu_run._REFUSED,
     *("--stream", "--action-script", "--no-default-config", "--tcp-established", "--file-locks"),
     *("--shell-job", "--help", "-v4"),
+    "--encrypt",  # of a CRIU with the CRIUsec patches
     *("--pre-checkpoint", "--with-previous"),  # podman's
 }
 

@@ -50,8 +50,10 @@ def command(source: str, *, output: str, wanted: str, as_json: bool, **given: An
 
     \b
     Example:
-      sealpoint convert dump -o app.sealed -i key.pem --allow-unsigned -r keys/recipient.pub --sign keys/signer.key
-      sealpoint convert app.sealed -o dump --format criusec -r cert.pem -i keys/identity.key --trust keys/signer.pub
+      sealpoint convert dump -o app.sealed --tls-key key.pem --allow-unsigned
+      sealpoint convert app.sealed -o dump --format criusec --tls-cert cert.pem
+
+    Keys that are not named here are those of config.toml.
     """
     options.check_standard_input(source, given["passphrase_file"])
     access = {key: given.pop(key) for key in _ACCESS}
