@@ -138,6 +138,10 @@ def main(arguments: Sequence[str]) -> int:
         from bench import sinks
 
         return sinks.main(arguments[1:])
+    if arguments and arguments[0] == "increments":
+        from bench import increments
+
+        return increments.main(arguments[1:])
     options = parse(arguments)
     tree.become_subreaper()
     if not options.no_install:

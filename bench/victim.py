@@ -4,7 +4,8 @@
 Python service holds: many small records of dicts, lists and strings, about SIZE bytes of them.
 
 Writes DIRECTORY/ready when it is complete. Upon SIGUSR1 it checks its memory and writes "ok" or "BAD" into
-DIRECTORY/answer. Otherwise it sleeps, so that it costs no CPU time of its own while it is measured.
+DIRECTORY/answer. Upon SIGUSR2 a `random` one changes as many percent of its pages as DIRECTORY/percent says, and
+answers how many pages those were. Otherwise it sleeps, so that it costs no CPU time of its own while it is measured.
 """
 
 import mmap
@@ -30,6 +31,16 @@ class RandomMemory:
             at = 0
             while at < size:
                 at += source.readinto(view[at : at + PIECE])
+
+    def change(self, percent: int) -> int:
+        """Write to that share of the pages, scattered; returns how many."""
+        count = 0
+        for page in range(len(self.map) // mmap.PAGESIZE):
+            if page * 2654435761 % 4294967296 * 100 < percent << 32:
+                at = page * mmap.PAGESIZE
+                self.map[at : at + 16] = os.urandom(16)
+                count += 1
+        return count
 
     def checksum(self) -> int:
         value = 0
@@ -74,14 +85,19 @@ def main() -> None:
     expected = memory.checksum()
 
     # Blocked and waited for, so that a signal that comes while CRIU lets go of the process is not missed.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    wanted = {signal.SIGUSR1, signal.SIGUSR2}
+    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
     with open(f"{directory}/ready", "w"):
         pass
     while True:
-        signal.sigwaitinfo({signal.SIGUSR1})
-        good = memory.checksum() == expected
+        if signal.sigwaitinfo(wanted).si_signo == signal.SIGUSR2:
+            with open(f"{directory}/percent") as file:
+                answer = str(memory.change(int(file.read())))
+            expected = memory.checksum()
+        else:
+            answer = "ok" if memory.checksum() == expected else "BAD"
         with open(f"{directory}/answer.new", "w") as file:
-            file.write("ok" if good else "BAD")
+            file.write(answer)
         os.rename(f"{directory}/answer.new", f"{directory}/answer")
 
 

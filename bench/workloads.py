@@ -109,16 +109,24 @@ class Workload:
             raise BenchError(f"the workload {self.kind} does not run any more")
         if self.kind == "stress-ng":
             return
+        if self._ask(signal.SIGUSR1, timeout) != "ok":
+            raise BenchError(f"the memory of the workload {self.kind} is damaged")
+
+    def change(self, percent: int, timeout: float = 120.0) -> int:
+        """Have the random one change that share of its pages; returns how many it were. Raises BenchError."""
+        (self._dir / "percent").write_text(str(percent))
+        return int(self._ask(signal.SIGUSR2, timeout))
+
+    def _ask(self, number: int, timeout: float) -> str:
         answer = self._dir / "answer"
         answer.unlink(missing_ok=True)
-        os.kill(self.pid, signal.SIGUSR1)
+        os.kill(self.pid, number)
         deadline = time.monotonic() + timeout
         while not answer.exists():
             if time.monotonic() > deadline:
                 raise BenchError(f"the workload {self.kind} does not answer")
             time.sleep(0.01)
-        if answer.read_text() != "ok":
-            raise BenchError(f"the memory of the workload {self.kind} is damaged")
+        return answer.read_text()
 
     def end(self) -> None:
         """Kill and reap all its processes: their pids are free then."""

@@ -266,9 +266,24 @@ def test_runs_give_the_bytes_from_where_they_say(data):
         expected += contents[file][begin : begin + size]
     asked = set()
 
-    def read(file, stream, counter):
-        asked.add((file, stream.number, counter))
-        return memoryview(contents[file])[counter * chunk : (counter + 1) * chunk]
+    class Reader:
+        """Two chunks at a time; what was given out before is overwritten when a third is loaded."""
+
+        def __init__(self):
+            self.loads, self.kept = 0, {}
+
+        def chunk(self, file, stream, counter):
+            key = (file, stream.number, counter)
+            asked.add(key)
+            if key not in self.kept:
+                self.loads += 1
+                if len(self.kept) == 2:
+                    gone = self.kept.pop(next(iter(self.kept)))
+                    gone[:] = bytes(len(gone))
+                self.kept[key] = bytearray(contents[file][counter * chunk : (counter + 1) * chunk])
+            return memoryview(self.kept[key])
+
+    read = Reader()
 
     begin = data.draw(st.integers(0, len(expected) - 1))
     out = memoryview(bytearray(data.draw(st.integers(1, 5 * chunk))))

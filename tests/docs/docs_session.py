@@ -76,9 +76,10 @@ def main() -> None:
         if not os.path.isdir(f"/proc/{environment['PID']}"):
             environment["PID"] = workload(number)
         settings = home / "sealpoint/config.toml"
+        # What is remembered of these dumps is not for the machine.
+        settings.write_text(f'state = "{home}/state"\n' + (block["config"] or ""))
         if block["config"] is not None:
             # Its paths are relative to it, and the keys lie in the working directory.
-            settings.write_text(block["config"])
             for entry in Path().iterdir():
                 if entry.is_dir() and not (link := settings.parent / entry.name).exists():
                     link.symlink_to(entry.resolve())

@@ -157,7 +157,9 @@ class Sealpoint:
         self.temporary.mkdir(parents=True)
         # Settings of the machine must not help, nor disturb: these are read after them.
         (directory / "home" / ".config" / "sealpoint").mkdir(parents=True)
-        (directory / "home" / ".config" / "sealpoint" / "config.toml").write_text(_NO_DEFAULTS)
+        (directory / "home" / ".config" / "sealpoint" / "config.toml").write_text(
+            f'{_NO_DEFAULTS}state = "{directory}/state"\n'
+        )
         self.environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "LC_ALL": "C.UTF-8",

@@ -118,5 +118,6 @@ def test_without_its_pre_checkpoint_it_is_not_restored(
     )  # the drop-in's refusal; the log goes with the container
     assert running.processes() == []
     another.remove()
+    running.remove()  # podman keeps what it had made for the import
     running.restore_archive(after, "--import-previous", before).ok()
     running.assert_whole(count)

@@ -10,9 +10,11 @@ import os
 import selectors
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
+from sealpoint.checkpoint.matching import TrackedPages
 from sealpoint.criu import stream
 from sealpoint.criu.roles import is_pages, role_of
 from sealpoint.errors import CriuError, SealpointError
@@ -27,11 +29,21 @@ class _Small:
     data: bytearray = field(default_factory=bytearray)
 
 
+PagesTarget = LargeObject | TrackedPages
+
+
 class Capture:
     """Runs from construction until `close`.  An error closes CRIU's pipes, upon which CRIU undoes the dump."""
 
-    def __init__(self, directory: str, builder: CheckpointBuilder) -> None:
+    def __init__(
+        self,
+        directory: str,
+        builder: CheckpointBuilder,
+        pages: Callable[[str], PagesTarget] | None = None,
+    ) -> None:
+        """pages: makes what takes a pages image; the builder's own objects if None."""
         self._builder = builder
+        self._pages = pages or builder.large
         self._listener = stream.listen(directory, stream.CAPTURE_SOCKET)
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -140,9 +152,10 @@ class Capture:
         reader.start()
 
     def _read_large(self, image: _Small) -> None:
-        target: LargeObject | None = None
+        target: PagesTarget | None = None
         try:
-            target = self._builder.large(image.name)
+            make = self._pages if is_pages(image.name) else self._builder.large
+            target = make(image.name)
             target.write(bytes(image.data))
             while size := os.readv(image.fd, [target.space()]):
                 if self._error is not None:

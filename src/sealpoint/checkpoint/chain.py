@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from sealpoint.checkpoint.access import Checkpoint
-from sealpoint.errors import FileError, PolicyError, UsageError
+from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import ID_SIZE, MAGIC, MAX_CHAIN, PREAMBLE_SIZE
-from sealpoint.format.reader import OpenFile
-from sealpoint.format.statement import ParentRef
+from sealpoint.format.reader import OpenFile, SealedFile
+from sealpoint.format.statement import Origin, ParentRef
 from sealpoint.keys import Identity, TrustPolicy
 from sealpoint.keys.load import in_file
 
@@ -53,6 +53,7 @@ class Finder:
                 raise UsageError(f"{directory} is not a directory")
         self._directories = tuple(directories)
         self._known: dict[str, dict[bytes, list[str]]] = {}
+        self._stand_ins: dict[str, dict[bytes, list[str]]] = {}
 
     def find(self, checkpoint_id: bytes, child: str | None) -> list[str]:
         """Paths of files that claim that id, the likeliest first.  `child`: path of the file whose parent it is."""
@@ -63,10 +64,26 @@ class Finder:
             if claimed_id(linked) == checkpoint_id:
                 found.append(linked)
         for directory in (*beside, *self._directories):
-            if directory not in self._known:
-                self._known[directory] = _sealed_files(directory)
-            found += self._known[directory].get(checkpoint_id, [])
+            found += self._files(directory).get(checkpoint_id, [])
+        for directory in (*beside, *(f"{d}/{PARENT_LINK}" for d in beside), *self._directories):
+            if not found:
+                found += self._merged(directory).get(checkpoint_id, [])
         return list(dict.fromkeys(found))
+
+    def _files(self, directory: str) -> dict[bytes, list[str]]:
+        if directory not in self._known:
+            self._known[directory] = sealed_files(directory)
+        return self._known[directory]
+
+    def _merged(self, directory: str) -> dict[bytes, list[str]]:
+        """By the id of the file for which they stand.  Nothing of it is authentic."""
+        if directory not in self._stand_ins:
+            table = self._stand_ins[directory] = {}
+            for path in (p for paths in self._files(directory).values() for p in paths):
+                origin = claimed_origin(path)
+                if origin is not None and origin.stands_for is not None:
+                    table.setdefault(origin.stands_for.checkpoint_id, []).append(path)
+        return self._stand_ins[directory]
 
 
 def claimed_id(path: str) -> bytes | None:
@@ -88,7 +105,22 @@ def claimed_id(path: str) -> bytes | None:
     return head[_ID_AT : _ID_AT + ID_SIZE]
 
 
-def _sealed_files(directory: str) -> dict[bytes, list[str]]:
+def claimed_origin(path: str) -> Origin | None:
+    """What a sealed file says of itself, which proves nothing; None if it is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return None
+    try:
+        return Origin.decode(SealedFile(fd).origin_envelope.payload)
+    except (FileError, SystemEnvironmentError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def sealed_files(directory: str) -> dict[bytes, list[str]]:
+    """The sealed files of a directory by the checkpoint id that they claim."""
     found: dict[bytes, list[str]] = {}
     try:
         with os.scandir(directory) as entries:
@@ -165,8 +197,9 @@ class Chain:
                         f"{link.path}: parts of it were freed when checkpoint {child[0].hex()} replaced them",
                         hint="it can be restored only by way of that checkpoint or one that continues it",
                     )
-            reference = link.reference
-            above.add((reference.checkpoint_id, reference.origin_digest))
+            for reference in (link.reference, link.checkpoint.authentic.origin.stands_for):
+                if reference is not None:
+                    above.add((reference.checkpoint_id, reference.origin_digest))
 
     def close(self) -> None:
         """Let go of the files."""
@@ -221,15 +254,19 @@ def _open_parent(links: list[Link], finder: Finder, policy: TrustPolicy) -> Link
 
 
 def _check_parent(child: Link, parent: Link) -> None:
-    """Raises FileError unless `parent` is the very file that `child` continues."""
+    """Raises FileError unless `parent` is the very file that `child` continues, or stands for it."""
     below, above = parent.checkpoint.authentic.origin, child.checkpoint.authentic.origin
-    if parent.reference != above.parent:
+    exact = parent.reference == above.parent
+    if not exact and below.stands_for != above.parent:
         raise FileError(
             f"{parent.path}: is not the parent of {_shown(child.path)}, although it has its checkpoint id"
         )
+    follows = below.chain_sequence + 1 == above.chain_sequence
+    if above.kind == "merged" or not exact:  # files between the two may be gone
+        follows = below.chain_sequence < above.chain_sequence
     if (
-        below.chain_root != above.chain_root
-        or below.chain_sequence + 1 != above.chain_sequence
+        not follows
+        or (exact and below.chain_root != above.chain_root)
         or below.workload != above.workload
     ):
         raise FileError(

@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from sealpoint import process
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture import Capture, as_sealpoint_error
 from sealpoint.checkpoint.progress import Progress, Report, silent
+from sealpoint.checkpoint.track import Track
 from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.gate import Gate
@@ -38,7 +40,8 @@ _GIVE_UP = 20.0  # seconds that CRIU gets to undo a dump before it is killed
 class DumpRequest:
     """What to dump and how.  acknowledge: called after the last byte went out; True lets CRIU kill the tree.
 
-    scan: called with the plaintext of every chunk while it is sealed, by several threads; must not raise.
+    scan: called with the plaintext of every chunk while it is sealed, by several threads; must not raise.  track: makes
+    it an increment, or the beginning of a chain; then `workload` is that of the track.
     """
 
     pid: int
@@ -54,14 +57,19 @@ class DumpRequest:
     acknowledge: Callable[[bytes, bytes], bool] | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     scan: Callable[[memoryview], None] | None = None
+    track: Track | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DumpResult:
-    """What came of it.  Sizes in bytes, times in seconds; `criu` holds CRIU's own statistics (microseconds, pages)."""
+    """What came of it.  Sizes in bytes, times in seconds; captured: seconds since 1970.
+
+    `criu` holds CRIU's own statistics (microseconds, pages).
+    """
 
     checkpoint_id: bytes
     origin_digest: bytes
+    captured: int
     file_size: int
     plain_size: int
     zero_size: int
@@ -96,6 +104,7 @@ class Dump:
         self._request = request
         self._out = out
         self._origin_digest: bytes | None = None
+        self._captured = 0
         self._error: BaseException | None = None
         self._acknowledged: queue.SimpleQueue[bool | BaseException] = queue.SimpleQueue()
 
@@ -116,7 +125,8 @@ class Dump:
         builder = CheckpointBuilder(writer, compression=request.compression, observe=request.scan)
         try:
             with PrivateDir() as directory:
-                capture = Capture(directory.path, builder)
+                pages = None if request.track is None else partial(request.track.pages, builder)
+                capture = Capture(directory.path, builder, pages)
                 try:
                     with process.DeferredSignals() as signals:
                         criu = self._capture(directory, capture, builder, writer, report, signals)
@@ -131,6 +141,7 @@ class Dump:
         return DumpResult(
             checkpoint_id=writer.preamble.checkpoint_id,
             origin_digest=self._origin_digest,
+            captured=self._captured,
             file_size=writer.size,
             plain_size=pipeline.plain_bytes,
             zero_size=pipeline.zero_bytes,
@@ -149,10 +160,13 @@ class Dump:
         report: Report,
         signals: process.DeferredSignals,
     ) -> CriuRun:
+        request = self._request
         try:
             return self._run_criu(directory, capture, builder, writer, report, signals)
         except BaseException as error:
             # Only now, when the gate's thread has ended, is it certain whether the file got its name.
+            if request.track is not None:
+                request.track.failed()
             kept = self._out.mark_failed()
             if kept and isinstance(error, SealpointError):
                 error.hint = f"the sealed file was kept as {kept}"
@@ -172,9 +186,15 @@ class Dump:
         def complete() -> bool:
             try:
                 capture.wait_complete()
-                self._origin_digest = builder.finish(
-                    workload=request.workload, properties=dict(request.properties)
-                )
+                self._captured = int(time.time())
+                if request.track is not None:
+                    self._origin_digest = request.track.finish(builder, self._captured)
+                else:
+                    self._origin_digest = builder.finish(
+                        workload=request.workload,
+                        captured=self._captured,
+                        properties=dict(request.properties),
+                    )
                 self._out.sync()
                 if request.acknowledge is not None:
                     self._out.commit()

@@ -9,12 +9,15 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
+from sealpoint.checkpoint import delta
+from sealpoint.checkpoint.delta import DELTA_NAME, Delta
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import PAGE, PRESENT, Pagemap
+from sealpoint.criu.roles import is_pages
 from sealpoint.errors import FileError
 from sealpoint.format.constants import CHUNK_SIZE
 from sealpoint.format.manifest import Entry, Stream
@@ -22,10 +25,18 @@ from sealpoint.format.reader import OpenFile, Scratch
 
 _PIECE: Final = CHUNK_SIZE  # bytes that `Flat.read` yields at a time
 _CACHE_BYTES: Final = 64 * 1024 * 1024  # decrypted chunks that one sequential reader keeps
-_MAX_PAGEMAP: Final = 1 << 30
+_MAX_TABLE: Final = 1 << 30  # bytes of a pagemap or delta
 
-Chunk = Callable[[int, Stream, int], memoryview]
-"""(number of the file in the chain, stream, counter) -> plaintext, valid until the next call."""
+_NOTHING: Final = (0, 0, memoryview(b""))
+
+
+class Reader(Protocol):
+    """Gives decrypted chunks.  loads: changes when chunks that were given out before may have become invalid."""
+
+    loads: int
+
+    def chunk(self, file: int, stream: Stream, counter: int) -> memoryview:
+        """Plaintext of a chunk of the chain's file number `file`.  Raises FileError."""
 
 
 @dataclass(slots=True)
@@ -58,33 +69,35 @@ class Runs:
             self.offsets.append(offset)
         self.size += size
 
-    def parts(self, begin: int, end: int) -> Iterator[tuple[int, Entry, int, int]]:
-        """(file, object, offset in the object, size) of the pieces of bytes `begin` to `end`."""
-        at = bisect_right(self.starts, begin) - 1
-        while begin < end:
-            stop = self.starts[at + 1] if at + 1 < len(self.starts) else self.size
-            take = min(end, stop) - begin
-            file, entry = self.objects[self.sources[at]]
-            yield file, entry, self.offsets[at] + begin - self.starts[at], take
-            begin += take
-            at += 1
-
-    def fill(self, out: memoryview, begin: int, chunk: Chunk) -> int:
+    def fill(self, out: memoryview, begin: int, reader: Reader) -> int:
         """Put the bytes from `begin` on into `out`; returns how many.  Raises FileError."""
+        starts, sources, offsets = self.starts, self.sources, self.offsets
         end = min(begin + len(out), self.size)
-        done = 0
-        for file, entry, offset, size in self.parts(begin, end):
-            position, left = entry.offset + offset, size
-            while left:
-                counter, skip = divmod(position, entry.stream.chunk_size)
-                plain = chunk(file, entry.stream, counter)
-                take = min(left, len(plain) - skip)
-                if take <= 0:
+        at, done = bisect_right(starts, begin) - 1, 0
+        # A page in ten that changed makes very many short runs, in turn from a few chunks: those are kept at hand.
+        held: dict[int, tuple[int, int, memoryview]] = {}
+        loads = reader.loads
+        while begin < end:
+            stop = starts[at + 1] if at + 1 < len(starts) else self.size
+            source, place = sources[at], offsets[at] + begin - starts[at]
+            low, high, plain = held.get(source, _NOTHING)
+            if not low <= place < high:
+                file, entry = self.objects[source]
+                size = entry.stream.chunk_size
+                counter, skip = divmod(entry.offset + place, size)
+                plain = reader.chunk(file, entry.stream, counter)
+                if reader.loads != loads:
+                    held, loads = {}, reader.loads
+                low, high = place - skip, place - skip + len(plain)
+                if place >= high:
                     raise FileError(f"object {entry.name!r} is shorter than its pagemap says")
-                out[done : done + take] = plain[skip : skip + take]
-                done += take
-                position += take
-                left -= take
+                held[source] = (low, high, plain)
+            take = min(stop, end, begin + high - place) - begin
+            out[done : done + take] = plain[place - low : place - low + take]
+            done += take
+            begin += take
+            if begin == stop:
+                at += 1
         return done
 
     def chunks(self) -> Iterator[tuple[int, Stream, int]]:
@@ -126,7 +139,13 @@ class Flat:
         self.top = files[0]
         self.images = {e.name: Image(e.name, e.size, e) for e in self.top.entries.values()}
         self._tables: dict[tuple[int, str], tuple[Pagemap, Entry | None]] = {}
-        if len(files) > 1 and self.top.has_memory:
+        self._deltas: list[Delta] = []
+        if DELTA_NAME in self.images:
+            del self.images[DELTA_NAME]
+            self._read_deltas()
+            for name, runs in self._deltas[0].images.items():
+                self._assemble(name, runs.pages)
+        elif len(files) > 1 and self.top.has_memory:
             for name in [n for n in self.images if pagemap.is_pagemap(n)]:
                 self._flatten(name)
 
@@ -141,7 +160,7 @@ class Flat:
         elif image.runs is not None:
             reader, buffer, done = self.chunk_reader(), memoryview(bytearray(_PIECE)), 0
             while done < image.size:
-                size = image.runs.fill(buffer, done, reader.chunk)
+                size = image.runs.fill(buffer, done, reader)
                 yield buffer[:size]
                 done += size
         elif image.entry is not None:
@@ -165,7 +184,7 @@ class Flat:
             entry = self.files[file].entries.get(name)
             if entry is None:
                 raise FileError(f"{name}: is not in the parent that a later file refers to")
-            table = pagemap.decode(self.files[file].read_bytes(entry, _MAX_PAGEMAP), name)
+            table = pagemap.decode(self.files[file].read_bytes(entry, _MAX_TABLE), name)
             pages = self.files[file].entries.get(table.pages_name)
             if (pages.size if pages else 0) != table.pages * PAGE:
                 raise FileError(f"{name}: does not fit {table.pages_name}")
@@ -190,6 +209,71 @@ class Flat:
         own = self.top.entries.get(whole.pages_name)
         self.images[whole.pages_name] = Image(whole.pages_name, runs.size, own, runs=runs)
 
+    def _read_deltas(self) -> None:
+        """What each file says of its pages, down to the one that has all of them itself.  Raises FileError."""
+        for number, file in enumerate(self.files):
+            entry = file.entries.get(DELTA_NAME)
+            if entry is None:
+                break
+            self._deltas.append(delta.decode(file.read_bytes(entry, _MAX_TABLE)))
+            if number + 1 == len(self.files):
+                raise FileError("a delta names a parent, but the chain has no further file")
+        for number, table in enumerate(self._deltas):
+            for name, pages in table.parent.items():
+                if pages * PAGE != self._whole_size(number + 1, name):
+                    raise FileError(f"{name}: is not in the parent as a later file refers to it")
+
+    def _whole_size(self, file: int, name: str) -> int:
+        if file < len(self._deltas):
+            table = self._deltas[file].images.get(name)
+            return -1 if table is None else table.pages * PAGE
+        entry = self.files[file].entries.get(name)
+        return -1 if entry is None else entry.size
+
+    @property
+    def deltas(self) -> list[Delta]:
+        """What each file says of its pages, newest first, without the one that has all of them itself."""
+        return self._deltas
+
+    def whole_images(self, file: int) -> dict[str, int]:
+        """The pages images of a file of a chain of deltas, put together, and their pages."""
+        if file < len(self._deltas):
+            return {name: table.pages for name, table in self._deltas[file].images.items()}
+        entries = self.files[file].entries.values()
+        return {e.name: e.size // PAGE for e in entries if is_pages(e.name)}
+
+    def locate(
+        self, name: str, first: int, count: int, *, stop: int = 0
+    ) -> Iterator[tuple[int, str, int, int]]:
+        """(file, image, page, count) of where pages of an image are stored, in order.
+
+        stop: number of a file whose whole images, and those behind it, count as stored; 0: none.  Raises FileError.
+        """
+        # A stack rather than recursion: a chain can be longer than Python's recursion limit.
+        parts = [(False, 0, name, first, count)]
+        while parts:
+            stored, file, image, start, number = parts.pop()
+            if stored or file >= len(self._deltas) or (stop and file >= stop):
+                yield file, image, start, number
+                continue
+            table = self._deltas[file]
+            below: list[tuple[bool, int, str, int, int]] = []
+            for own, place, pages in table.images[image].find(start, number):
+                if own:
+                    below.append((True, file, image, place, pages))
+                else:
+                    below += [(False, file + 1, *part) for part in table.in_parent(place, pages)]
+            parts += reversed(below)
+
+    def _assemble(self, name: str, pages: int) -> None:
+        runs = Runs()
+        for file, image, start, count in self.locate(name, 0, pages):
+            entry = self.files[file].entries.get(image)
+            if entry is None or (start + count) * PAGE > entry.size:
+                raise FileError(f"{image}: does not have the pages that a later file refers to")
+            runs.add(file, entry, start * PAGE, count * PAGE)
+        self.images[name] = Image(name, runs.size, self.top.entries.get(name), runs=runs)
+
 
 class ChunkReader:
     """Decrypted chunks of a chain for one thread that reads more or less in order."""
@@ -199,12 +283,14 @@ class ChunkReader:
         self._scratch = Scratch()
         self._chunks: OrderedDict[tuple[int, int, int], memoryview] = OrderedDict()
         self._bytes = 0
+        self.loads = 0
 
     def chunk(self, file: int, stream: Stream, counter: int) -> memoryview:
         """Plaintext of a chunk.  Raises FileError."""
         key = (file, stream.number, counter)
         data = self._chunks.get(key)
         if data is None:
+            self.loads += 1
             buffer = self._take(stream.chunk_size)
             size = self._files[file].read_chunk_into(stream, counter, buffer, self._scratch)
             data = self._chunks[key] = buffer[:size]

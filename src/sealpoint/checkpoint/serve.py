@@ -162,8 +162,8 @@ class Serve:
         return lambda out, n: self._flat.top.read_chunk_into(entry.stream, n, out, scratch)
 
     def _assembler(self, runs: Runs) -> Callable[[memoryview, int], int]:
-        chunk = self._flat.chunk_reader().chunk
-        return lambda out, n: runs.fill(out[:CHUNK_SIZE], n * CHUNK_SIZE, chunk)
+        reader = self._flat.chunk_reader()
+        return lambda out, n: runs.fill(out[:CHUNK_SIZE], n * CHUNK_SIZE, reader)
 
     def _send_stream(
         self, image: Image, ring: PageRing, count: int, produce: Callable[[memoryview, int], int]

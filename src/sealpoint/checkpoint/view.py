@@ -24,6 +24,7 @@ from sealpoint.format.reader import Scratch
 
 _CACHE: Final = 8  # decrypted chunks kept: CRIU compares pages of forked children one by one
 _CACHE_BYTES: Final = 64 * 1024 * 1024  # fewer than that of files with large chunks
+_PINS: Final = 12  # chunks in use at once where an image is put together
 _TYPES: Final = {
     "file": stat.S_IFREG,
     "directory": stat.S_IFDIR,
@@ -198,12 +199,7 @@ class View(Filesystem):
             self._local.buffer = memoryview(bytearray(MAX_IO))
         out: memoryview = self._local.buffer[:size]
         assert image.runs is not None
-
-        def chunk(file: int, stream: Stream, counter: int) -> memoryview:
-            self._cache.start()
-            return self._cache.chunk(file, stream, counter)
-
-        return out[: image.runs.fill(out, begin, chunk)]
+        return out[: image.runs.fill(out, begin, _Pinned(self._cache))]
 
     def verify_rest(self) -> None:
         """Authenticate every chunk of the images that nobody has read.  Raises SealpointError."""
@@ -214,6 +210,24 @@ class View(Filesystem):
                 out = scratch.plain(stream)
                 self._flat.files[number].read_chunk_into(stream, counter, out, scratch)
                 self.verified.add(key)
+
+
+class _Pinned:
+    """Chunks for putting an image together: a few at a time stay as they are."""
+
+    def __init__(self, cache: _ChunkCache) -> None:
+        self._cache = cache
+        self._count = 0
+        self.loads = 0
+
+    def chunk(self, file: int, stream: Stream, counter: int) -> memoryview:
+        """See Reader."""
+        if self._count == _PINS:
+            self._cache.start()
+            self._count = 0
+            self.loads += 1
+        self._count += 1
+        return self._cache.chunk(file, stream, counter)
 
 
 class _Chunk:

@@ -16,6 +16,9 @@ from sealpoint.cli import options
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
+    from sealpoint.checkpoint.dump import DumpResult
+    from sealpoint.checkpoint.track import Track
+    from sealpoint.format.writer import Signing
     from sealpoint.inspect.scanner import Tally
 
 
@@ -38,6 +41,13 @@ if TYPE_CHECKING:
     help="With -o -: end the tree once the receiver's acknowledgement (restore --ack) arrives on standard input.",
 )
 @click.option("--ack-timeout", type=float, default=600.0, show_default=True, metavar="SECONDS")
+@click.option("--track", is_flag=True, help="Begin a chain: remember what a later --parent needs.")
+@click.option(
+    "--parent",
+    metavar="PREV",
+    help="Store only pages that have changed since this sealed file was dumped here; implies --track.",
+)
+@options.state_option
 @click.option("--workload", default="", metavar="ID", help="Opaque public name of what is dumped.")
 @click.option(
     "--scan",
@@ -54,6 +64,9 @@ def command(
     leave_running: bool,
     kill_after: str | None,
     ack_timeout: float,
+    track: bool,
+    parent: str | None,
+    state: str | None,
     workload: str,
     scan: bool,
     criu: str | None,
@@ -67,9 +80,13 @@ def command(
     The tree ends when the sealed file is complete and durable (with -R, or to a pipe, it runs on). If anything fails,
     it runs on and no file is left.
 
+    An increment (--parent) needs its parents to be restored. If none is possible, the dump is a full one and says
+    so.
+
     \b
     Example:
       sealpoint dump -t 4711 -o app.sealed -r keys/recipient.pub --sign keys/signer.key -- --shell-job
+      sealpoint dump -t 4711 -o 2.sealed --parent 1.sealed -r recipient.pub --sign signer.key
     """
     config = configuration.load()
     options.protect()
@@ -94,6 +111,9 @@ def command(
 
     prepared = sealing(config, seal)
     tally = _tally() if scan else None
+    tracked = None
+    if track or parent:
+        tracked = _track(parent, state, workload, output, config, prepared["signing"])
     request = DumpRequest(
         pid=pid,
         criu=search.result(),
@@ -107,9 +127,11 @@ def command(
         criu_log=criu_log,
         acknowledge=_await_ack(ack_timeout) if kill_after else None,
         scan=tally,
+        track=tracked,
     )
     with open_output(output, force=seal["force"]) as out, Bar(f"dumping {pid}") as bar:
         result = Dump(request, out).run(bar)
+    _note_newest(state or config.state, tracked.workload if tracked else workload, result)
     values = {
         "checkpoint": result.checkpoint_id.hex(),
         "origin": result.origin_digest.hex(),
@@ -122,6 +144,10 @@ def command(
         "left_running": result.left_running,
         "criu": result.criu,
     }
+    stored, pages = (0, 0) if tracked is None else tracked.changed
+    if tracked is not None:
+        values["increment"] = tracked.continues
+        values["pages_stored"], values["pages"] = stored, pages
     if tally is not None:
         values["secrets"] = dict(sorted(tally.counts.items()))
         if tally.failed:
@@ -132,6 +158,8 @@ def command(
     frozen = result.criu.get("frozen_time", 0) / 1e6
     where = "standard output" if piped else output
     sizes = f"{options.show_size(result.plain_size)} in {options.show_size(result.file_size)}"
+    if tracked is not None and tracked.continues:
+        sizes = f"{stored} of {pages} pages have changed, {sizes}"
     click.echo(
         f"process {pid} sealed into {where}: {sizes}, {result.seconds:.2f} s (frozen {frozen:.2f} s)"
         f"{', still running' if result.left_running else ''}\ncheckpoint {result.checkpoint_id.hex()}",
@@ -147,6 +175,57 @@ def _tally() -> Tally:
     from sealpoint.inspect.scanner import Tally
 
     return Tally()
+
+
+def _note_newest(state: str, workload: str, result: DumpResult) -> None:
+    """Older checkpoints of this workload are from now on restored on request only."""
+    from sealpoint.checkpoint.newest import Mark, Newest
+    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
+    from sealpoint.errors import SystemEnvironmentError
+
+    mark = Mark(result.checkpoint_id, result.captured, 1)
+    try:
+        Newest(state or DEFAULT_DIRECTORY).note(workload, mark)
+    except SystemEnvironmentError as error:
+        options.warn(error.message)
+
+
+def _track(
+    parent: str | None,
+    state: str | None,
+    workload: str,
+    output: str,
+    config: configuration.Config,
+    signing: Signing,
+) -> Track:
+    """What makes a dump an increment; a parent that is no good costs a full dump, and only that."""
+    from sealpoint import keys
+    from sealpoint.checkpoint.access import Checkpoint
+    from sealpoint.checkpoint.chain import Link
+    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
+    from sealpoint.checkpoint.track import Track
+    from sealpoint.errors import FileError, PolicyError
+
+    track = Track(StateStore(state or config.state or DEFAULT_DIRECTORY), options.warn, workload)
+    if parent is None:
+        track.start(None)
+        return track
+    if output != "-" and os.path.exists(output) and os.path.samefile(parent, output):
+        raise UsageError("the increment would replace its parent", hint="name another output")
+    policy = keys.load_trust(
+        [*config.trust, *signing.signers],
+        ca_bundles=config.signer_authorities,
+        allow_unsigned=not signing.signers,
+    )
+    try:
+        checkpoint = Checkpoint.open(parent, policy)
+    except (FileError, PolicyError) as error:
+        options.warn(f"a full dump is made: {error.message}")
+        track.start(None)
+        return track
+    with checkpoint:
+        track.start(Link(parent, checkpoint))
+    return track
 
 
 def sealing(config: configuration.Config, seal: dict[str, Any]) -> dict[str, Any]:

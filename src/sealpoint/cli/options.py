@@ -57,6 +57,11 @@ criu_options = stack(
         "--criu-log", metavar="FILE", help="Keep CRIU's log: names and addresses, no memory."
     ),
 )
+state_option = click.option(
+    "--state",
+    metavar="DIR",
+    help="The state store, which remembers what was dumped here (default /var/lib/sealpoint/state).",
+)
 parents_option = click.option(
     "--parents",
     multiple=True,

@@ -10,6 +10,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.errors import SystemEnvironmentError
 
 
 @click.command()
@@ -28,6 +29,12 @@ from sealpoint.cli import options
     "--ack", is_flag=True, help="Print the acknowledgement that dump --kill-after ack waits for."
 )
 @options.parents_option
+@click.option(
+    "--allow-older",
+    is_flag=True,
+    help="Restore a checkpoint although a newer one of its workload was sealed or restored here.",
+)
+@options.state_option
 @options.criu_options
 @options.json_option
 @click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
@@ -43,6 +50,8 @@ def command(
     spool: str | None,
     ack: bool,
     parents: tuple[str, ...],
+    allow_older: bool,
+    state: str | None,
     criu: str | None,
     criu_log: str | None,
     as_json: bool,
@@ -67,8 +76,10 @@ def command(
     from sealpoint.checkpoint import pages_file
     from sealpoint.checkpoint.access import require_trust
     from sealpoint.checkpoint.chain import Chain
+    from sealpoint.checkpoint.newest import Mark, Newest
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.restore import Restore, RestoreRequest
+    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.dump import ack_line
 
@@ -87,13 +98,21 @@ def command(
             bar(Progress(received))
 
         chain = Chain.open(file, policy, directories=parents, spool=spool, progress=receive)
+    newest = Newest(state or config.state or DEFAULT_DIRECTORY)
     with chain:
         checkpoint = chain.top
+        origin, sequence = checkpoint.authentic.origin, checkpoint.authentic.slot.sequence
+        if not allow_older:
+            newest.check(origin, sequence)
         opened = chain.unlock(keys)
         opened[0] = pages_file.join(opened[0], os.path.dirname(file), policy, keys)
 
         def approved() -> None:
             reference = checkpoint.authentic.reference
+            try:
+                newest.note(origin.workload, Mark(origin.checkpoint_id, origin.captured, sequence))
+            except SystemEnvironmentError as error:
+                options.warn(error.message)
             if ack:
                 sys.stdout.buffer.write(ack_line(reference.checkpoint_id, reference.origin_digest))
                 sys.stdout.buffer.flush()

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from sealpoint.format.slot import Slot
     from sealpoint.format.stanza import Stanza
 
-KINDS = ("full", "increment", "derived")
+# merged: the same images as those of `derivedFrom`, with pages of its parents put in; it may stand for that file.
+KINDS = ("full", "increment", "derived", "merged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,11 @@ class Origin:
     parent: ParentRef | None = None
     derived_from: ParentRef | None = None
     signers: tuple[str, ...] = ()
+
+    @property
+    def stands_for(self) -> ParentRef | None:
+        """The file whose place this one can take in a chain, if it was made to."""
+        return self.derived_from if self.kind == "merged" else None
 
     def encode(self) -> bytes:
         """The payload to be signed."""
@@ -163,7 +169,7 @@ class Origin:
         first = self.chain_sequence == 0
         if (
             self.kind not in KINDS
-            or (self.kind == "derived") != (self.derived_from is not None)
+            or (self.kind in ("derived", "merged")) != (self.derived_from is not None)
             or (self.kind == "full" and self.parent is not None)
             or (self.kind == "increment" and self.parent is None)
             or first != (self.parent is None)

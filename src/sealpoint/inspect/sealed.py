@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from sealpoint.checkpoint.access import Checkpoint, describe_stanza, require_trust
+from sealpoint.checkpoint.chain import Chain
+from sealpoint.checkpoint.delta import DELTA_NAME
+from sealpoint.checkpoint.flat import Flat, Runs
 from sealpoint.criu.roles import SUMMARY_NAME, role_of
 from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.format.constants import MAGIC, PREAMBLE_SIZE, Role, Roots
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from sealpoint.inspect.source import Access, Source
 
 _CACHE: Final = 32 * 1024 * 1024  # bytes of decrypted chunks that are kept for small reads
+_PIECE: Final = 1024 * 1024  # bytes of an increment's pages that are put together at a time
 _MAX_BESIDE: Final = 4096  # files of a directory that are looked at for a parent
 _ID: Final = slice(16, 32)  # of the preamble: docs/spec.md, Preamble
 
@@ -59,6 +63,21 @@ class SealedSource:
         for name, target in hard.items():
             if target in self._entries:
                 self._entries[name] = self._entries[target]
+        self._chain: Chain | None = None
+        self._whole: dict[str, Runs] = {}
+        if self._entries.pop(DELTA_NAME, None) is not None:
+            self._open_parents()
+
+    def _open_parents(self) -> None:
+        """Pages of an increment are put together from all files of its chain."""
+        self._chain = Chain.open(self._path, self._access.policy())
+        try:
+            flat = Flat(self._chain.unlock(self._access.identities()))
+        except BaseException:
+            self._chain.close()
+            raise
+        self._reader = flat.chunk_reader()
+        self._whole = {n: i.runs for n, i in flat.images.items() if i.runs is not None}
 
     def names(self) -> list[str]:
         """See Source; in the order in which they were sealed, without the sealer's summary."""
@@ -103,7 +122,8 @@ class SealedSource:
 
     def size(self, name: str) -> int:
         """See Source."""
-        return self._entry(name).size
+        entry = self._entry(name)
+        return self._whole[name].size if name in self._whole else entry.size
 
     def role(self, name: str) -> Role:
         """See Source."""
@@ -111,13 +131,14 @@ class SealedSource:
 
     def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
         """See Source."""
-        entry = self._entry(name)
-        if entry.size > limit:
+        if self.size(name) > limit:
             raise FileError(f"{self.label}:{name} is larger than {limit} bytes")
-        return self.pread(name, 0, entry.size)
+        return self.pread(name, 0, self.size(name))
 
     def pread(self, name: str, offset: int, size: int) -> bytes:
         """See Source."""
+        if name in self._whole:
+            return b"".join(map(bytes, self.chunks(name, offset, size)))
         entry = self._entry(name)
         stream = entry.stream
         begin = entry.offset + min(offset, entry.size)
@@ -145,7 +166,17 @@ class SealedSource:
 
     def chunks(self, name: str, offset: int = 0, size: int | None = None) -> Iterator[memoryview]:
         """See Source.  Decrypted into a buffer of this call's own, without another copy."""
+        if name in self._whole:
+            return self._assembled(self._whole[name], offset, size)
         return self.opened.read(self._entry(name), Scratch(), start=offset, size=size)
+
+    def _assembled(self, runs: Runs, offset: int, size: int | None) -> Iterator[memoryview]:
+        end = runs.size if size is None else min(runs.size, offset + size)
+        buffer = memoryview(bytearray(max(0, min(_PIECE, end - offset))))
+        while offset < end:
+            have = runs.fill(buffer[: end - offset], offset, self._reader)
+            yield buffer[:have]
+            offset += have
 
     def parent(self, prefix: str) -> tuple[Source, str] | None:
         """See Source: a link in a sealed archive, or the sealed file that an increment names."""
@@ -158,7 +189,7 @@ class SealedSource:
                 )
             return self, target
         wanted = self.checkpoint.authentic.origin.parent
-        if wanted is None:
+        if wanted is None or self._chain is not None:
             return None
         if self._parent is None:
             path = self._find(wanted.checkpoint_id)
@@ -185,6 +216,8 @@ class SealedSource:
 
     def close(self) -> None:
         """See Source."""
+        if self._chain is not None:
+            self._chain.close()
         if self._parent is not None:
             self._parent.close()
             self._parent = None

@@ -1,0 +1,137 @@
+"""Several files of a chain made into one: with all parents (flatten), or with the nearest ones only (prune).
+
+The new file holds the same images as the newest of them and says for which file it stands, so that later increments
+find it in the place of that one.  Out of scope: which files are merged (`retention`), and where the result goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
+from sealpoint.checkpoint.delta import DELTA_NAME, Delta, PageRuns
+from sealpoint.checkpoint.flat import ChunkReader, Flat, Image, Runs
+from sealpoint.checkpoint.progress import Progress, Report, silent
+from sealpoint.criu.pagemap import PAGE
+from sealpoint.criu.roles import role_of
+from sealpoint.errors import UsageError
+from sealpoint.format.constants import Role, Suite
+from sealpoint.format.reader import OpenFile
+from sealpoint.format.writer import SealedWriter, Signing, Wrap
+from sealpoint.store.output import Target
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """The new file: id and origin digest, and its size in bytes."""
+
+    checkpoint_id: bytes
+    origin_digest: bytes
+    file_size: int
+
+
+def merge(
+    files: Sequence[OpenFile],
+    out: Target,
+    *,
+    wrap: Wrap,
+    signing: Signing,
+    suite: Suite = Suite.AES_256_GCM,
+    compression: str = "auto",
+    count: int | None = None,
+    report: Report = silent,
+) -> MergeResult:
+    """Make one file of the first `count` files of a chain, newest first; of all if None.
+
+    Everything is verified as it is read.  Commits `out`.  Raises SealpointError, and nothing is then left of it.
+    """
+    count = len(files) if count is None else count
+    flat = Flat(files)
+    if count < len(files) and count >= len(flat.deltas) + 1:
+        raise UsageError("increments of CRIU's own cannot be merged in part", hint="flatten them")
+    writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
+    builder = CheckpointBuilder(writer, compression=compression)
+    try:
+        _Merge(flat, builder, count, report).run()
+        top = files[0].authentic.origin
+        reference = top.stands_for or files[0].authentic.reference
+        parent = None if count == len(files) else files[count].authentic
+        digest = builder.finish(
+            kind="merged",
+            workload=top.workload,
+            captured=top.captured,
+            derived_from=reference,
+            parent=None if parent is None else parent.reference,
+            chain=None if parent is None else (parent.origin.chain_root, top.chain_sequence),
+            properties=files[0].manifests[Role.METADATA].properties,
+        )
+        out.commit()
+    except BaseException as error:
+        out.cancel()
+        builder.abort(error)
+        raise
+    return MergeResult(builder.checkpoint_id, digest, writer.size)
+
+
+class _Merge:
+    def __init__(self, flat: Flat, builder: CheckpointBuilder, count: int, report: Report) -> None:
+        self._flat, self._builder, self._count, self._report = flat, builder, count, report
+        self._reader: ChunkReader = flat.chunk_reader()
+        self._total = sum(i.size for i in flat.images.values())
+        self._done = 0
+        self._delta = Delta()
+
+    def run(self) -> None:
+        partly = self._count < len(self._flat.files)
+        if partly:
+            self._delta.parent = self._flat.whole_images(self._count)
+        for image in self._flat.images.values():
+            if partly and image.runs is not None:
+                self._changed(image)
+            else:
+                self._whole(image)
+            self._done += image.size
+            self._report(Progress(self._done, self._total))
+        if partly:
+            table = self._builder.large(DELTA_NAME)
+            table.write(self._delta.encode())
+            table.finish()
+
+    def _whole(self, image: Image) -> None:
+        attributes = image.entry.attributes if image.entry is not None else None
+        pieces = self._flat.read(image)
+        if image.runs is None and image.size <= PACK_LIMIT[role_of(image.name)]:
+            self._builder.add(image.name, b"".join(map(bytes, pieces)), attributes)
+            return
+        target = self._builder.large(image.name, attributes)
+        for piece in pieces:
+            target.write(piece)
+        target.finish()
+
+    def _changed(self, image: Image) -> None:
+        """Pages of the files that are merged; the others stay with the parent."""
+        target = self._builder.large(image.name)
+        runs = self._delta.images[image.name] = PageRuns()
+        bases, base = {}, 0
+        for name, pages in self._delta.parent.items():
+            bases[name], base = base, base + pages
+        located = self._flat.locate(image.name, 0, image.size // PAGE, stop=self._count)
+        for file, name, first, count in located:
+            if file < self._count:
+                self._copy(target, file, name, first, count)
+                runs.add(None, count)
+            else:
+                runs.add(bases[name] + first, count)
+        target.finish()
+        self._builder.summary.pages(image.name, image.size)
+
+    def _copy(self, target: LargeObject, file: int, name: str, first: int, count: int) -> None:
+        runs = Runs()
+        runs.add(file, self._flat.files[file].entry(name), first * PAGE, count * PAGE)
+        done = 0
+        while done < runs.size:
+            space = target.space()
+            size = runs.fill(space, done, self._reader)
+            target.wrote(size)
+            done += size

@@ -1,0 +1,87 @@
+"""`sealpoint flatten`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.errors import IdentityError, UsageError
+
+
+@click.command()
+@click.argument("file", metavar="FILE")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT|-",
+    help="The sealed file, or - for standard output.",
+)
+@options.identity_option
+@options.trust_options
+@options.parents_option
+@options.seal_options
+@options.json_option
+def command(
+    *,
+    file: str,
+    output: str,
+    identities: tuple[str, ...],
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    parents: tuple[str, ...],
+    as_json: bool,
+    **seal: Any,
+) -> None:
+    """Make one sealed file of an increment and all its parents: it restores by itself, and stands for the increment.
+
+    It is sealed anew, to the recipients given, and signed by who does that. FILE and its parents stay as they are.
+
+    \b
+    Example:
+      sealpoint flatten 3.sealed -o whole.sealed -i identity.key --trust signer.pub \\
+        -r recipient.pub --sign signer.key
+    """
+    config = configuration.load()
+    options.protect()
+    from sealpoint.checkpoint.access import require_trust
+    from sealpoint.checkpoint.chain import Chain
+    from sealpoint.checkpoint.merge import merge
+    from sealpoint.cli.bar import Bar
+    from sealpoint.cli.dump import sealing
+    from sealpoint.store.output import open_output
+
+    if file == "-":
+        raise UsageError("an increment is read from a file: its parents lie beside it")
+    policy = options.trust_policy(
+        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    )
+    require_trust(policy)
+    keys = options.load_identities(identities, options.Passphrases(seal["passphrase_file"]), config)
+    prepared = sealing(config, seal)
+    with Chain.open(file, policy, directories=parents) as chain:
+        files = chain.unlock(keys)
+        if not all(opened.has_memory for opened in files):
+            raise IdentityError("this identity opens only metadata: it cannot flatten a chain")
+        with open_output(output, force=seal["force"]) as out, Bar(f"flattening {file}") as bar:
+            result = merge(files, out, report=bar, **prepared)
+    piped = output == "-"
+    if as_json:
+        values = {
+            "checkpoint": result.checkpoint_id.hex(),
+            "origin": result.origin_digest.hex(),
+            "files": len(files),
+            "file_size": result.file_size,
+        }
+        click.echo(json.dumps(values, indent=2), err=piped)
+    else:
+        click.echo(
+            f"{len(files)} files in {'standard output' if piped else output}: "
+            f"{options.show_size(result.file_size)}\ncheckpoint {result.checkpoint_id.hex()}",
+            err=piped,
+        )

@@ -1,0 +1,96 @@
+"""`sealpoint prune`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.cli.printable import printable
+from sealpoint.errors import IdentityError
+
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.chain import Chain
+
+
+@click.command()
+@click.argument("file", metavar="FILE")
+@click.option(
+    "--keep-last", type=click.IntRange(0), default=0, metavar="N", help="Keep the newest N."
+)
+@click.option(
+    "--keep-daily",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Keep the newest of each day (UTC), for N days on which there is one.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@options.identity_option
+@options.trust_options
+@options.recipient_options
+@options.sign_options
+@options.passphrase_file
+@options.json_option
+def command(
+    *,
+    file: str,
+    keep_last: int,
+    keep_daily: int,
+    dry_run: bool,
+    identities: tuple[str, ...],
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    as_json: bool,
+    **seal: Any,
+) -> None:
+    """Thin out the chain that ends with FILE. What is not kept is merged into the next newer one that is, and removed.
+
+    FILE itself is always kept, and so is what another file beside the chain continues. A merged file replaces the one
+    that it is made of, sealed anew, before anything is removed.
+
+    \b
+    Example:
+      sealpoint prune 720.sealed --keep-last 24 --keep-daily 30 -i identity.key --trust signer.pub \\
+        -r recipient.pub --sign signer.key
+    """
+    config = configuration.load()
+    options.protect()
+    from sealpoint.checkpoint import merge, retention
+    from sealpoint.checkpoint.access import require_trust
+    from sealpoint.cli.bar import Bar
+    from sealpoint.cli.dump import sealing
+    from sealpoint.store.output import OutputFile
+
+    policy = options.trust_policy(
+        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    )
+    require_trust(policy)
+    defaults = {"unsigned": False, "suite": None, "compress": None}
+    prepared = {} if dry_run else sealing(config, seal | defaults)
+    passphrases = options.Passphrases(seal["passphrase_file"])
+    keys = [] if dry_run else options.load_identities(identities, passphrases, config)
+
+    def make(chain: Chain, first: int, count: int) -> None:
+        files = chain.unlock(keys)
+        if not all(opened.has_memory for opened in files):
+            raise IdentityError("this identity opens only metadata: it cannot merge checkpoints")
+        path = chain.links[first].path
+        with OutputFile(path, force=True) as out, Bar(f"merging into {path}") as bar:
+            merge.merge(files[first:], out, count=count, report=bar, **prepared)
+
+    done = retention.prune(file, policy, make, last=keep_last, daily=keep_daily, dry_run=dry_run)
+    if as_json:
+        values = {"kept": done.kept, "replaced": done.replaced, "removed": done.removed}
+        click.echo(json.dumps(values, indent=2))
+        return
+    would = "would be " if dry_run else ""
+    for path in done.kept:
+        merged = f", {would}merged with older ones" if path in done.replaced else ""
+        click.echo(f"kept {printable(path)}{merged}")
+    for path in done.removed:
+        click.echo(f"{would}removed {printable(path)}")
