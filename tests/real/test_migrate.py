@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -110,6 +111,30 @@ def test_a_tree_moves_to_another_machine_with_all_it_holds(
     running.assert_continues(before)
     assert where(running, far) == ["far"]
     assert receiver.kept() == []
+
+
+def test_rounds_send_what_has_changed_and_none_can_be_asked_for(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys,
+) -> None:  # fmt: skip
+    running = workload("memory", "--mib", "32")
+    before = running.assert_intact()
+    receiver = receive()
+    result = sealpoint.run(*migrate(far, running, keys, "--json", "--compress", "none")).ok()
+    receiver.wait().ok()
+    values = json.loads(result.out)
+    first, second = values["rounds"]  # little is left: no third one
+    assert first["pages_sent"] == first["pages"] > 32 * 256 / 2
+    assert 0 < second["pages_sent"] < first["pages_sent"] / 4
+    assert values["sent"] < 2 * 4096 * first["pages"]
+    running.assert_continues(before)
+    running.kill()
+    running = workload("memory", "--mib", "8")
+    receiver = receive()
+    result = sealpoint.run(*migrate(far, running, keys, "--json", "--rounds", "0")).ok()
+    receiver.wait().ok()
+    assert json.loads(result.out)["rounds"] == []
+    running.assert_intact()
 
 
 def test_it_moves_over_ssh_too(
@@ -302,6 +327,7 @@ def test_nothing_on_the_wire_is_readable(
 WHEN = {  # message at which the link breaks: where the tree then is, and whether its sealed file was kept over there
     "data": (Tap.DATA, ["here"], False),
     "end": (Tap.END, ["here"], False),
+    "have": (Tap.HAVE, ["here"], False),
     "ready": (Tap.READY, ["here"], True),
     "go": (Tap.GO, [], True),
     "running": (Tap.RUNNING, ["far"], False),

@@ -188,7 +188,9 @@ class Dump:
                 capture.wait_complete()
                 self._captured = int(time.time())
                 if request.track is not None:
-                    self._origin_digest = request.track.finish(builder, self._captured)
+                    self._origin_digest = request.track.finish(
+                        builder, self._captured, dict(request.properties)
+                    )
                 else:
                     self._origin_digest = builder.finish(
                         workload=request.workload,

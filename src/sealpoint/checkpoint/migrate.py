@@ -1,29 +1,55 @@
-"""The sending side of a migration (`migration` has the protocol)."""
+"""The sending side of a migration (`migration` has the protocol).
+
+First the memory is copied while the tree runs, in rounds: each sends the pages that have changed since the one before.
+When few are left, or their number no longer shrinks, the last round ends the tree here.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Final
 
 from sealpoint.checkpoint import migration
 from sealpoint.checkpoint.dump import Dump, DumpRequest, DumpResult
 from sealpoint.checkpoint.progress import Report, silent
+from sealpoint.checkpoint.track import Track
+from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import SealpointError
 from sealpoint.store.link import Kind, Link, LinkError, LinkOutput
+
+_LITTLE: Final = 8 << 20  # bytes of changed pages that are worth no further round
+_SHRINKING: Final = (
+    0.7  # a round that sends more than this share of the one before is not worth another
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MigrateRequest:
-    """dump: what to move, and how it is sealed; decision: seconds that the far side has to restore and verify."""
+    """dump: what to move, and how it is sealed; rounds: copies beforehand, at most.
+
+    decision: seconds that the far side has to restore and verify.
+    """
 
     dump: DumpRequest
+    rounds: int = 4
     decision: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class MigrateResult:
-    """last: the dump that ended the tree here; sent: bytes in all; seconds: in all."""
+class Round:
+    """One copy while the tree ran.  pages: that were sent; of: so many; frozen: seconds that it stood still."""
 
+    pages: int
+    of: int
+    frozen: float
+
+
+@dataclass(frozen=True, slots=True)
+class MigrateResult:
+    """rounds: before the last; last: the dump that ended the tree here; sent: bytes in all; seconds: in all."""
+
+    rounds: tuple[Round, ...]
     last: DumpResult
     sent: int
     seconds: float
@@ -36,6 +62,8 @@ class Sender:
         self._link = link
         self._request = request
         self._session = b""
+        self._rounds: list[Round] = []
+        self._track: Track | None = None  # of the round before
         self._dump: Dump | None = None
         self._digest = b""  # of the last file's origin, once it was sent as a whole
 
@@ -45,20 +73,49 @@ class Sender:
         link = self._link
         try:
             self._session = migration.session_of(link.expect(Kind.HELLO), link.peer)
+            self._copy(report)
             result = self._last(report)
         except SealpointError as error:
             self._give_up(error)
             raise
         self._hand_over()
-        return MigrateResult(result, link.sent, time.monotonic() - started)
+        return MigrateResult(tuple(self._rounds), result, link.sent, time.monotonic() - started)
+
+    def _copy(self, report: Report) -> None:
+        """Rounds while the tree runs, until the next one would bring little."""
+        while len(self._rounds) < self._request.rounds:
+            track = self._next_track()
+            result = self._send(track, report, leave_running=True)
+            self._link.expect(Kind.HAVE, patience=self._request.decision)
+            self._track = track
+            pages, total = track.changed
+            frozen = result.criu.get("frozen_time", 0) / 1e6
+            self._rounds.append(Round(pages, total, frozen))
+            if pages * PAGE <= _LITTLE:
+                break
+            if len(self._rounds) > 1 and pages > _SHRINKING * self._rounds[-2].pages:
+                break
+
+    def _next_track(self) -> Track:
+        track = Track(None, lambda _: None, self._request.dump.workload)
+        if self._track is None:
+            track.start(None)
+        else:
+            track.follow(self._track)
+        return track
 
     def _last(self, report: Report) -> DumpResult:
         """The dump that ends the tree, once the far side has proved that it is ready."""
+        track = self._next_track() if self._track is not None else None
+        return self._send(track, report, leave_running=False)
+
+    def _send(self, track: Track | None, report: Report, *, leave_running: bool) -> DumpResult:
         request = replace(
             self._request.dump,
-            leave_running=False,
-            acknowledge=self._await_ready,
-            properties=migration.properties(self._session, last=True),
+            leave_running=leave_running,
+            track=track,
+            acknowledge=None if leave_running else self._await_ready,
+            properties=migration.properties(self._session, last=not leave_running),
         )
         self._dump = Dump(request, LinkOutput(self._link))
         return self._dump.run(report)

@@ -29,19 +29,20 @@ _DIGESTS: Final = "digests "  # and the name of the image
 
 @dataclass(slots=True)
 class Track:
-    """One tracked dump.  store: of states; say: gets remarks for the user.
+    """One tracked dump.  store: of states, None where none outlives this process; say: gets remarks for the user.
 
-    parent: the state to build on, None for a dump of all pages; reference: the file that it stands for.
+    parent: the state to build on, None for a dump of all pages; reference: the file that it stands for.  state: of the
+    finished dump.
     """
 
-    store: StateStore
+    store: StateStore | None
     say: Say
     workload: str = ""
+    state: State | None = None
     _parent: State | None = None
     _reference: ParentRef | None = None
     _pages: ParentPages | None = None
     _key: bytes = b""
-    _state: ParentRef | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _delta: Delta = field(default_factory=Delta)
     _digests: dict[str, bytes] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Track:
         self._key = os.urandom(KEY)
         if parent is None:
             return
+        assert self.store is not None
         origin = parent.checkpoint.authentic.origin
         if self.workload not in ("", origin.workload):
             raise UsageError(
@@ -75,6 +77,12 @@ class Track:
             self._continue(state, parent.reference)
             return
         self._full(f"{parent.path} cannot be continued: {reason}")
+
+    def follow(self, before: Track) -> None:
+        """Continue what another track has just finished in this process."""
+        assert before.state is not None
+        self.workload = before.workload
+        self._continue(before.state, before.state.reference)
 
     def _continue(self, state: State, reference: ParentRef) -> None:
         self._parent, self._reference = state, reference
@@ -114,10 +122,15 @@ class Track:
         matcher = None if self._pages is None else Matcher(self._pages, name)
         return TrackedPages(builder.large(name), self._key, matcher, done)
 
-    def finish(self, builder: CheckpointBuilder, captured: int | None = None) -> bytes:
+    def finish(
+        self,
+        builder: CheckpointBuilder,
+        captured: int | None = None,
+        properties: dict[str, str] | None = None,
+    ) -> bytes:
         """Complete the sealed file; returns its origin digest.
 
-        captured: seconds since 1970, now if None.  Raises SealpointError.
+        captured: seconds since 1970, now if None; properties: of the metadata manifest.  Raises SealpointError.
         """
         chain = None
         if self._parent is not None:
@@ -126,25 +139,30 @@ class Track:
             table.finish()
             chain = (self._parent.chain[0], self._parent.chain[1] + 1)
         origin = builder.finish(
-            workload=self.workload, parent=self._reference, chain=chain, captured=captured
+            workload=self.workload,
+            parent=self._reference,
+            chain=chain,
+            captured=captured,
+            properties=properties,
         )
-        self._state = ParentRef(builder.checkpoint_id, origin)
         sections = {_DIGESTS + name: data for name, data in sorted(self._digests.items())}
-        state = State(
-            self._state,
+        self.state = State(
+            ParentRef(builder.checkpoint_id, origin),
             chain or (builder.checkpoint_id, 0),
             self._reference,
             self.workload,
             builder.layout(),
             {_KEY_SECTION: self._key, **sections},
         )
+        if self.store is None:
+            return origin
         try:
-            self.store.save(state)
+            self.store.save(self.state)
         except SystemEnvironmentError as error:
             self.say(f"the next dump will be a full one: {error.message}")
         return origin
 
     def failed(self) -> None:
         """The file did not come to be: nothing may continue it."""
-        if self._state is not None:
-            self.store.remove(self._state.checkpoint_id)
+        if self.state is not None and self.store is not None:
+            self.store.remove(self.state.reference.checkpoint_id)

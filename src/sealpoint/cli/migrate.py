@@ -22,6 +22,14 @@ from sealpoint.cli import options
     help="tcp://HOST:PORT where `sealpoint receive` listens, or ssh://[USER@]HOST[:PORT].",
 )
 @options.seal_options
+@click.option(
+    "--rounds",
+    type=click.IntRange(0, 32),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Copies of the memory while the tree runs, at most; each sends what has changed. 0: none.",
+)
 @options.link_timeout_option
 @click.option(
     "--restore-timeout",
@@ -46,6 +54,7 @@ def command(
     *,
     pid: int,
     to: str,
+    rounds: int,
     timeout: float,
     restore_timeout: float,
     ssh: str,
@@ -58,8 +67,9 @@ def command(
 ) -> None:
     """Move a process tree to another machine, sealed to its recipient.
 
-    The tree ends here when the other side has restored and verified it and has proved that it could open it; it runs
-    there only when it has ended here. If anything fails before, it runs on here.
+    Its memory is copied while it runs, then what has changed since, until little is left; then it is frozen for the
+    rest. The tree ends here when the other side has restored and verified it and has proved that it could open it; it
+    runs there only when it has ended here. If anything fails before, it runs on here.
 
     \b
     Example:
@@ -90,6 +100,7 @@ def command(
             options=criu_arguments,
             criu_log=criu_log,
         ),
+        rounds=rounds,
         decision=restore_timeout,
     )
     connection = endpoint.Connection(address, patience=timeout, ssh=ssh, remote=remote)
@@ -100,11 +111,17 @@ def command(
         values = {
             "checkpoint": result.last.checkpoint_id.hex(),
             "sent": result.sent,
+            "rounds": [
+                {"pages_sent": r.pages, "pages": r.of, "frozen_seconds": round(r.frozen, 3)}
+                for r in result.rounds
+            ],
             "seconds": round(result.seconds, 3),
             "frozen_seconds": round(frozen, 3),
         }
         click.echo(json.dumps(values, indent=2))
         return
+    for number, done in enumerate(result.rounds, 1):
+        click.echo(f"round {number}: {done.pages} of {done.of} pages, frozen {done.frozen:.2f} s")
     click.echo(
         f"process {pid} runs on {address.host}: {options.show_size(result.sent)} sent in {result.seconds:.2f} s, "
         f"frozen {frozen:.2f} s"
