@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -91,3 +92,17 @@ def test_hardening_a_program_leaves_it_working():
     code = "from sealpoint import process; process.protect(); print(open('/proc/self/fd/1') and 1)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.returncode == 0
+
+
+def test_a_signal_that_came_too_late_is_delivered_to_what_goes_on():
+    came = []
+    before = signal.signal(signal.SIGHUP, lambda number, _: came.append(number))
+    try:
+        with process.DeferredSignals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert came == []
+        process.deliver_dropped()
+        process.deliver_dropped()
+        assert came == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)

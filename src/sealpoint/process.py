@@ -49,8 +49,8 @@ class DeferredSignals:
     """Context manager in which SIGINT, SIGTERM and SIGHUP wait until `check` is called.
 
     Their handlers raise, and that must not happen between starting a process and knowing of it, or amid the cleaning
-    up.  fd: becomes readable when one came.  One that came too late for a `check` is dropped.  Only where the main
-    thread has handlers for them; elsewhere it changes nothing.
+    up.  fd: becomes readable when one came.  One that came too late for a `check` is dropped, unless what goes on asks
+    for it (`deliver_dropped`).  Only where the main thread has handlers for them; elsewhere it changes nothing.
     """
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -90,7 +90,20 @@ class DeferredSignals:
             # The handler itself may have set another one meanwhile, for what follows.
             if signal.getsignal(number) == self._note:
                 signal.signal(number, handler)
+        if self._came is not None and kind is None:
+            number, frame = self._came
+            _dropped.append((self._handlers[number], number, frame))
         os.close(self.fd)
+
+
+_dropped: list[tuple[Handler, int, FrameType | None]] = []
+
+
+def deliver_dropped() -> None:
+    """Call the handler of a signal that came too late for the last `DeferredSignals`; it raises."""
+    while _dropped:
+        handler, number, frame = _dropped.pop()
+        handler(number, frame)
 
 
 def become_subreaper() -> None:

@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "keygen": "Make an identity and its recipient, or a signer.",
     "dump": "Dump a process tree into one sealed file.",
     "restore": "Restore a process tree from a sealed file.",
+    "watch": "Take checkpoints of a process tree at regular times.",
     "migrate": "Move a process tree to another machine.",
     "receive": "Receive a process tree from another machine.",
     "seal": "Seal an image directory or an engine's archive.",

@@ -131,7 +131,7 @@ def command(
     )
     with open_output(output, force=seal["force"]) as out, Bar(f"dumping {pid}") as bar:
         result = Dump(request, out).run(bar)
-    _note_newest(state or config.state, tracked.workload if tracked else workload, result)
+    note_newest(state or config.state, tracked.workload if tracked else workload, result)
     values = {
         "checkpoint": result.checkpoint_id.hex(),
         "origin": result.origin_digest.hex(),
@@ -177,7 +177,7 @@ def _tally() -> Tally:
     return Tally()
 
 
-def _note_newest(state: str, workload: str, result: DumpResult) -> None:
+def note_newest(state: str, workload: str, result: DumpResult) -> None:
     """Older checkpoints of this workload are from now on restored on request only."""
     from sealpoint.checkpoint.newest import Mark, Newest
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY

@@ -1,0 +1,107 @@
+"""Checkpoints of one process tree at regular times: a chain that grows, and runs on after a dump that failed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sealpoint import process
+from sealpoint.checkpoint.dump import Dump, DumpRequest, DumpResult, check_process
+from sealpoint.checkpoint.state import StateStore
+from sealpoint.checkpoint.track import Say, Track
+from sealpoint.errors import SealpointError, UsageError
+from sealpoint.store.output import OutputFile
+
+_FAILURES: Final = 3  # in a row, after which it gives up
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRequest:
+    """dump: what, and how it is sealed; every: seconds from one beginning to the next; directory: for the files.
+
+    store: of states; say: gets remarks for the user; sleep: waits for so many seconds.
+    """
+
+    dump: DumpRequest
+    every: float
+    directory: str
+    store: StateStore
+    say: Say
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One checkpoint.  stored, pages: pages in the file, and of the tree."""
+
+    path: str
+    result: DumpResult
+    stored: int
+    pages: int
+
+
+class Watch:
+    """Takes checkpoints until the tree has ended."""
+
+    def __init__(self, request: WatchRequest) -> None:
+        """Raises UsageError."""
+        if not os.path.isdir(request.directory):
+            raise UsageError(f"there is no directory {request.directory}")
+        self._request = request
+        self._before: Track | None = None
+
+    def run(self) -> Iterator[Taken]:
+        """Each checkpoint when it is durable.  Raises SealpointError: the first cannot be made, or several in a row."""
+        request, failures = self._request, 0
+        check_process(request.dump.pid)
+        while True:
+            began = time.monotonic()
+            try:
+                taken = self._take()
+            except SealpointError as error:
+                if not self._lives():
+                    return
+                failures += 1
+                if self._before is None or failures >= _FAILURES:
+                    raise
+                request.say(f"no checkpoint this time: {error.message}")
+            else:
+                failures = 0
+                yield taken
+            process.deliver_dropped()
+            request.sleep(max(0.0, began + request.every - time.monotonic()))
+            if not self._lives():
+                return
+
+    def _lives(self) -> bool:
+        try:
+            check_process(self._request.dump.pid)
+        except SealpointError:
+            return False
+        return True
+
+    def _take(self) -> Taken:
+        request = self._request
+        track = Track(request.store, request.say, request.dump.workload)
+        if self._before is None:
+            track.start(None)
+        else:
+            track.follow(self._before)
+        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        path = _free(f"{request.directory}/{name}")
+        with OutputFile(path) as out:
+            result = Dump(replace(request.dump, leave_running=True, track=track), out).run()
+        self._before = track
+        stored, pages = track.changed
+        return Taken(path, result, stored, pages)
+
+
+def _free(stem: str) -> str:
+    for number in range(1000):
+        path = f"{stem}.sealed" if not number else f"{stem}-{number}.sealed"
+        if not os.path.lexists(path):
+            return path
+    raise UsageError(f"{stem}.sealed and all names like it are taken")

@@ -1,0 +1,170 @@
+"""`sealpoint watch`."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.cli.printable import printable
+from sealpoint.errors import IdentityError, UsageError
+
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.chain import Chain
+    from sealpoint.checkpoint.watch import Taken
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@click.command()
+@click.option(
+    "-t", "--tree", "pid", type=int, required=True, metavar="PID", help="Root of the process tree."
+)
+@click.option(
+    "--every", required=True, metavar="TIME", help="From one checkpoint to the next: 30s, 10m, 1h."
+)
+@click.option("-o", "--output", "directory", required=True, metavar="DIR", help="For the files.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N checkpoints.")
+@click.option(
+    "--keep-last",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Merge older ones into what is kept, as prune does: keep the newest N.",
+)
+@click.option(
+    "--keep-daily",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="The same: keep the newest of each of N days.",
+)
+@options.seal_options
+@options.identity_option
+@options.trust_options
+@options.state_option
+@click.option("--workload", default="", metavar="ID", help="Opaque public name of what is dumped.")
+@options.criu_options
+@options.json_option
+@click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
+def command(
+    *,
+    pid: int,
+    every: str,
+    directory: str,
+    count: int | None,
+    keep_last: int,
+    keep_daily: int,
+    identities: tuple[str, ...],
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    state: str | None,
+    workload: str,
+    criu: str | None,
+    criu_log: str | None,
+    as_json: bool,
+    criu_arguments: tuple[str, ...],
+    **seal: Any,
+) -> None:
+    """Take a checkpoint at regular times while the process tree runs: first all of it, then what has changed.
+
+    Each is a sealed file in DIR, named after the time, and continues the one before. It ends when the tree has ended.
+    Thinning out (--keep-last, --keep-daily) reads the files, so it takes an identity; without it no key is needed here
+    that opens them.
+
+    \b
+    Example:
+      sealpoint watch -t 4711 --every 30s -o checkpoints -r keys/recipient.pub --sign keys/signer.key
+    """
+    seconds = _seconds(every)
+    config = configuration.load()
+    options.protect()
+    from sealpoint.criu.binary import Search
+
+    search = Search(criu or config.criu or None)
+    from sealpoint.checkpoint import merge, retention
+    from sealpoint.checkpoint.dump import DumpRequest
+    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
+    from sealpoint.checkpoint.watch import Watch, WatchRequest
+    from sealpoint.cli.dump import note_newest, sealing
+    from sealpoint.store.output import OutputFile
+
+    prepared = sealing(config, seal)
+    states = state or config.state or DEFAULT_DIRECTORY
+    thinning = bool(keep_last or keep_daily)
+    passphrases = options.Passphrases(seal["passphrase_file"])
+    keys = options.load_identities(identities, passphrases, config) if thinning else []
+    if thinning and not keys:
+        raise UsageError("thinning out takes an identity", hint="name one with -i")
+    policy = options.trust_policy(
+        [*trust, *prepared["signing"].signers],
+        config,
+        allow_unsigned=allow_unsigned or not prepared["signing"].signers,
+        allow_expired=allow_expired,
+    )
+
+    def make(chain: Chain, first: int, merged: int) -> None:
+        files = chain.unlock(keys)
+        if not all(opened.has_memory for opened in files):
+            raise IdentityError("this identity opens only metadata: it cannot merge checkpoints")
+        with OutputFile(chain.links[first].path, force=True) as out:
+            merge.merge(files[first:], out, count=merged, **prepared)
+
+    request = WatchRequest(
+        DumpRequest(
+            pid=pid,
+            criu=search.result(),
+            wrap=prepared["wrap"],
+            signing=prepared["signing"],
+            suite=prepared["suite"],
+            compression=prepared["compression"],
+            options=criu_arguments,
+            workload=workload,
+            criu_log=criu_log,
+        ),
+        every=seconds,
+        directory=directory,
+        store=StateStore(states),
+        say=options.warn,
+    )
+    for number, taken in enumerate(Watch(request).run(), 1):
+        note_newest(states, workload, taken.result)
+        _show(taken, as_json=as_json)
+        if thinning:
+            retention.prune(taken.path, policy, make, last=keep_last, daily=keep_daily)
+        if number == count:
+            break
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text, re.ASCII)
+    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not seconds:
+        raise UsageError(f"{text!r} is no time", hint="write 30s, 10m, 1h")
+    return seconds
+
+
+def _show(taken: Taken, *, as_json: bool) -> None:
+    result = taken.result
+    frozen = result.criu.get("frozen_time", 0) / 1e6
+    if as_json:
+        values = {
+            "file": taken.path,
+            "checkpoint": result.checkpoint_id.hex(),
+            "file_size": result.file_size,
+            "pages_stored": taken.stored,
+            "pages": taken.pages,
+            "seconds": round(result.seconds, 3),
+            "frozen_seconds": round(frozen, 3),
+        }
+        click.echo(json.dumps(values))
+        return
+    click.echo(
+        f"{printable(taken.path)}: {taken.stored} of {taken.pages} pages, {options.show_size(result.file_size)}, "
+        f"{result.seconds:.2f} s (frozen {frozen:.2f} s)"
+    )
