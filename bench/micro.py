@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from bench.tools import say
 from sealpoint.checkpoint.access import authenticate, unwrap_with, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
+from sealpoint.criusec.cipher import PageDigest, Pages
 from sealpoint.format.codec import Coder
 from sealpoint.format.constants import CHUNK_SIZE, TAG_SIZE, Suite
 from sealpoint.format.writer import UNSIGNED, SealedWriter
@@ -123,11 +124,29 @@ def steps(data: memoryview) -> dict[str, Case]:
     def through_pipe() -> None:
         _through_pipe(data)
 
+    pages, token = Pages(os.urandom(64), bytes(16)), os.urandom(32)
+
+    def encrypt_pages() -> None:
+        for chunk in chunks:
+            pages.encrypt(chunk, out[: len(chunk)])
+
+    def decrypt_pages() -> None:
+        for chunk in chunks:
+            pages.decrypt(chunk, out[: len(chunk)])
+
+    def digest_pages() -> None:
+        sums = PageDigest(token)
+        for chunk in chunks:
+            sums.add(chunk, 0)
+
     cases: dict[str, Case] = {
         "step: AES-256-GCM": encrypt,
         "step: BLAKE3": digest,
         "step: copy": copy,
         "step: pipe, written and read": through_pipe,
+        "CRIUsec: pages encrypted": encrypt_pages,
+        "CRIUsec: pages decrypted": decrypt_pages,
+        "CRIUsec: digest over pages": digest_pages,
     }
     for policy in POLICIES:
         cases[f"step: coder {policy}"] = lambda policy=policy: _encode(Coder(policy), chunks)  # type: ignore[misc]

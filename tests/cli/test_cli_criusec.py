@@ -302,6 +302,30 @@ def test_a_link_to_a_parent_is_left_out_and_said_so(cli, dump, key):
     assert hashed("plain") == PLAIN
 
 
+def test_seal_seals_it_as_it_is_and_says_so(cli, dump, key, sealing, opening):
+    done = cli("seal", dump, "-o", "s.sealed", *sealing)
+    assert done.code == 0, done.err
+    assert "sealed as it is" in done.err
+    assert cli("open", "s.sealed", "-o", "same", *opening).code == 0
+    assert cli("verify", "same", "-i", key, "--allow-unsigned").code == 0
+
+
+def test_a_full_disk_leaves_nothing(cli, dump, key, certificate, tmp_path, monkeypatch):
+    from sealpoint.checkpoint import extract
+    from sealpoint.errors import SystemEnvironmentError
+
+    def full(fd, buffers, what):
+        raise SystemEnvironmentError(f"no space left for {what}")
+
+    cli("open", dump, "-o", "plain", "-i", key)
+    before = sorted(os.listdir("."))
+    monkeypatch.setattr(extract, "write_all", full)
+    assert cli("open", dump, "-o", "other", "-i", key).code == 6
+    to = ("convert", "plain", "-o", "made", "--format", "criusec", "-r", certificate)
+    assert cli(*to).code == 6
+    assert sorted(os.listdir(".")) == before
+
+
 def test_force_replaces_the_output_but_never_the_input(cli, dump, key):
     assert cli("open", dump, "-o", "plain", "-i", key).code == 0
     assert cli("open", dump, "-o", "plain", "-i", key).code == 2

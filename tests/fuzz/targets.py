@@ -7,6 +7,7 @@ found worth keeping is in corpus/TARGET/.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -17,14 +18,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-for directory in ("inspect", "checkpoint"):
+for directory in ("inspect", "checkpoint", "criusec"):
     sys.path.insert(0, str(HERE.parent / directory))
 
+import criusec_helpers
 import images_by_hand as hand
 import small_dump
 import zstandard
 
 from sealpoint.checkpoint import summary, tar
+from sealpoint.criusec import grammar
+from sealpoint.criusec.decode import scan
+from sealpoint.criusec.encode import Encoder
 from sealpoint.errors import SealpointError
 from sealpoint.format.constants import Role
 from sealpoint.inspect import (
@@ -59,6 +64,8 @@ SECRETS = (
     b" eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIiwibiI6MX0." + b"c2lnbmF0dXJl" * 3,
     b'{"db_password": "x7Kq9-aB3dE6"} postgres://app:x7Kq9aB3@db/app',
 )
+from sealpoint.keys import load_identity
+
 Target = Callable[[bytes], None]
 TREE = small_dump.a_tree()
 NAMES = sorted(TREE)
@@ -247,11 +254,70 @@ def tar_members(data: bytes) -> None:
             pass
 
 
+class _Unlocked:
+    """In place of sealpoint.criusec.cipher.Messages: all is authentic, so that what lies behind is reached."""
+
+    def open(self, ciphertext: bytes, tag: bytes, nonce: bytes) -> bytes:
+        assert (len(tag), len(nonce)) == (16, 12)
+        return bytes(ciphertext)
+
+    def seal(self, data: bytes) -> tuple[bytes, bytes, bytes]:
+        return bytes(data), bytes(16), bytes(12)
+
+
+def criusec(data: bytes) -> None:
+    """A CRIUsec dump, one file of which (by the first byte) is what the fuzzer says, with and without its tags."""
+    if not data:
+        return
+    files, identity, keys = _criusec()
+    names = sorted(files)
+    name = names[data[0] % len(names)]
+    for unlocked in (False, True):
+        changed = criusec_helpers.open_dump(files | {name: data[1:]}, identity)
+        if name != "cipher.img":  # RSA takes its time
+            changed.__dict__["keys"] = keys
+        if unlocked:
+            changed.__dict__["_messages"] = _Unlocked()
+        with contextlib.suppress(SealpointError):
+            if name != "cipher.img":
+                plain = changed.open(name)
+                whole = b"".join(bytes(piece) for piece in plain.chunks())
+                assert len(whole) == plain.size
+                assert plain.pread(plain.size // 2, 100) == whole[plain.size // 2 :][:100]
+        with contextlib.suppress(SealpointError):
+            changed.check_pages()
+
+
+def criusec_writer(data: bytes) -> None:
+    """A plain image that shall be encrypted: what can be, comes back."""
+    if not data:
+        return
+    files, _, _ = _criusec()
+    names = [n for n in sorted(files) if n != "cipher.img" and not n.startswith("pages-")]
+    name, data = names[data[0] % len(names)], data[1:]
+    layout = grammar.layout_of(name, data)
+    encoder = Encoder(lambda at, size: data[at : at + size], len(data), _Unlocked(), name)
+    if layout is grammar.Layout.CLEAR:
+        assert b"".join(encoder.clear()) == data
+        return
+    sealed = b"".join(getattr(encoder, layout.value)())
+    pread = lambda at, size: sealed[at : at + size]  # noqa: E731
+    plain = scan(pread, len(sealed), layout, _Unlocked(), name, dict)
+    assert plain.pread(0, plain.size) == data
+
+
+@functools.cache
+def _criusec():
+    files = criusec_helpers.unpack(criusec_helpers.load_vectors()["whole"])
+    identity = load_identity(str(criusec_helpers.VECTORS / "key.pem"))
+    return files, identity, criusec_helpers.open_dump(files, identity).keys
+
+
 TARGETS: dict[str, Target] = {
     t.__name__: t
     for t in (
         *(image, json_image, dump, memory, report_page, core, secrets),
-        *(archive, documents, tar_members),
+        *(archive, documents, tar_members, criusec, criusec_writer),
     )
 }
 
@@ -261,6 +327,13 @@ def seeds(name: str) -> Iterator[bytes]:
     kinds = sorted(messages.table()["images"])
     if name == "image":
         yield from (hand.image(kind, seed) for kind in kinds for seed in range(2))
+    elif name in ("criusec", "criusec_writer"):
+        files, identity, _ = _criusec()
+        plain = name == "criusec_writer"
+        names = [n for n in sorted(files) if not plain or (n != "cipher.img" and n[:6] != "pages-")]
+        opened = criusec_helpers.open_dump(files, identity)
+        for n, file in enumerate(names):
+            yield bytes([n]) + (opened.read(file) if plain else files[file])
     elif name == "json_image":
         yield from (hand.as_json(hand.image(kind), pretty=kind < "M").encode() for kind in kinds)
     elif name == "secrets":

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import encrypted, options
 from sealpoint.errors import UsageError
 
 
@@ -44,6 +44,11 @@ def command(path: str, output: str, *, as_json: bool, **seal: Any) -> None:
 
     if os.path.isdir(path) and _inside(output, path):
         raise UsageError(f"{output} would lie in the directory that is to be sealed")
+    if encrypted.is_dump(path):
+        options.warn(
+            f"{path} is encrypted in the CRIUsec format, and is sealed as it is: only a CRIU that knows the format can "
+            "restore what it opens to. sealpoint convert decrypts it first"
+        )
     prepared = sealing(config, seal)
     with open_output(output, force=seal["force"]) as out, Bar(f"sealing {path}") as bar:
         result = run(path, out, report=bar, **prepared)
