@@ -76,7 +76,7 @@ def encrypted_items(images: Images, recipient: RsaRecipient) -> tuple[list[Item]
     if images.parent() is not None:
         raise UsageError(
             f"{images.label} is an increment, and the CRIUsec format has none",
-            hint="convert a checkpoint that is complete by itself",
+            hint="make one complete checkpoint of it first: sealpoint flatten",
         )
     writer = DumpWriter(images.source, images.prefix, recipient)
     if not writer.names():
