@@ -71,10 +71,12 @@ def command(
     rest. The tree ends here when the other side has restored and verified it and has proved that it could open it; it
     runs there only when it has ended here. If anything fails before, it runs on here.
 
+    The second line of the example runs over there, before the first.
+
     \b
     Example:
-      sealpoint receive --listen tcp://0.0.0.0:7777 -i identity.key --trust signer.pub      # over there
       sealpoint migrate -t 4711 --to tcp://there:7777 -r there.pub --sign signer.key
+      sealpoint receive --listen tcp://0.0.0.0:7777 -i identity.key --trust signer.pub
     """
     config = configuration.load()
     options.protect()
