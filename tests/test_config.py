@@ -63,6 +63,18 @@ def test_relative_paths_are_relative_to_the_file_that_names_them(files, monkeypa
     assert loaded.signer == f"{base}/signer.key"
 
 
+@pytest.mark.parametrize("name", ["allow_lazy_restore", "allow_plain_images"])
+def test_what_weakens_a_promise_is_off_unless_it_is_turned_on(files, name):
+    system, _ = files
+    assert getattr(config.load(), name) is False
+    system.write_text(f"{name} = true\n")
+    assert getattr(config.load(), name) is True
+    for wrong in ('"true"', "1", '["true"]'):
+        system.write_text(f"\n{name} = {wrong}\n")
+        with pytest.raises(UsageError, match=f"line 2: {name}: wants true or false"):
+            config.load()
+
+
 def test_one_string_will_do_for_a_list(files):
     files[0].write_text('trust = "/signer.pub"\n')
     assert config.load().trust == ("/signer.pub",)

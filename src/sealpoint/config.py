@@ -23,7 +23,8 @@ class Config:
     recipients, metadata_recipients: files or literals; signer: private key file; signer_certificate: its X.509 chain;
     identities: private key files; trust: signers to believe; recipient_authorities, signer_authorities: CA bundles that
     X.509 certificates must lead to; compress, suite: defaults of the options; criu: path of the CRIU to run; state:
-    directory of the state store.
+    directory of the state store; allow_lazy_restore: the drop-in may run a tree before all of its memory was verified;
+    allow_plain_images: it may restore what is not sealed.
     """
 
     recipients: tuple[str, ...] = ()
@@ -38,6 +39,8 @@ class Config:
     suite: str = ""
     criu: str = ""
     state: str = ""
+    allow_lazy_restore: bool = False
+    allow_plain_images: bool = False
 
 
 _PATHS: Final = {
@@ -107,6 +110,11 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
         where = f"{path}, line {_line_of(text, key)}: {key}"
         if key not in known:
             raise UsageError(f"{where}: no such setting", hint="known: " + ", ".join(sorted(known)))
+        if known[key] == "bool":
+            if not isinstance(value, bool):
+                raise UsageError(f"{where}: wants true or false")
+            settings[key] = value
+            continue
         wants_list = "tuple" in str(known[key])
         if wants_list and isinstance(value, str):
             value = [value]

@@ -391,6 +391,20 @@ def test_plain_images_are_refused(
     assert_nothing_left(dropin, running)
 
 
+def test_plain_images_are_restored_where_the_policy_allows_it_and_the_log_says_so(
+    dropin: dropin_tools.DropIn, criu: Path, workload: StartWorkload, work: Path, ram_dir: Path
+) -> None:
+    running = workload("secret")
+    before = running.assert_intact()
+    harness.plain_dump(criu, running, ram_dir)
+    running.wait_gone()
+    dropin.configure(allow_plain_images=True)
+    places = Places(ram_dir, work)
+    reply = restore(dropin, places)
+    assert reply.success, reply
+    running.assert_continues(before)
+
+
 def test_an_empty_directory_is_refused(dropin: dropin_tools.DropIn, places: Places) -> None:
     assert_refused(restore(dropin, places), places.log("restore.log"), "holds no inventory.img")
 

@@ -94,6 +94,20 @@ def test_a_plain_directory_is_not_restored(
     assert running.remains() == []
 
 
+def test_a_plain_directory_is_restored_with_a_warning_where_the_policy_allows_it(
+    workload: StartWorkload, dropin: DropIn, criu: Path, ram_dir: Path
+) -> None:
+    running = workload("secret")
+    before = running.assert_intact()
+    harness.plain_dump(criu, running, ram_dir)
+    running.wait_gone()
+    dropin.configure(allow_plain_images="true")
+    status, said = dropin.run("restore", "-d", "-D", ram_dir)
+    assert status == 0, said
+    assert "warning: the images are not sealed" in said
+    running.assert_continues(before)
+
+
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.9])
 def test_a_damaged_file_is_not_restored(
     workload: StartWorkload, dropin: DropIn, tmp_path: Path, place: float
@@ -116,7 +130,7 @@ def test_a_damaged_file_is_not_restored(
     "arguments",
     [
         ("page-server", "--port", "1", "--lazy-pages"),
-        ("lazy-pages",),
+        ("lazy-pages", "--page-server"),
         ("dump", "-t", "1", "--page-serv"),
         ("dump", "-t", "1", "--stream"),
         ("dump", "-t", "1", "--lazy-pages"),

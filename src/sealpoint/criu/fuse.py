@@ -178,6 +178,11 @@ class FuseServer:
         """The directory, for this process and for root elsewhere."""
         return f"/proc/{os.getpid()}/fd/{self.fd}"
 
+    @property
+    def device(self) -> int:
+        """Descriptor of the connection to the kernel; the mount answers errors when the last copy is closed."""
+        return self._device
+
     def attach(self, directory: str) -> None:
         """Make the mount visible at `directory`; it then lives until it is unmounted there.  Raises OSError."""
         mounts.attach(self.fd, directory)

@@ -11,15 +11,20 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
-COMMANDS: Final = ("dump", "pre-dump", "restore", "dedup", "page-server")
+COMMANDS: Final = ("dump", "pre-dump", "restore", "dedup", "page-server", "lazy-pages")
 _REFUSED_COMMANDS: Final = {
-    "lazy-pages": "it would send memory in the clear",
     "service": "it would write images in the clear; clients that run criu themselves are served",
 }
 _REFUSED: Final = {
-    "lazy-pages": "lazy migration would send memory in the clear",
     "stream": "an image streamer would get memory in the clear; use sealpoint dump",
     "config": "it could name options that lead past the seal; give CRIU's options one by one",
+}
+_REFUSED_FOR: Final = {
+    ("dump", "lazy-pages"): "post-copy from a running process would send its memory in the clear",
+    ("pre-dump", "lazy-pages"): "CRIU has no such pre-dump",
+    ("page-server", "lazy-pages"): "it would send memory in the clear",
+    ("lazy-pages", "page-server"): "memory would come from there in the clear",
+    ("restore", "page-server"): "CRIU has no such restore",
 }
 _TLS: Final = "it is not needed, because what is sent is sealed, and not built"
 _PAGE_SERVER: Final = ("page-server", "ps-socket", "address", "port")
@@ -110,6 +115,17 @@ class CommandLine:
         """Whether an option was given."""
         return name in self.values
 
+    def without(self, *names: str) -> list[str]:
+        """All arguments but those options."""
+        queue, kept = list(self.rest), []
+        while queue and queue[0] != "--":
+            word = queue.pop(0)
+            value = [queue.pop(0)] if len(word) == 2 and word[1] in _SHORT_WITH_VALUE else []
+            name = word[2:].partition("=")[0] if word.startswith("--") else _LONG_OF.get(word[1:])
+            if not word.startswith("-") or name not in names:
+                kept += [word, *value]
+        return kept + queue
+
     def number(self, name: str) -> int:
         """Value of an option as a number; 0 if there is none."""
         value = self.values.get(name, "")
@@ -151,7 +167,7 @@ def _check(line: CommandLine) -> None:
     if line.command not in COMMANDS:
         return
     for name in line.values:
-        if reason := _REFUSED.get(name):
+        if reason := _REFUSED.get(name) or _REFUSED_FOR.get((line.command, name)):
             raise RefusedError(f"--{name}: {reason}")
         if name.startswith("tls"):
             raise RefusedError(f"--{name}: {_TLS}")
@@ -207,7 +223,7 @@ def check_file(path: str) -> None:
     for number, text in enumerate(lines, 1):
         word = text.split("#", 1)[0].strip().split(" ", 1)[0].lstrip("-")
         name = word.split("=", 1)[0]
-        if name in _REFUSED or name in (*_OURS, *_PAGE_SERVER):
+        if name in _REFUSED or name in (*_OURS, "lazy-pages", *_PAGE_SERVER):
             raise RefusedError(
                 f"{path}, line {number}: the option {name} cannot be combined with sealing"
             )

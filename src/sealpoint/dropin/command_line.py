@@ -24,7 +24,7 @@ from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.increments import Step
 from sealpoint.dropin.shim import release_descriptors
-from sealpoint.dropin.work import DumpWork, RestoreWork
+from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
 from sealpoint.errors import SealpointError
 from sealpoint.store import page_server
 from sealpoint.store.page_server import PageServerOutput
@@ -36,8 +36,14 @@ _MAX_MESSAGE = 65536
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def run(line: CommandLine, real: str) -> list[str]:
+class _PlainImages(Exception):  # noqa: N818 - no error, but no work for us
+    """The images are not sealed, and the configuration allows that."""
+
+
+def run(line: CommandLine, given: list[str], real: str) -> list[str]:
     """Start the helper; returns the arguments for the real CRIU, if that is to take over this process.
+
+    given: all arguments as they were; they are left for a restore of plain images, where that is allowed.
 
     Raises SealpointError with the helper's reason.
     """
@@ -45,14 +51,16 @@ def run(line: CommandLine, real: str) -> list[str]:
         from sealpoint.dropin.dedup import run as run_dedup
 
         run_dedup(line)
-    arguments, link = _start(line)
+    arguments, link = _start(line, given)
+    if arguments is given:
+        return given
     if line.command == "pre-dump" or line.has("auto-dedup"):
         _supervise(real, arguments, link)
     link.close()
     return arguments
 
 
-def _start(line: CommandLine) -> tuple[list[str], socket.socket]:
+def _start(line: CommandLine, given: list[str]) -> tuple[list[str], socket.socket]:
     near, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     images = os.path.abspath(line.images or ".")
     pid = os.getpid()
@@ -65,6 +73,12 @@ def _start(line: CommandLine) -> tuple[list[str], socket.socket]:
     helpers.close()
     os.waitpid(child, 0)
     answer = _receive(near, _PATIENCE)
+    if "plain" in answer:
+        sys.stderr.write(
+            "criu (sealpoint): warning: the images are not sealed: nobody vouches for them\n"
+        )
+        sys.stderr.flush()
+        return given, near
     if "images" not in answer:
         raise SealpointError(answer.get("error", "sealpoint's helper did not start"))
     work = line.work if line.work is not None else images
@@ -124,6 +138,8 @@ def _help(line: CommandLine, images: str, criu: int, link: socket.socket) -> NoR
         process.protect()
         _Helper(line, images, criu).run(link)
         code = 0
+    except _PlainImages:
+        _send(link, {"plain": True})
     except BaseException as error:  # noqa: BLE001 - there is nobody to raise to
         _send(link, {"error": _reason(error)})
     finally:
@@ -163,7 +179,15 @@ class _Helper:
             raise SealpointError(f"cannot open {images}: {error.strerror}") from None
         self._work: DumpWork | RestoreWork
         if line.command == "restore":
-            self._work = RestoreWork(directory, config, _say, auto_dedup=line.has("auto-dedup"))
+            if config.allow_plain_images and is_plain(directory):
+                raise _PlainImages
+            self._work = RestoreWork(
+                directory,
+                config,
+                _say,
+                auto_dedup=line.has("auto-dedup"),
+                lazy=_lazy(line, images),
+            )
             self._action = "post-restore"
             return
         step = Step(
@@ -242,6 +266,17 @@ class _Helper:
                 return False
             time.sleep(0.01)
         return True
+
+
+def _lazy(line: CommandLine, images: str) -> int | None:
+    """Work directory of `restore --lazy-pages`."""
+    if not line.has("lazy-pages"):
+        return None
+    work = os.path.abspath(line.work) if line.work is not None else images
+    try:
+        return os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SealpointError(f"cannot open {work}: {error.strerror}") from None
 
 
 def _page_server(line: CommandLine) -> PageServerOutput | None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from typing import Final, NoReturn
 
 from sealpoint import config as configuration
 from sealpoint.checkpoint import pages_file
+from sealpoint.dropin import background
 from sealpoint.dropin.arguments import CommandLine
-from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
+from sealpoint.errors import SealpointError, UsageError
 from sealpoint.keys import TrustPolicy
 from sealpoint.store import page_server
 
@@ -25,19 +25,15 @@ _TAKEN: Final = (
 
 def run(line: CommandLine) -> NoReturn:
     """Ends the process, with 0 if a file was stored and 1 if not."""
-    log = None
     try:
         images = os.path.abspath(line.images or ".")
         work = os.path.abspath(line.work or images)
         if line.has("log-file"):
-            log = _open_log(os.path.join(work, line.values["log-file"]))
+            background.log_to(os.path.join(work, line.values["log-file"]))
         _serve(line, images, work)
     except SealpointError as error:
-        _say(f"Error (sealpoint): {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        background.say_error(error)
         os._exit(1)
-    finally:
-        if log is not None:
-            os.close(log)
     os._exit(0)
 
 
@@ -54,13 +50,15 @@ def _serve(line: CommandLine, images: str, work: str) -> None:
             connection = socket.socket(fileno=number)
         except OSError as error:
             raise UsageError(f"descriptor {number} is no socket: {error.strerror}") from None
-        _detach(line, work)
+        with background.Launch(line, work) as launch:
+            launch.ready()
     else:
         with page_server.listen(line.values.get("address", ""), line.number("port")) as listener:
-            _say(f"Listening on port {listener.getsockname()[1]}")
-            _detach(line, work)
+            background.say(f"Listening on port {listener.getsockname()[1]}")
+            with background.Launch(line, work) as launch:
+                launch.ready()
             connection, peer = listener.accept()
-        _say(f"Accepted connection from {peer[0]}:{peer[1]}")
+        background.say(f"Accepted connection from {peer[0]}:{peer[1]}")
     with connection:
         stored = page_server.receive(
             connection,
@@ -68,7 +66,7 @@ def _serve(line: CommandLine, images: str, work: str) -> None:
             pages_file.file_name,
             lambda fd, checkpoint_id: pages_file.check_stored(fd, checkpoint_id, policy),
         )
-    _say(f"Stored {stored.path}, {stored.size} bytes")
+    background.say(f"Stored {stored.path}, {stored.size} bytes")
 
 
 def _policy() -> TrustPolicy | None:
@@ -79,53 +77,3 @@ def _policy() -> TrustPolicy | None:
     if not config.trust and not config.signer_authorities:
         return None
     return keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
-
-
-def _detach(line: CommandLine, work: str) -> None:
-    """Go into the background if that was asked for, and say that connections are taken."""
-    if line.has("daemon") or line.has("restore-detached"):
-        child = os.fork()
-        if child:
-            if line.has("pidfile"):
-                _write_pidfile(os.path.join(work, line.values["pidfile"]), child)
-            os._exit(0)
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1) if line.has("log-file") else (0, 1, 2):
-            os.dup2(null, fd)
-    if line.has("status-fd"):
-        try:
-            os.write(line.number("status-fd"), b"\0")
-            os.close(line.number("status-fd"))
-        except OSError as error:
-            raise UsageError(f"cannot write to the status descriptor: {error.strerror}") from None
-
-
-def _write_pidfile(path: str, pid: int) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "w") as file:
-            file.write(f"{pid}")
-    except OSError as error:
-        import signal
-
-        os.kill(pid, signal.SIGKILL)
-        _say(f"Error (sealpoint): cannot write {path}: {error.strerror}")
-        os._exit(1)
-
-
-def _open_log(path: str) -> int:
-    """Standard error goes there, as with CRIU."""
-    try:
-        fd = os.open(
-            path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
-    except OSError as error:
-        raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
-    os.dup2(fd, 2)
-    return fd
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -154,8 +154,12 @@ def _reason(error: BaseException) -> str:
     return f"internal error ({type(error).__name__})"
 
 
-def start(data: bytes, parent: int, criu: socket.socket, ended: int) -> tuple[Session, bytes]:
+def start(
+    data: bytes, parent: int, criu: socket.socket, ended: int
+) -> tuple[Session | None, bytes]:
     """A session for a dump, pre-dump or restore request, and the request as the real CRIU shall get it.
+
+    There is none for a restore that needs none: of plain images, where that is allowed.
 
     parent: in whose descriptors numbers count; criu: the socket to the real CRIU; ended: its pidfd.
     Raises RefusedError: the engine then gets a failure with the reason, and CRIU nothing.
@@ -172,7 +176,7 @@ def start(data: bytes, parent: int, criu: socket.socket, ended: int) -> tuple[Se
 
 def _start(
     data: bytes, parent: int, criu: socket.socket, ended: int, journal: Journal
-) -> tuple[Session, bytes]:
+) -> tuple[Session | None, bytes]:
     request = schema.message("criu_req").FromString(data)
     options = request.opts
     descriptors = Descriptors(parent)
@@ -185,11 +189,23 @@ def _start(
     remarks: list[str] = []
     os.chdir("/")  # the engine's directory shall not be busy because of us
     from sealpoint.dropin.increments import Step
-    from sealpoint.dropin.work import DumpWork, RestoreWork
+    from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
 
     work: Work
     if request.type == _RESTORE:
-        work = RestoreWork(directory, config, remarks.append, auto_dedup=options.auto_dedup)
+        if config.allow_plain_images and is_plain(directory):
+            journal.say(
+                "the images are not sealed: nobody vouches for them, but this is allowed here"
+            )
+            descriptors.redirect(options, directory, work_directory)
+            return None, request.SerializeToString()
+        work = RestoreWork(
+            directory,
+            config,
+            remarks.append,
+            auto_dedup=options.auto_dedup,
+            lazy=work_directory if options.lazy_pages else None,
+        )
     else:
         step = Step(
             pid=options.pid,
@@ -266,9 +282,8 @@ def redirect(data: bytes, parent: int) -> bytes:
 def _check(options: Any, kind: int) -> None:
     if options.HasField("ps") and kind == _RESTORE:
         raise UsageError("only a dump can have a page server")
-    for name, what in (("lazy_pages", "lazy migration"),):
-        if options.HasField(name) and getattr(options, name):
-            raise UsageError(f"{what} is not sealed by this version of sealpoint")
+    if options.lazy_pages and kind != _RESTORE:
+        raise UsageError("lazy migration would send memory in the clear")
     try:
         arguments.check_defaults()
         if options.config_file:

@@ -32,6 +32,10 @@ def run() -> NoReturn:
 
             page_server.run(line)
         real = real_criu()
+        if line.command == "lazy-pages":
+            from sealpoint.dropin import lazy_pages
+
+            lazy_pages.run(line, arguments, real)
         arguments = _arguments(line, arguments, real)
     os.environ.pop(
         "CRIU_CONFIG_FILE", None
@@ -59,7 +63,7 @@ def _arguments(line: CommandLine, given: list[str], real: str) -> list[str]:
     from sealpoint.errors import SealpointError
 
     try:
-        return run_line(line, real)
+        return run_line(line, given, real)
     except SealpointError as error:
         fail(error.message + (f" ({error.hint})" if error.hint else ""))
 

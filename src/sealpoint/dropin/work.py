@@ -17,6 +17,7 @@ from sealpoint.checkpoint.view import View
 from sealpoint.config import Config
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.criu.roles import is_pages
+from sealpoint.dropin import lazy_link
 from sealpoint.dropin.increments import Increment, Say, Step, dedup
 from sealpoint.errors import CriuError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC, Suite
@@ -200,21 +201,29 @@ class RestoreWork:
         say: Say = lambda _: None,
         *,
         auto_dedup: bool = False,
+        lazy: int | None = None,
     ) -> None:
         """auto_dedup: free what the parents lose by it when it is restored; `say` gets what came of that.
 
-        Raises SealpointError: not sealed, not trusted, not for us, damaged, a parent is missing or another.
+        lazy: CRIU's work directory for a lazy restore, in which its daemon listens.
+        Raises SealpointError: not sealed, trusted, allowed or for us, damaged, a parent is missing or another.
         """
         from sealpoint import keys
 
         self._config, self._say = config, say
         self._dedup = auto_dedup
+        if lazy is not None and auto_dedup:
+            raise UsageError("auto-dedup would free pages that a lazy restore still needs")
         _require_sealed(directory)
         policy = keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
         require_trust(policy)
         identities = [keys.load_identity(i, passphrase=_no_passphrase) for i in config.identities]
         self._chain = Chain.open(_path(directory), policy)
+        self._link: lazy_link.Link | None = None
         try:
+            if lazy is not None:
+                require_lazy(config)
+                self._link = lazy_link.Link(lazy, self.reference)
             files = self._chain.unlock(identities)
             files[0] = pages_file.join(
                 files[0], os.path.dirname(_path(directory)), policy, identities
@@ -229,6 +238,8 @@ class RestoreWork:
                         pass
             self.server = FuseServer(self._view, read_only=True)
         except BaseException:
+            if self._link is not None:
+                self._link.close()
             self._chain.close()
             raise
 
@@ -238,7 +249,15 @@ class RestoreWork:
             return
         if self._view.error is not None:
             raise self._view.error
-        self._view.verify_rest()
+        if self._link is not None:
+            self._link.check()  # it authenticates each page before its use
+        else:
+            self._view.verify_rest()
+
+    @property
+    def reference(self) -> ParentRef:
+        """By which this checkpoint is told from others."""
+        return self._chain.links[0].reference
 
     @property
     def error(self) -> BaseException | None:
@@ -261,21 +280,37 @@ class RestoreWork:
 
     def close(self) -> None:
         """Let go."""
+        if self._link is not None:
+            self._link.close()
         self.server.close()
         self._chain.close()
 
 
-def _require_sealed(directory: int) -> None:
+def require_lazy(config: Config) -> None:
+    """Raises PolicyError unless the configuration allows what a lazy restore means."""
+    if not config.allow_lazy_restore:
+        raise PolicyError(
+            "a lazy restore runs the tree before all of its memory was verified, which is not allowed here",
+            hint=f"set allow_lazy_restore = true in {configuration.SYSTEM_PATH}",
+        )
+
+
+def is_plain(directory: int) -> bool:
+    """Whether a directory holds images that are not sealed.  Raises SealpointError: it holds none at all."""
     try:
         fd = os.open(_path(directory), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         raise SealpointError(f"the images directory holds no {IMAGE}") from None
     try:
-        sealed = os.pread(fd, len(MAGIC), 0) == MAGIC
+        return os.pread(fd, len(MAGIC), 0) != MAGIC
     finally:
         os.close(fd)
-    if not sealed:
+
+
+def _require_sealed(directory: int) -> None:
+    if is_plain(directory):
         raise PolicyError(
             "the checkpoint is not sealed: this machine restores sealed checkpoints only",
-            hint="seal it first, or restore it with the real CRIU",
+            hint="seal it first, restore it with the real CRIU, or set allow_plain_images = true in "
+            + configuration.SYSTEM_PATH,
         )
