@@ -333,3 +333,39 @@ def test_force_replaces_the_output_but_never_the_input(cli, dump, key):
     assert hashed("plain") == PLAIN
     assert cli("open", dump, "-o", dump, "-i", key, "--force").code == 2
     assert Path(dump, "cipher.img").exists()
+
+
+def test_a_dump_that_nobody_signed_does_not_pass_where_signers_are_named(cli, dump, key, opening):
+    """Who exchanges a sealed file for a dump needs no more than the certificate."""
+    trust = opening[2:]
+    for arguments in (
+        ("open", dump, "-o", "plain", "-i", key),
+        ("convert", dump, "--format", "plain", "-o", "plain", "-i", key),
+    ):
+        done = cli(*arguments, *trust)
+        assert done.code == 5
+        assert "nobody can sign" in done.err
+        assert not Path("plain").exists()
+    Path(os.environ["XDG_CONFIG_HOME"], "sealpoint/config.toml").write_text(
+        f'trust = ["{trust[1]}"]\n'
+    )
+    assert cli("open", dump, "-o", "plain", "-i", key).code == 5
+    assert cli("open", dump, "-o", "plain", "-i", key, "--allow-unsigned").code == 0
+    assert hashed("plain") == PLAIN
+
+
+def test_what_stays_in_the_clear_is_named_before_it_is_written(
+    cli, dump, key, certificate, monkeypatch
+):
+    assert cli("open", dump, "-o", "plain", "-i", key).code == 0
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sealpoint.checkpoint.extract.write_directory", stop)
+    done = cli("convert", "plain", "-o", "x", "--format", "criusec", "-r", certificate)
+    assert done.code == 130
+    for name in ("ghost-file-2.img", "nftables-5.img", "stats-dump"):
+        assert name in done.err
+    assert "ghost-file-1.img" not in done.err
+    assert not Path("x").exists()

@@ -308,3 +308,17 @@ def test_a_directory_with_keys_is_a_source_of_plain_images(tmp_path, identity, k
             b"".join(bytes(c) for c in source.chunks("pages-1.img", 5000, 5000))
             == (plain["pages-1.img"][5000:10000])
         )
+
+
+def test_the_cache_of_paths_is_encrypted_and_statistics_are_not(identity):
+    words = struct.pack("<II", 0x55105940, 0x57004059)
+    entry = made.record("irmap_cache_entry", dev=1, inode=2, path=b"/a/secret/path")
+    plain = {
+        "irmap-cache": words + struct.pack("<I", len(entry)) + entry,
+        "stats-dump": struct.pack("<IIIH", 0x55105940, 0x57093306, 2, 0x0A),
+    }
+    files, writer = encrypt(plain, identity)
+    assert b"secret" not in files["irmap-cache"]
+    assert files["stats-dump"] == plain["stats-dump"]
+    assert writer.clear == ["stats-dump"]
+    assert decrypt(files, identity) == plain

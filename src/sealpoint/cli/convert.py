@@ -124,10 +124,10 @@ def _to_criusec(
     )
     with options.open_source(path, **access) as opened:
         items, writer = convert.encrypted_items(images(opened, directory), recipient)
+        if writer.clear:
+            options.warn(f"in the clear, wholly or in part: {', '.join(writer.clear)}")
         with Bar(f"writing {output}") as bar:
             extract.write_directory(items, output, bar, force=given["force"], source=path)
-    if writer.clear:
-        options.warn(f"in the clear, wholly or in part: {', '.join(writer.clear)}")
     if writer.left_out:
         options.warn(
             f"left out, because it is no image of CRIU: {', '.join(writer.left_out[:5])}"

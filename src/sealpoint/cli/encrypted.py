@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sealpoint import config as configuration
 from sealpoint.cli import options
 from sealpoint.cli.printable import printable
-from sealpoint.errors import NoTrustedSignerGivenError, UsageError
+from sealpoint.errors import NoTrustedSignerGivenError, PolicyError, UsageError
 
 if TYPE_CHECKING:
     from sealpoint.criusec.dump import EncryptedDump, PageCheck
@@ -49,6 +50,18 @@ def check(path: str, source: EncryptedSource) -> dict[str, PageCheck]:
         return convert.check(source, bar)
 
 
+def require_leave(path: str, *, trust: Sequence[str], allow_unsigned: bool) -> None:
+    """Where signers to believe are named, what nobody signed must not pass for what they signed.
+
+    Who may have put it in place of a sealed file needs no more than the certificate.  Raises PolicyError.
+    """
+    if options.names_trust(trust, configuration.load()) and not allow_unsigned:
+        raise PolicyError(
+            f"{path} is a dump in the CRIUsec format, which nobody can sign, and there is a signer to trust",
+            hint="if you know where it comes from: --allow-unsigned",
+        )
+
+
 def warn_unsigned(path: str) -> None:
     """Say what the checks are worth."""
     options.warn(
@@ -67,6 +80,7 @@ def open_plain(
     from sealpoint.cli.bar import Bar
     from sealpoint.inspect import convert
 
+    require_leave(path, trust=access["trust"], allow_unsigned=access["allow_unsigned"])
     with open_dump(path, **access) as source:
         names = [
             name
@@ -111,8 +125,6 @@ def info(path: str, *, as_json: bool) -> None:
             f"sealed to   one RSA key of {dump['key_bits']} bits, which the dump does not name"
         )
         click.echo("signed by   nobody: the format has no signatures")
-        digest = "a sum over all pages" if dump["page_digest"] else "none"
-        click.echo(f"digest      {digest}")
         click.echo(f"\n{'SIZE':>12}  {'ENCRYPTED':<9} FILE")
         for file in dump["files"]:
             size = options.show_size(file["size"])
@@ -126,7 +138,6 @@ def _public(prefix: str, dump: EncryptedDump) -> dict[str, Any]:
     return {
         "prefix": prefix,
         "key_bits": 8 * len(dump.envelope.wrapped_token),
-        "page_digest": dump.envelope.digest is not None,
         "files": [
             {"name": n, "size": dump.file_size(n), "encrypted": n not in clear}
             for n in dump.names()

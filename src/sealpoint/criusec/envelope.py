@@ -28,12 +28,12 @@ _HEAD: Final = struct.Struct("<III")
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """wrapped_token, wrapped_key: one RSA ciphertext each; iv: 16 bytes; digest: 32 bytes, None in early versions."""
+    """wrapped_token, wrapped_key: one RSA ciphertext each; iv: 16 bytes; digest: 32 bytes."""
 
     wrapped_token: bytes
     wrapped_key: bytes
     iv: bytes
-    digest: bytes | None
+    digest: bytes
 
     @classmethod
     def decode(cls, data: bytes, where: str) -> Envelope:
@@ -53,15 +53,16 @@ class Envelope:
             entry: Any = schema.message("cipher_entry").FromString(data[_HEAD.size :])
         except DecodeError:
             raise FileError(f"{where}: not a well-formed cipher_entry") from None
-        digest = bytes(entry.hmac_digest) if entry.HasField("hmac_digest") else None
-        found = cls(bytes(entry.token), bytes(entry.aes_key), bytes(entry.aes_iv), digest)
+        # Fields that the message has as optional are none to the CRIU that restores: else who can write the dump could
+        # take the digest away, and with it all that notices a changed page.
+        found = cls(entry.token, entry.aes_key, entry.aes_iv, entry.hmac_digest)
         for wrapped in (found.wrapped_token, found.wrapped_key):
             if not 0 < len(wrapped) <= MAX_BITS // 8:
                 raise FileError(f"{where}: a wrapped key of {len(wrapped)} bytes")
         if len(found.iv) != XTS_IV:
             raise FileError(f"{where}: the IV has {len(found.iv)} bytes, not {XTS_IV}")
-        if digest is not None and len(digest) != DIGEST:
-            raise FileError(f"{where}: the digest has {len(digest)} bytes, not {DIGEST}")
+        if len(found.digest) != DIGEST:
+            raise FileError(f"{where}: the digest has {len(found.digest)} bytes, not {DIGEST}")
         return found
 
     def encode(self) -> bytes:

@@ -15,6 +15,9 @@ from typing import Any, Final
 
 COMMON_MAGIC: Final = 0x54564319
 INVENTORY_MAGIC: Final = 0x58313116  # takes the place of the first word in inventory.img
+SERVICE_MAGIC: Final = (
+    0x55105940  # the first word of statistics, which stay in the clear, and of irmap-cache
+)
 CIPHER_MAGIC: Final = 0x50034653
 CIPHER_NAME: Final = "cipher.img"
 
@@ -55,9 +58,11 @@ def layout_of(name: str, head: bytes) -> Layout:
     for pattern, layout in _BY_NAME:
         if pattern.fullmatch(name):
             return layout
-    if name.endswith(".img") and len(head) >= 4:
+    if len(head) >= 4:
         (magic,) = struct.unpack_from("<I", head)
-        if magic in (COMMON_MAGIC, INVENTORY_MAGIC):
+        if name.endswith(".img") and magic in (COMMON_MAGIC, INVENTORY_MAGIC):
+            return Layout.RECORDS
+        if name == "irmap-cache" and magic == SERVICE_MAGIC:
             return Layout.RECORDS
     return Layout.CLEAR
 

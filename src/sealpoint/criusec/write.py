@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from sealpoint.criusec import grammar
@@ -21,6 +22,8 @@ from sealpoint.errors import FileError, UsageError
 if TYPE_CHECKING:
     from sealpoint.keys.rsa import RsaRecipient
 
+_UNLINKED: Final = "ghost-file-"
+_IN_PART: Final = (_UNLINKED, "ipcns-shm-")
 _IMAGE: Final = re.compile(r".+\.img|stats-(?:dump|restore)|irmap-cache", re.DOTALL)
 
 
@@ -37,7 +40,7 @@ class DumpWriter:
     """Encrypts the images below a prefix of `files` for one recipient.
 
     left_out: files there that are no images of CRIU; clear: images that the format leaves in the clear, in part or
-    wholly, complete when all has been written.
+    wholly.  Both are known before anything is written.
     """
 
     def __init__(self, files: Files, prefix: str, recipient: RsaRecipient) -> None:
@@ -52,10 +55,10 @@ class DumpWriter:
         below = [n[start:] for n in files.names() if n.startswith(prefix)]
         self._names = [n for n in below if "/" not in n and _IMAGE.fullmatch(n)]
         self.left_out = [n for n in below if n not in set(self._names)]
-        self.clear: list[str] = []
         if CIPHER_NAME in self._names:
             raise UsageError(f"{self.where(CIPHER_NAME)} is there: the dump is encrypted already")
         self._pages = {image.name: image for image in page_images(self, self._size)}
+        self.clear = [n for n in self._names if self._stays_clear(n)]
 
     def names(self) -> list[str]:
         """Base names of what will be written, without cipher.img."""
@@ -80,36 +83,44 @@ class DumpWriter:
         found = [EncryptedFile(n, self._size(n), self._encrypter(n)) for n in self._names]
         return [*found, EncryptedFile(CIPHER_NAME, 0, self._envelope)]
 
+    def _layout(self, name: str) -> Layout:
+        return grammar.layout_of(name, self._files.pread(self._prefix + name, 0, 4))
+
+    def _encoder(self, name: str) -> Encoder:
+        full = self._prefix + name
+        return Encoder(
+            lambda at, length: self._files.pread(full, at, length),
+            self._size(name),
+            self._messages,
+            self.where(name),
+        )
+
+    def _stays_clear(self, name: str) -> bool:
+        layout = self._layout(name)
+        if layout is Layout.RECORDS and name.startswith(_IN_PART):
+            encoder = self._encoder(name)
+            # Of an unlinked file magic numbers, itself, its first piece and what is in that: the others are like it.
+            for _ in islice(encoder.records(), 4 if name.startswith(_UNLINKED) else None):
+                pass
+            return encoder.left_clear
+        return layout is Layout.CLEAR and self._size(name) > 0
+
     def _encrypter(self, name: str) -> Callable[[], Iterator[bytes] | Iterator[memoryview]]:
         return lambda: self._encrypt(name)
 
     def _encrypt(self, name: str) -> Iterator[bytes] | Iterator[memoryview]:
-        full, size = self._prefix + name, self._size(name)
-        layout = grammar.layout_of(name, self._files.pread(full, 0, 4))
-        encoder = Encoder(
-            lambda at, length: self._files.pread(full, at, length),
-            size,
-            self._messages,
-            self.where(name),
-        )
+        layout, encoder = self._layout(name), self._encoder(name)
         if layout is Layout.PAGES:
             pieces = encoder.pages(self._keys.pages())
             image = self._pages.get(name, PageImage(name, (), segment=False))
             return self._sums.watch(image, pieces)
         if layout is Layout.CLEAR:
-            if size:
-                self.clear.append(name)
             return encoder.clear()
         if layout is Layout.OUTPUT:
             return encoder.output()
         if layout is Layout.NETLINK:
             return encoder.netlink()
-        return self._records(encoder, name)
-
-    def _records(self, encoder: Encoder, name: str) -> Iterator[bytes]:
-        yield from encoder.records()
-        if encoder.left_clear:
-            self.clear.append(name)
+        return encoder.records()
 
     def _envelope(self) -> Iterator[bytes]:
         # Shared memory of IPC namespaces counts: a restore by the reference counts it, although its dump does not.

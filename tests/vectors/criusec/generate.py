@@ -84,7 +84,7 @@ envelope("iv-of-15-bytes", "file", "", f3=bytes(15))
 envelope("iv-missing", "file", "", f3=None)
 envelope("digest-of-31-bytes", "file", "", f4=bytes(31))
 envelope("digest-changed", "file", "the sum over the pages is another", f4=bytes(32))
-envelope("digest-missing", "plain", "as early versions of the patches wrote it", f4=None)
+envelope("digest-missing", "file", "without it no change of a page would be noticed", f4=None)
 envelope(
     "iv-changed", "plain", "memory decrypts to noise, and nothing tells", f3=seed("other iv", 16)
 )
