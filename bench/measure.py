@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -10,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from bench import tree
 
 _POLL_MS = 10  # between two looks at the memory of the command; the same for every variant
 _TIMEOUT = 900.0
@@ -22,8 +25,8 @@ class BenchError(Exception):
 @dataclass(frozen=True, slots=True)
 class Cost:
     """wall, cpu: seconds; the latter user and system, of the command and of all descendants that were waited for.
-    peak: the most resident bytes that the command's own process had, its descendants not counted. Pages of a memfd
-    that it only reads and writes are not resident in it."""
+    peak: the most resident bytes that the command's own process had, its descendants not counted, or that its helper
+    had. Pages of a memfd that it only reads and writes are not resident in it."""
 
     wall: float
     cpu: float
@@ -37,9 +40,11 @@ def run(
     environment: Mapping[str, str],
     scratch: Path,
     feed: Path | None = None,
+    helper: str = "",
 ) -> Cost:
     """Run `argv` to its end. Its output goes to a file in `scratch`, never a pipe: a restored process could hold that
-    open. feed: a file that `cat` pipes into it, part of the cost. Raises BenchError when it fails."""
+    open. feed: a file that `cat` pipes into it, part of the cost. helper: in the command line of an orphan that the
+    command leaves beside itself, whose CPU time and memory are part of the cost. Raises BenchError when it fails."""
     output = scratch / "output"
     problems = scratch / "problems"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -58,10 +63,14 @@ def run(
     pid = os.posix_spawnp(argv[0], list(argv), dict(environment), file_actions=actions)
     if feeder is not None and feeder.stdout is not None:
         feeder.stdout.close()
-    peak = _wait(pid, argv)
+    watched = _Helper(helper) if helper else None
+    peak = _wait(pid, argv, watched)
     wall = time.perf_counter() - started
     _, status, usage = os.wait4(pid, 0)
     cpu = usage.ru_utime + usage.ru_stime
+    if watched is not None:
+        peak = watched.peak
+        cpu += watched.end()
     if feeder is not None:
         _, _, usage = os.wait4(feeder.pid, 0)
         feeder.returncode = 0  # waited for here, not by subprocess
@@ -72,7 +81,35 @@ def run(
     return Cost(wall, cpu, peak, output.read_text(errors="replace"))
 
 
-def _wait(pid: int, argv: Sequence[str]) -> int:
+class _Helper:
+    """An orphan, and so, because this process adopts orphans, soon a child of it."""
+
+    def __init__(self, word: str) -> None:
+        self._word = os.fsencode(word)
+        self._pid = 0
+        self.peak = 0
+
+    def look(self, command: int) -> None:
+        """Find it, or see how much memory it has."""
+        if not self._pid:
+            for child in tree.children(os.getpid()):
+                with contextlib.suppress(OSError):
+                    words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+                    if child != command and self._word in words:
+                        self._pid = child
+        if self._pid:
+            with contextlib.suppress(OSError):
+                self.peak = max(self.peak, _peak_resident(self._pid))
+
+    def end(self) -> float:
+        """Wait for its end, which the command does not; its CPU seconds. Raises BenchError."""
+        if not self._pid:
+            raise BenchError("the helper was not seen: is the command too quick to be measured?")
+        _, _, usage = os.wait4(self._pid, 0)
+        return usage.ru_utime + usage.ru_stime
+
+
+def _wait(pid: int, argv: Sequence[str], helper: _Helper | None = None) -> int:
     """Until it has ended (it is not reaped); returns the largest peak of resident memory that was seen."""
     pidfd = os.pidfd_open(pid)
     peak = 0
@@ -82,6 +119,8 @@ def _wait(pid: int, argv: Sequence[str]) -> int:
         deadline = time.monotonic() + _TIMEOUT
         while not poll.poll(_POLL_MS):
             peak = max(peak, _peak_resident(pid))
+            if helper is not None:
+                helper.look(pid)
             if time.monotonic() > deadline:
                 raise BenchError(f"{' '.join(argv)}: does not end")
     except BaseException:

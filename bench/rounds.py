@@ -184,7 +184,13 @@ class Arena:
     def _run(self, variant: Variant, command: list[str], feed: Path | None = None) -> measure.Cost:
         _touch(variant.copies * self.memory + self.memory // 4)
         environment = self.tools.environment
-        return measure.run(command, environment=environment, scratch=self.scratch, feed=feed)
+        return measure.run(
+            command,
+            environment=environment,
+            scratch=self.scratch,
+            feed=feed,
+            helper=variant.helper,
+        )
 
     def _table(
         self,
@@ -222,7 +228,7 @@ def _last(series: Series) -> float | None:
 
 def _without_peak(name: str, series: Series) -> Series:
     """The peak of anything but sealpoint says nothing: of a shell, or of CRIU alone without its helpers."""
-    if not name.startswith("sealpoint"):
+    if not name.startswith(("sealpoint", "dropin")):
         series.values.pop("peak", None)
     return series
 

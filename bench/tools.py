@@ -88,7 +88,26 @@ class Tools:
             environment,
         )
         tools._make_keys()
+        tools._make_dropin()
         return tools
+
+    @property
+    def dropin(self) -> Path:
+        """The drop-in, as `sealpoint install-criu` makes it, but with a configuration of the benchmark's own."""
+        return self.keys / "criu"
+
+    def _make_dropin(self) -> None:
+        config = self.keys / "config.toml"
+        config.write_text(
+            f'recipients = ["{self.recipient}"]\nsigner = "{self.signer}"\n'
+            f'identities = ["{self.identity}"]\ntrust = ["{self.trusted}"]\n'
+            f'criu = "{self.criu}"\nstate = "{self.keys / "state"}"\n'
+        )
+        self.dropin.write_text(
+            f"#!{sys.executable} -I\nfrom sealpoint import config\n\n"
+            f"config.SYSTEM_PATH = {str(config)!r}\nfrom sealpoint.dropin import main\n\nmain()\n"
+        )
+        self.dropin.chmod(0o700)
 
     def _make_keys(self) -> None:
         keygen = [str(self.sealpoint), "keygen"]

@@ -54,13 +54,20 @@ def resident(pids: Iterable[int]) -> int:
     return total
 
 
+def children(pid: int) -> list[int]:
+    """Its direct ones."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found
+
+
 def below(pid: int) -> list[int]:
     """`pid` and all its descendants."""
     found = [pid]
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
-                found += below(int(child))
+    for child in children(pid):
+        found += below(child)
     return found
 
 

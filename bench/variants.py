@@ -59,6 +59,7 @@ class Variant:
     restores = True
     input_of: str
     copies = 1
+    helper = ""  # in the command line of the process that does the work beside CRIU
 
     def __init__(self, tools: Tools) -> None:
         self.tools = tools
@@ -212,6 +213,20 @@ class SealpointPiped(Sealpoint):
         return place.sealed
 
 
+class DropIn(Stock):
+    """The same commands, of the drop-in `criu`: CRIU's images go through FUSE into one sealed file, and back."""
+
+    name = "dropin"
+    label = "criu (sealpoint's drop-in)"
+
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        self.helper = str(tools.dropin)
+
+    def _binary(self) -> Path:
+        return self.tools.dropin
+
+
 class Archive(Stock):
     """criu dump into memory, tar, a tool for encryption; and back. The images lie there in the clear meanwhile."""
 
@@ -277,6 +292,7 @@ _ALL: tuple[type[Variant], ...] = (
     SealpointRaw,
     SealpointScan,
     SealpointPiped,
+    DropIn,
     Criusec,
     Age,
     OpenSsl,

@@ -21,6 +21,9 @@ NUMBERS = {
     "scan_tmpfs_ratio",
     "size_random_ratio",
     "peak_rss_mib",
+    "dropin_dump_tmpfs_ratio",
+    "dropin_restore_tmpfs_ratio",
+    "dropin_peak_rss_mib",
 }
 
 
@@ -68,6 +71,7 @@ def test_quick_run_is_complete(tmp_path: Path) -> None:
     # The interpreter beside the random memory compresses; a gross mistake would be a file left out, or counted twice.
     assert 0.9 < data["size_random_ratio"] < 1.01
     assert 10 < data["peak_rss_mib"] < 150
+    assert 10 < data["dropin_peak_rss_mib"] < 200
     found = {(t["workload"], t["target"], t["action"]): t for t in data["tables"]}
     assert found.keys() == {
         (workload, target, action)
@@ -89,7 +93,7 @@ def test_quick_run_is_complete(tmp_path: Path) -> None:
 
 def check_table(table: dict, target: str, action: str) -> None:
     variants = table["variants"]
-    expected = {"stock", "sealpoint", "sealpoint-none"}
+    expected = {"stock", "sealpoint", "sealpoint-none", "dropin"}
     expected.add("sealpoint-piped" if action == "restore" else "sealpoint-scan")
     if action == "dump" and target == "disk":
         expected.add("stock-unsynced")
@@ -100,10 +104,10 @@ def check_table(table: dict, target: str, action: str) -> None:
             value = variant[quantity]
             assert len(value["rounds"]) == 2
             assert 0 < value["min"] <= value["median"] <= value["max"], (name, quantity)
-        assert ("peak" in variant) == name.startswith("sealpoint")
+        assert ("peak" in variant) == name.startswith(("sealpoint", "dropin"))
         if action == "dump":
             assert variant["frozen"]["max"] < variant["wall"]["max"]
-            if name not in ("sealpoint", "sealpoint-scan"):  # they alone compress
+            if name not in ("sealpoint", "sealpoint-scan", "dropin"):  # they alone compress
                 assert variant["bytes"]["median"] > 0.8 * variants["stock"]["bytes"]["median"]
     assert variants["stock"]["wall"]["ratio"] == 1
 
