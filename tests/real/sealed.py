@@ -24,7 +24,7 @@ SEALPOINT = (str(harness.ROOT / ".venv" / "bin" / "sealpoint"),)
 if not os.access(SEALPOINT[0], os.X_OK):
     SEALPOINT = (sys.executable, "-c", "from sealpoint.cli import main; main()")
 MARK = "SEALTEST_MARK"
-TIMEOUT = 60.0
+TIMEOUT = float(os.environ.get("SEALPOINT_TEST_TIMEOUT", "60"))  # seconds for one command
 _NO_DEFAULTS = """
 recipients = []
 metadata_recipients = []

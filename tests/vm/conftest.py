@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -72,6 +73,19 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> sealed.Keys:
         command = [*sealed.SEALPOINT, "keygen", str(directory), *options]
         subprocess.run(command, check=True, stdout=subprocess.PIPE)
     return sealed.Keys(directory)
+
+
+@pytest.fixture(scope="module")
+def dropin(keys: sealed.Keys) -> Iterator[Path]:
+    """The drop-in, by the command that an administrator uses; engines find it first. Yields its configuration."""
+    command = [*sealed.SEALPOINT, "install-criu", "--from-checkout", *keys.seal, *keys.open]
+    subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    assert shutil.which("criu") == "/usr/local/sbin/criu"
+    try:
+        yield Path("/etc/sealpoint/config.toml")
+    finally:
+        subprocess.run([*sealed.SEALPOINT, "uninstall-criu"], check=True, stdout=subprocess.PIPE)
+    assert shutil.which("criu") == "/usr/sbin/criu"
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ipaddress
 import os
 import secrets
 import signal
@@ -18,9 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-TIMEOUT = 120.0
+import harness
+
+TIMEOUT = 300.0  # the processor is emulated, and the machine below may be busy
 PLACES = ("env", "heap", "pipe", "unlinked", "shm")
 """Secrets: the environment, memory, a pipe, a file without a name, a file in a tmpfs mount."""
+STORAGE = Path("/var/lib/containers")
 IMAGE = "localhost/sealpoint-test:latest"
 # podman's defaults are made for systemd, which is not in the machine.
 GLOBAL = ("--cgroup-manager=cgroupfs", "--events-backend=file")
@@ -136,6 +140,30 @@ class Container:
         _wait(lambda: len(self.processes()) == 3, "the container has its three processes")
         self.assert_counts()
 
+    def plant_in_network(self) -> None:
+        """An address and a table of packet filter rules in its network namespace."""
+        self.address = ipaddress.IPv6Address(b"\xfd" + secrets.token_bytes(15))
+        self.table = f"table_{secrets.token_hex(12)}"
+        self._in_network("ip", "addr", "add", f"{self.address}/128", "dev", "lo")
+        self._in_network("nft", "add", "table", "inet", self.table)
+
+    def network_needles(self) -> dict[str, bytes]:
+        """What `plant_in_network` planted, as it stands in memory and in text."""
+        return {
+            "address": self.address.packed,
+            "address text": str(self.address).encode(),
+            "table": self.table.encode(),
+        }
+
+    def assert_network(self) -> None:
+        """What `plant_in_network` planted is there."""
+        assert str(self.address) in self._in_network("ip", "-6", "addr", "show", "dev", "lo")
+        assert self.table in self._in_network("nft", "list", "tables")
+
+    def _in_network(self, *command: str) -> str:
+        words = ["nsenter", "--target", str(self.processes()[0]), "--net", *command]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
     # Its life
 
     def checkpoint(self, *options: object, environment: Mapping[str, str] | None = None) -> Ran:
@@ -224,7 +252,7 @@ def _piped(pid: int) -> bytes:
         os.close(fd)
 
 
-def _wait(condition, what: str, timeout: float = 30.0):
+def _wait(condition, what: str, timeout: float = 120.0):
     """Poll until `condition()` is true, and return it."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):
@@ -233,7 +261,33 @@ def _wait(condition, what: str, timeout: float = 30.0):
     return result
 
 
+def program(pid: int) -> str:
+    """Name of the file that a process runs; of a script its interpreter's."""
+    try:
+        return Path(os.readlink(f"/proc/{pid}/exe")).name
+    except OSError:
+        return ""
+
+
 def found_in(file: Path, needles: Mapping[str, bytes]) -> set[str]:
     """Names of the secrets that are in a file as they are."""
     data = file.read_bytes()
     return {name for name, needle in needles.items() if needle in data}
+
+
+def leaked(watcher: harness.FileWatcher) -> set[tuple[str, str]]:
+    """(name of a file, secret in it), but for the container's own.
+
+    That is the file without a name, which it closes in its end and which CRIU has to make again, and its /dev/shm.
+    """
+    leaks = watcher.leaks()
+    own = ("/tmp/unlinked", "/userdata/shm/secret")
+    return {
+        (Path(leak.path).name, leak.needle)
+        for leak in leaks
+        if not leak.path.startswith(own[0]) and not leak.path.endswith(own[1])
+    }
+
+
+# What podman keeps of every container, from the day that it is made: its settings, and so its environment.
+KEPT = {(name, "env") for name in ("db.sql", "db.sql-wal", "db.sql-journal", "config.json")}

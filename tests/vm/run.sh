@@ -3,5 +3,6 @@
 set -euo pipefail
 cd /mnt/project
 # Through a pipe: the console is a terminal, but not one on which lines can be written over.
-PYTHONUNBUFFERED=1 .venv/bin/python -m pytest -p no:cacheprovider -m vm --junitxml=/mnt/out/junit.xml --durations=5 \
+export PYTHONUNBUFFERED=1 SEALPOINT_TEST_TIMEOUT=300
+.venv/bin/python -m pytest -p no:cacheprovider -m vm -o timeout=1200 --junitxml=/mnt/out/junit.xml --durations=5 \
     "$@" tests/vm | cat

@@ -4,138 +4,25 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
+import signal
 import subprocess
-import sys
 import tarfile
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import harness
+import podman
 import pytest
+import sealed
 
-pytestmark = pytest.mark.vm
+pytestmark = pytest.mark.usefixtures("dropin")
 
-PODMAN = ["podman", "--cgroup-manager=cgroupfs", "--events-backend=file"]
-CONFIG = Path("/etc/sealpoint/config.toml")
-DROPIN = Path("/usr/local/sbin/criu")
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+StartContainer = Callable[..., podman.Container]
 MAGIC = b"\x89SEALPT\n"
-NEEDLE = "needle-in-memory-"  # put together in the container, so that it is in no file
-
-
-def run(*command: object, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [str(c) for c in command],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0 or not ok, (command, done.stdout, done.stderr)
-    return done
-
-
-def sealpoint(*arguments: object) -> str:
-    code = (
-        f"import sys; sys.path.insert(0, {str(SOURCE)!r}); from sealpoint.cli import main; main()"
-    )
-    return run(sys.executable, "-c", code, *arguments).stdout
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("keys")
-    sealpoint("keygen", directory)
-    sealpoint("keygen", directory, "--signer")
-    return directory
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[str]:
-    root = Path("/tmp/dropin-image")
-    (root / "bin").mkdir(parents=True)
-    (root / "tmp").mkdir()
-    shutil.copy(shutil.which("busybox") or "/bin/busybox", root / "bin/busybox")
-    for name in ("sh", "sleep", "cat", "echo"):
-        (root / "bin" / name).symlink_to("busybox")
-    archive = Path("/tmp/dropin-image.tar")
-    with tarfile.open(archive, "w") as tar:
-        tar.add(root, ".")
-    run(*PODMAN, "import", archive, "dropin-image")
-    yield "dropin-image"
-    run(*PODMAN, "rmi", "-f", "dropin-image", ok=False)
-
-
-@pytest.fixture
-def dropin(keys: Path) -> Iterator[None]:
-    """The drop-in as `install-criu` leaves it.  The machine's disk is thrown away afterwards."""
-    CONFIG.parent.mkdir(exist_ok=True)
-    CONFIG.write_text(
-        f'recipients = ["{keys}/recipient.pub"]\nsigner = "{keys}/signer.key"\n'
-        f'identities = ["{keys}/identity.key"]\ntrust = ["{keys}/signer.pub"]\n'
-        'criu = "/usr/sbin/criu"\n'
-    )
-    DROPIN.write_text(
-        f"#!{sys.executable} -I\nimport sys\n\nsys.path.insert(0, {str(SOURCE)!r})\n"
-        "from sealpoint.dropin import main\n\nmain()\n"
-    )
-    DROPIN.chmod(0o755)
-    os.environ["PATH"] = f"{DROPIN.parent}:{os.environ['PATH']}"
-    assert shutil.which("criu") == str(DROPIN)
-    yield
-    DROPIN.unlink()
-    CONFIG.unlink()
-    assert "fuse.sealpoint" not in Path("/proc/self/mountinfo").read_text()
-
-
-class Container:
-    """Counts, and holds a secret in its memory and its environment."""
-
-    def __init__(self, runtime: str, image: str) -> None:
-        self.podman = [*PODMAN, "--runtime", runtime]
-        self.id = run(
-            *self.podman, "run", "-d", "--network", "none", image, "/bin/sh", "-c",
-            'a=needle-in; b=-memory-; i=0; while true; do s="$a$b$i"; i=$((i+1)); '
-            "echo $i > /tmp/count; sleep 0.1; done",
-        ).stdout.strip()  # fmt: skip
-
-    def count(self) -> int:
-        """How far it has counted."""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            said = run(*self.podman, "exec", self.id, "cat", "/tmp/count", ok=False)
-            if said.returncode == 0 and said.stdout.strip():
-                return int(said.stdout)
-            time.sleep(0.2)
-        raise AssertionError("the container does not answer")
-
-    def counts_on(self, before: int) -> None:
-        """It has not started again, and goes on."""
-        first = self.count()
-        assert first >= before
-        deadline = time.monotonic() + 30
-        while self.count() <= first:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-
-    def podman_container(
-        self, *arguments: object, ok: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        return run(*self.podman, "container", *arguments, ok=ok)
-
-    def remove(self) -> None:
-        run(*self.podman, "rm", "-f", "-t", "0", self.id, ok=False)
-
-
-@pytest.fixture(params=["crun", "runc"])
-def container(request: pytest.FixtureRequest, dropin: None, image: str) -> Iterator[Container]:
-    started = Container(request.param, image)
-    try:
-        started.count()
-        yield started
-    finally:
-        started.remove()
+both = pytest.mark.parametrize("runtime", ["crun", "runc"])
+ROOTS = podman.STORAGE / "storage" / "overlay"
+"""Where the containers' own files are: CRIU must make again there what a process held without a name."""
 
 
 def members(archive: Path) -> dict[str, bytes]:
@@ -147,52 +34,109 @@ def members(archive: Path) -> dict[str, bytes]:
         }
 
 
+def settled() -> None:
+    """Nothing of the drop-in is left, wherever."""
+    sealed.wait_until(lambda: not helpers(), "the helpers have ended", podman.TIMEOUT)
+    assert "fuse.sealpoint" not in Path("/proc/self/mountinfo").read_text()
+
+
+def helpers() -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"/usr/local/sbin/criu" in words:
+                found.append(int(entry.name))
+    return found
+
+
+@both
 def test_an_exported_container_is_sealed_and_comes_back(
-    container: Container, keys: Path, tmp_path: Path
+    container: StartContainer,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    tmp_path: Path,
+    runtime: str,
 ) -> None:
-    before = container.count()
-    archive = tmp_path / "exported.tar"
-    container.podman_container("checkpoint", "--compress=none", "--export", archive, container.id)
+    """In its archive and in all that was written: nothing but the environment, which podman keeps itself."""
+    running = container(runtime)
+    running.plant_in_network()
+    count = running.assert_counts()
+    archive, file, plain = (tmp_path / n for n in ("exported.tar", "inventory.img", "plain.tar"))
+    needles = running.needles | running.network_needles()
+    places = [podman.STORAGE, tmp_path]
+    with (
+        harness.FileWatcher(running.needles, places, ignore=[ROOTS]) as watcher,
+        harness.FileWatcher(running.network_needles(), places, trace=False) as network,
+    ):
+        running.checkpoint("--export", archive, "--compress=none").ok()
+        assert running.processes() == []
+    assert {needle for _, needle in podman.leaked(watcher)} == {"env"}
+    assert network.leaks() == []
     found = members(archive)
-    images = {name for name in found if name.startswith("checkpoint/")}
-    assert images == {"checkpoint/inventory.img", "checkpoint/descriptors.json"}
-    sealed = found["checkpoint/inventory.img"]
-    assert sealed.startswith(MAGIC)
-    assert NEEDLE.encode() not in archive.read_bytes()
-    file = tmp_path / "inventory.img"
-    file.write_bytes(sealed)
-    sealpoint("verify", file, "--trust", keys / "signer.pub", "-i", keys / "identity.key")
-    plain = tmp_path / "plain.tar"
-    sealpoint(
-        "open", file, "-o", plain, "-i", keys / "identity.key", "--trust", keys / "signer.pub"
-    )
-    assert NEEDLE.encode() in plain.read_bytes()  # so its absence above means something
-    container.remove()
-    container.podman_container("restore", "--import", archive)
-    container.counts_on(before)
+    assert {name for name in found if name.startswith("checkpoint/")} == {
+        "checkpoint/inventory.img",
+        "checkpoint/descriptors.json",
+    }
+    assert podman.found_in(archive, needles) == {"env"}
+
+    file.write_bytes(found["checkpoint/inventory.img"])
+    sealpoint.run("open", file, "-o", plain, *keys.open).ok()
+    # So their absence above means something. With runc, podman itself makes the network anew.
+    dumped = {"address", "table"} if runtime == "crun" else set()
+    assert podman.found_in(plain, needles) == {*podman.PLACES, *dumped}
+    plain.unlink()
+
+    running.remove()
+    with (
+        harness.FileWatcher(running.needles, places, ignore=[ROOTS]) as watcher,
+        harness.FileWatcher(running.network_needles(), places, trace=False) as network,
+    ):
+        running.restore_archive(archive).ok()
+    running.assert_whole(count)
+    if dumped:
+        running.assert_network()
+    assert {needle for _, needle in podman.leaked(watcher)} == {"env"}
+    assert network.leaks() == []
+    settled()
 
 
-def test_a_container_checkpointed_in_place_comes_back(container: Container) -> None:
-    before = container.count()
-    container.podman_container("checkpoint", container.id)
-    container.podman_container("restore", container.id)
-    container.counts_on(before)
+@both
+def test_a_container_checkpointed_in_place_comes_back(
+    container: StartContainer, runtime: str
+) -> None:
+    running = container(runtime)
+    count = running.assert_counts()
+    running.checkpoint().ok()
+    assert running.processes() == []
+    running.restore().ok()
+    running.assert_whole(count)
+    settled()
 
 
-def test_a_container_left_running_runs_on(container: Container, tmp_path: Path) -> None:
+@both
+def test_a_container_left_running_runs_on(
+    container: StartContainer, tmp_path: Path, runtime: str
+) -> None:
+    running = container(runtime)
+    count = running.assert_counts()
     archive = tmp_path / "running.tar"
-    before = container.count()
-    container.podman_container(
-        "checkpoint", "--leave-running", "--compress=none", "--export", archive, container.id
-    )
+    running.checkpoint("--leave-running", "--compress=none", "--export", archive).ok()
     assert members(archive)["checkpoint/inventory.img"].startswith(MAGIC)
-    container.counts_on(before)
+    running.assert_whole(count)
 
 
-def test_a_damaged_checkpoint_is_not_restored(container: Container, tmp_path: Path) -> None:
+@both
+def test_a_damaged_checkpoint_is_not_restored(
+    container: StartContainer, tmp_path: Path, runtime: str
+) -> None:
+    running = container(runtime)
     archive, damaged = tmp_path / "good.tar", tmp_path / "damaged.tar"
-    container.podman_container("checkpoint", "--compress=none", "--export", archive, container.id)
-    container.remove()
+    running.checkpoint("--compress=none", "--export", archive).ok()
+    running.remove()
     with tarfile.open(archive) as source, tarfile.open(damaged, "w") as target:
         for member in source:
             file = source.extractfile(member)
@@ -200,19 +144,89 @@ def test_a_damaged_checkpoint_is_not_restored(container: Container, tmp_path: Pa
             if member.name == "checkpoint/inventory.img":
                 data[len(data) // 2] ^= 1
             target.addfile(member, io.BytesIO(bytes(data)))
-    refused = container.podman_container("restore", "--import", damaged, ok=False)
-    assert refused.returncode != 0
-    shown = run(*container.podman, "ps", "--format", "{{.ID}}").stdout
-    assert container.id[:12] not in shown
+    assert running.restore_archive(damaged).code != 0
+    assert running.processes() == []
+    settled()
 
 
+@both
 def test_without_a_usable_configuration_nothing_is_written_and_the_container_runs_on(
-    container: Container, tmp_path: Path
+    container: StartContainer, tmp_path: Path, dropin: Path, runtime: str
 ) -> None:
-    before = container.count()
-    CONFIG.write_text(CONFIG.read_text().replace("signer.key", "no-such.key"))
+    running = container(runtime)
+    count = running.assert_counts()
     archive = tmp_path / "none.tar"
-    refused = container.podman_container("checkpoint", "--export", archive, container.id, ok=False)
-    assert refused.returncode != 0
+    text = dropin.read_text()
+    dropin.write_text(text.replace("signer.key", "no-such.key"))
+    try:
+        refused = running.checkpoint("--export", archive)
+    finally:
+        dropin.write_text(text)
+    assert refused.code != 0
     assert not archive.exists() or not any(n.endswith(".img") for n in members(archive))
-    container.counts_on(before)
+    running.assert_whole(count)
+
+
+def test_several_containers_at_the_same_time(container: StartContainer, tmp_path: Path) -> None:
+    all_of_them = [container(runtime) for runtime in ("crun", "runc")]
+    counts = [running.assert_counts() for running in all_of_them]
+    archives = [tmp_path / f"{n}.tar" for n in range(2)]
+    results: dict[int, podman.Ran] = {}
+
+    def checkpoint(number: int) -> None:
+        results[number] = all_of_them[number].checkpoint(
+            "--export", archives[number], "--compress=none"
+        )
+
+    threads = [threading.Thread(target=checkpoint, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, running in enumerate(all_of_them):
+        results[number].ok()
+        assert members(archives[number])["checkpoint/inventory.img"].startswith(MAGIC)
+        running.remove()
+        running.restore_archive(archives[number]).ok()
+        running.assert_whole(counts[number])
+    settled()
+
+
+# --- killed ----------------------------------------------------------------------------------------
+
+
+def real_criu() -> int:
+    """Pid of the real CRIU at work, which gives itself another title."""
+    return min(
+        int(p.name)
+        for p in Path("/proc").iterdir()
+        if p.name.isdigit() and podman.program(int(p.name)) == "criu"
+    )
+
+
+@pytest.mark.parametrize(
+    ("runtime", "victim"),
+    [("crun", "criu"), ("crun", "helper"), ("runc", "criu"), ("runc", "runtime")],
+)
+def test_a_killed_dump_leaves_the_container_running_and_nothing_behind(
+    container: StartContainer, tmp_path: Path, runtime: str, victim: str
+) -> None:
+    running = container(runtime)
+    count = running.assert_counts()
+    archive = tmp_path / "none.tar"
+    init = running.processes()[0]
+    process = subprocess.Popen(
+        ["podman", *podman.GLOBAL, "--runtime", runtime, "container", "checkpoint",
+         "--export", archive, running.name],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    sealed.wait_until(
+        lambda: harness.process_state(init) == "t", "CRIU is at work in it", podman.TIMEOUT
+    )
+    criu, helper = real_criu(), min(helpers())
+    engine = int(Path(f"/proc/{criu}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    os.kill({"criu": criu, "helper": helper, "runtime": engine}[victim], signal.SIGKILL)
+    assert process.wait(podman.TIMEOUT) != 0
+    settled()
+    assert not archive.exists()
+    running.assert_whole(count)
