@@ -218,6 +218,7 @@ class DropIn(Stock):
 
     name = "dropin"
     label = "criu (sealpoint's drop-in)"
+    sync = False  # it does that itself
 
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)

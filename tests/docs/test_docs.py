@@ -40,7 +40,9 @@ FOREIGN = {
     *("--stream", "--action-script", "--no-default-config", "--tcp-established", "--file-locks"),
     *("--shell-job", "--help", "-v4"),
     "--encrypt",  # of a CRIU with the CRIUsec patches
-    *("--pre-checkpoint", "--with-previous"),  # podman's
+    *("--ignore-rootfs", "--ignore-volumes", "--tcp-close", "--print-stats", "--pod", "--publish"),
+    *("--ignore-static-ip", "--ignore-static-mac"),
+    *("--pre-checkpoint", "--with-previous", "--export", "--import"),  # podman's
 }
 
 
@@ -119,7 +121,7 @@ def test_commands_and_their_options_exist(document: Path) -> None:
     scripts += re.findall(r"`(sealpoint [^`]+)`", text.split("\n## Messages\n")[0])
     for command, arguments in (call for each in scripts for call in called(each)):
         assert command in commands(), command
-        words = [command, *(arguments.split()[:1] if command == "crit" else [])]
+        words = [command, *(arguments.split()[:1] if command in ("crit", "podman") else [])]
         for option in re.findall(r"(?<=\s)(--?[a-zA-Z][a-z-]*)", arguments):
             assert has_option(help_of(*words), option), (words, option)
 
@@ -128,6 +130,7 @@ def test_commands_and_their_options_exist(document: Path) -> None:
 def test_options_named_in_running_text_exist(document: Path) -> None:
     crit = ("show", "decode", "encode", "info", "x", "recode")
     helps = [help_of(command) for command in commands()] + [help_of("crit", name) for name in crit]
+    helps += [help_of("podman", name) for name in ("checkpoint", "restore")]
     everything = "\n".join([help_of(), *helps])
     for quoted in re.findall(r"`([^`\n]+)`", document.read_text()):
         if match := re.match(r"(--?[a-zA-Z][a-zA-Z0-9-]*)", quoted):

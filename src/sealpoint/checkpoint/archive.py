@@ -72,6 +72,14 @@ def seal_path(path: str, builder: CheckpointBuilder, report: Report) -> Sealed:
     return sealed
 
 
+def seal_archive(file: IO[bytes], name: str, builder: CheckpointBuilder, report: Report) -> Sealed:
+    """Add the members of an archive to a builder that may have other objects; `name` is for messages.
+
+    file: buffered, so that it can be peeked into.  Raises UsageError, FileError.
+    """
+    return Adder(builder, report).archive(file, name)
+
+
 class Adder:
     """Adds objects of any size to a builder: small ones go into packs, large ones are streamed."""
 

@@ -43,6 +43,7 @@ _COMMANDS: Final = {
     "crit": "Show and edit CRIU's images as JSON, sealed or plain.",
     "mount": "Show a sealed file as a directory of plain files.",
     "umount": "End a mount.",
+    "podman": "Checkpoint and restore a podman container as one sealed file.",
     "install-criu": "Let every container engine on this machine seal its checkpoints.",
     "uninstall-criu": "Undo install-criu.",
     "doctor": "Say what on this machine works, what leaks, and what is missing.",

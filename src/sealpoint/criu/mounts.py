@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 from typing import Final
@@ -14,6 +15,8 @@ _RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8  # MOUNT_ATTR_*
 _NOSYMFOLLOW: Final = 0x200000  # Linux 5.14
 _EMPTY_PATH: Final = 4  # MOVE_MOUNT_F_EMPTY_PATH
 _AT_FDCWD: Final = -100
+_CLONE_NEWNS: Final = 0x20000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x80000
 
 
 def _syscall(number: int, *args: object) -> int:
@@ -73,6 +76,37 @@ def unmount(directory: str, *, lazy: bool = False) -> None:
     if libc.umount2(os.fsencode(directory), 2 if lazy else 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def private_namespace() -> None:
+    """A mount namespace of this process's own: what is mounted in it is seen by nobody else.  Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    _mount("none", "/", None, _MS_REC | _MS_SLAVE)
+
+
+def bind(source: str, target: str) -> None:
+    """Make a mount visible at another place as well.  Raises OSError."""
+    _mount(source, target, None, _MS_BIND)
+
+
+def overlay(lower: str, upper: str, work: str, target: str) -> None:
+    """What is written below `target` goes to `upper`.  Raises OSError."""
+    for path in (lower, upper, work):
+        if any(c in path for c in ",:\\"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+    _mount("overlay", target, f"lowerdir={lower},upperdir={upper},workdir={work}", 0)
+
+
+def _mount(source: str, target: str, options: str | None, flags: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    data = None if options is None else options.encode()
+    kind = b"overlay" if source == "overlay" else b""
+    if libc.mount(os.fsencode(source), os.fsencode(target), kind, flags, data) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), target)
 
 
 def points() -> list[tuple[bytes, bytes]]:

@@ -189,6 +189,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("images_dir_fd", 1, "int32"),
         ("images_dir", 68, "string"),
         ("pid", 2, "int32"),
+        ("leave_running", 3, "bool"),
         ("log_file", 10, "string"),
         ("ps", 11, "criu_page_server_info"),
         ("notify_scripts", 12, "bool"),
@@ -201,6 +202,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("status_fd", 49, "int32"),
         ("config_file", 51, "string"),
         ("pidfd_store_sk", 62, "int32"),
+        ("leave_stopped", 69, "bool"),
     ),
     "criu_page_server_info": (
         ("address", 1, "string"),

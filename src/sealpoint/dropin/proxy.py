@@ -15,7 +15,11 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sealpoint.dropin.session import Session
+
+    Start = Callable[[bytes, int, socket.socket, int], tuple[Session, bytes]]
 
 _MAX: Final = 1024 * 1024  # of one datagram; requests with many external mounts can be large
 _NOTIFY = 6
@@ -36,15 +40,23 @@ class Proxy:
     """Between two sockets.
 
     engine: the engine's end of its socket; criu: our end of CRIU's; ended: pidfd of CRIU; parent: pid of the engine's
-    process.
+    process; start: what makes a session, by default `session.start`.
     """
 
-    def __init__(self, engine: socket.socket, criu: socket.socket, ended: int, parent: int) -> None:
+    def __init__(
+        self,
+        engine: socket.socket,
+        criu: socket.socket,
+        ended: int,
+        parent: int,
+        start: Start | None = None,
+    ) -> None:
         self._engine = engine
         self._criu = criu
         self._ended = ended
         self._criu_left = False
         self._parent = _peer(engine) or parent
+        self._start = start
         self._session: Session | None = None
         self._home = _cgroups(self._parent)
 
@@ -102,7 +114,8 @@ class Proxy:
                 if kind in _WITH_DIRECTORIES:
                     data = session.redirect(data, self._parent)
                 else:
-                    self._session, data = session.start(data, self._parent, self._criu, self._ended)
+                    start = self._start or session.start
+                    self._session, data = start(data, self._parent, self._criu, self._ended)
             except session.RefusedError as error:
                 refusal = str(error)
         if refusal is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from sealpoint.dropin.arguments import CommandLine
+    from sealpoint.dropin.proxy import Start
 
 
 def run() -> NoReturn:
@@ -24,7 +25,7 @@ def run() -> NoReturn:
         if len(arguments) < 2 or not arguments[1].isdigit():
             fail("usage: criu swrk FD")
         real = real_criu()
-        _interpose(int(arguments[1]))
+        interpose(int(arguments[1]))
     else:
         line = _parse(arguments)
         if line.command == "page-server":
@@ -100,8 +101,11 @@ def real_criu() -> str:
     fail(f"there is no CRIU beside sealpoint's drop-in: {reason}")
 
 
-def _interpose(number: int) -> None:
-    """Put the helper between the engine's socket, descriptor `number`, and this process."""
+def interpose(number: int, start: Start | None = None) -> None:
+    """Put the helper between the engine's socket, descriptor `number`, and this process.
+
+    start: what makes a session for a dump or restore, by default `session.start`.
+    """
     ours, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     engine, criu = os.getppid(), os.getpid()
     child = os.fork()
@@ -109,7 +113,7 @@ def _interpose(number: int) -> None:
         # Twice, so that the helper is nobody's child: neither the engine nor CRIU shall wait for it.
         if os.fork() == 0:
             ours.close()
-            _helper(number, helpers, engine, criu)
+            _helper(number, helpers, engine, criu, start)
         os._exit(0)
     helpers.close()
     os.waitpid(child, 0)
@@ -121,7 +125,9 @@ def _interpose(number: int) -> None:
     os.close(fds[0])
 
 
-def _helper(number: int, link: socket.socket, engine: int, criu: int) -> NoReturn:
+def _helper(
+    number: int, link: socket.socket, engine: int, criu: int, start: Start | None
+) -> NoReturn:
     code = 1
     try:
         os.setsid()
@@ -134,7 +140,7 @@ def _helper(number: int, link: socket.socket, engine: int, criu: int) -> NoRetur
         release_descriptors(keep)
         from sealpoint.dropin.proxy import Proxy
 
-        Proxy(socket.socket(fileno=number), near, ended, engine).run()
+        Proxy(socket.socket(fileno=number), near, ended, engine, start).run()
         code = 0
     except BaseException as error:  # noqa: BLE001 - there is nobody to raise to
         _log(f"helper: {type(error).__name__}")

@@ -1,0 +1,266 @@
+"""Checkpoint a container of podman's into one sealed file; it goes on, or ends, only when that is durable.
+
+Podman is told to leave the container running, and CRIU to leave it stopped (`sealpoint.dropin.relay`).  So memory, the
+changed files and all else that podman adds are of the same moment, nothing runs while they are sealed, and whatever
+fails, the container can go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from sealpoint.checkpoint.archive import seal_archive
+from sealpoint.checkpoint.builder import CheckpointBuilder, LargeObject
+from sealpoint.checkpoint.capture_fs import CaptureFilesystem
+from sealpoint.checkpoint.progress import Report, silent
+from sealpoint.criu import mounts
+from sealpoint.criu.fuse import FuseServer
+from sealpoint.errors import CriuError, SealpointError, UsageError
+from sealpoint.format.constants import Suite
+from sealpoint.format.writer import SealedWriter, Signing, Wrap
+from sealpoint.podman.broker import Broker
+from sealpoint.podman.engine import Container, Podman, PodmanError, check_options
+from sealpoint.podman.guard import Guard
+from sealpoint.podman.place import Place
+from sealpoint.podman.tasks import Tasks
+from sealpoint.store.output import OutputFile
+
+IMAGES: Final = "checkpoint/"  # where images are in podman's archives
+_ATTRIBUTES: Final = {"type": "file", "mode": str(0o600), "uid": "0", "gid": "0"}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRequest:
+    """options: of podman's own; memory: the most that podman may write to memory, as of a tmpfs, "" for its default."""
+
+    name: str
+    podman: Podman
+    criu: str
+    wrap: Wrap
+    signing: Signing
+    suite: Suite = Suite.AES_256_GCM
+    compression: str = "auto"
+    leave_running: bool = False
+    memory: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointResult:
+    """Sizes in bytes; stopped: seconds for which the container stood still, until it ended or went on."""
+
+    checkpoint_id: bytes
+    origin_digest: bytes
+    container: Container
+    objects: int
+    plain_size: int
+    file_size: int
+    stopped: float
+
+
+class _Below:
+    """A builder for CRIU's images, which have no directory in their names."""
+
+    def __init__(self, builder: CheckpointBuilder) -> None:
+        self._builder = builder
+        self._attributes = _ATTRIBUTES | {"mtime": str(time.time_ns())}
+        self.summary = _SummaryBelow(builder)
+
+    def add(self, name: str, data: bytes) -> None:
+        self._builder.add(IMAGES + name, data, self._attributes)
+
+    def large(self, name: str) -> LargeObject:
+        return self._builder.large(IMAGES + name, self._attributes)
+
+
+class _SummaryBelow:
+    def __init__(self, builder: CheckpointBuilder) -> None:
+        self._summary = builder.summary
+
+    def observe(self, name: str, data: bytes) -> None:
+        self._summary.observe(IMAGES + name, data)
+
+
+@dataclass
+class _Images:
+    """What the relay asks: CRIU's images go into the sealed file."""
+
+    filesystem: CaptureFilesystem
+    server: FuseServer
+    began: float = 0.0
+    dumped: bool = field(default=False)
+
+    def begin(self, request: str) -> int:
+        if request != "dump" or self.began:
+            raise UsageError("podman asks for something that is no checkpoint")
+        self.began = time.monotonic()
+        return self.server.fd
+
+    def notified(self, script: str) -> None:
+        if script == "post-dump":
+            self.filesystem.wait_complete()
+
+    def ended(self, *, success: bool) -> None:
+        self.dumped = success
+        if not success:
+            self.filesystem.fail(CriuError("CRIU failed"))
+
+    @property
+    def error(self) -> BaseException | None:
+        return self.filesystem.error
+
+
+def checkpoint(
+    request: CheckpointRequest, out: OutputFile, report: Report = silent
+) -> CheckpointResult:
+    """Raises SealpointError; the container runs on then, and nothing is left under the output's name."""
+    check_options(request.options)
+    container = request.podman.running(request.name)
+    network = any(o.startswith("--tcp-established") for o in request.options)
+    if network and not request.leave_running and not container.own_network:
+        raise UsageError(
+            "--tcp-established: the container shares its network, so its peers would hear of its end",
+            hint="add --leave-running",
+        )
+    tasks = Tasks(container.pid)
+    with Place() as place:
+        place.install_relay(request.criu)
+        os.mkfifo(place.archive, 0o600)
+        argv = [*request.podman.command, "container", "checkpoint", "--leave-running"]
+        argv += ["--compress=none", "--export", place.archive, *request.options, container.id]
+        guard = Guard(
+            argv,
+            place.environment(f"{place.memory}/temporary"),
+            place,
+            prepare=lambda: _cover(place.memory, container.userdata, request.memory),
+            undo=tasks.resume,
+            waits_for_all=True,
+        )
+        try:
+            result = _run(request, out, container, place, guard, report)
+            if not request.leave_running:
+                _end(request.podman, container, tasks, quietly=network)
+                guard.done()
+        finally:
+            guard.close()
+            if guard.killed:
+                tasks.resume()
+    return result
+
+
+def _run(
+    request: CheckpointRequest,
+    out: OutputFile,
+    container: Container,
+    place: Place,
+    guard: Guard,
+    report: Report,
+) -> CheckpointResult:
+    writer = SealedWriter(out, suite=request.suite, wrap=request.wrap, signing=request.signing)
+    builder = CheckpointBuilder(writer, compression=request.compression)
+    server: FuseServer | None = None
+    try:
+        filesystem = CaptureFilesystem(_Below(builder))  # type: ignore[arg-type]
+        server = FuseServer(filesystem, read_only=False, threads=1)
+        images = _Images(filesystem, server)
+        with Broker(place.socket, images):
+            properties = _archive(place, guard, images, builder, report)
+        count, plain_size = builder.count, builder.size
+        digest = builder.finish(properties=properties)
+        out.commit()
+    except BaseException as error:
+        out.cancel()
+        builder.abort(error)
+        raise
+    finally:
+        if server is not None:
+            server.close()
+    return CheckpointResult(
+        writer.preamble.checkpoint_id,
+        digest,
+        container,
+        count,
+        plain_size,
+        writer.size,
+        time.monotonic() - images.began,
+    )
+
+
+def _archive(
+    place: Place, guard: Guard, images: _Images, builder: CheckpointBuilder, report: Report
+) -> dict[str, str]:
+    """Run podman and seal what it writes.  Raises what went wrong, the first cause of it."""
+    reader = os.open(place.archive, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    writer = os.open(place.archive, os.O_WRONLY | os.O_CLOEXEC)
+    os.set_blocking(reader, True)
+    outcome: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            guard.wait()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            outcome.append(error)
+        finally:
+            os.close(writer)  # podman has closed it: now the reader sees the end
+
+    guard.go()
+    waiter = threading.Thread(target=wait, name="podman", daemon=True)
+    waiter.start()
+    failure: BaseException | None = None
+    properties: dict[str, str] = {}
+    with open(reader, "rb") as file:
+        try:
+            properties = seal_archive(file, "podman's archive", builder, report).properties
+        except SealpointError as error:
+            failure = error
+    waiter.join()
+    if images.error is not None and not isinstance(images.error, CriuError):
+        raise images.error
+    if outcome:
+        raise outcome[0]
+    if failure is not None:
+        raise failure
+    if not images.dumped:
+        raise PodmanError(
+            "podman's runtime did not run the criu that it was given",
+            hint="only runtimes that look for criu in PATH are served: runc, crun",
+        )
+    return properties
+
+
+def _cover(memory: str, userdata: str, size: str) -> None:
+    """In podman's own mount namespace: what it writes beside the container goes to memory.  Raises OSError."""
+    mounts.private_namespace()
+    options = {"mode": "0700"} | ({"size": size} if size else {})
+    fd = mounts.detached("tmpfs", options, optional_flags=("noswap",))
+    mounts.attach(fd, memory)
+    os.close(fd)
+    for name in ("upper", "work", "temporary"):
+        os.mkdir(f"{memory}/{name}", 0o700)
+    below = [
+        os.fsdecode(p) for p, _ in mounts.points() if p.startswith(os.fsencode(userdata) + b"/")
+    ]
+    kept = list(dict.fromkeys(below))
+    for number, path in enumerate(kept):  # the container's /dev/shm, which would be hidden
+        os.mkdir(f"{memory}/{number}")
+        mounts.bind(path, f"{memory}/{number}")
+    mounts.overlay(userdata, f"{memory}/upper", f"{memory}/work", userdata)
+    for number, path in enumerate(kept):
+        mounts.bind(f"{memory}/{number}", path)
+
+
+def _end(podman: Podman, container: Container, tasks: Tasks, *, quietly: bool) -> None:
+    """The sealed file is durable: the container, which is stopped, ends without another step."""
+    if quietly:
+        tasks.silence()
+    try:
+        podman.run("stop", "--time=0", container.id)
+    except PodmanError:
+        tasks.kill()  # podman sees that, too
+    with contextlib.suppress(PodmanError):  # one that was run with --rm is gone already
+        podman.run("wait", container.id)

@@ -1,0 +1,103 @@
+"""Names in /run by which podman and what it starts find what lies in this process's memory.
+
+    /run/sealpoint-podman-XXXXXXXX/bin      a directory in memory: `criu`, the socket, the archive
+    /run/sealpoint-podman-XXXXXXXX/view     the verified checkpoint, for a restore
+    /run/sealpoint-podman-XXXXXXXX/memory   where a tmpfs is mounted in a namespace of podman's own, for a checkpoint
+
+`bin` and `view` are links into /proc/PID/fd.  Engines keep such names for the life of a container, in PATH for
+instance, and pids are used again: so that nobody can put something of his own there later, the names are in a directory
+that only root can write to, and they are gone afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from types import TracebackType
+from typing import Final, Self
+
+import sealpoint
+from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.errors import SystemEnvironmentError
+
+PREFIX: Final = "sealpoint-podman-"
+_RUN: Final = "/run"
+
+
+class Place:
+    """Context manager; `remove` may be called by another process as well."""
+
+    def __init__(self) -> None:
+        """Raises SystemEnvironmentError."""
+        self._private = PrivateDir()
+        try:
+            self.path = tempfile.mkdtemp(prefix=PREFIX, dir=_RUN)
+            os.symlink(self._private.path, self.bin)
+            os.mkdir(self.memory, 0o700)
+        except OSError as error:
+            os.close(self._private.fd)
+            raise SystemEnvironmentError(f"{_RUN}: {error.strerror}") from None
+
+    @property
+    def bin(self) -> str:
+        """What stands first in podman's PATH."""
+        return f"{self.path}/bin"
+
+    @property
+    def view(self) -> str:
+        """Where the members of the archive are read."""
+        return f"{self.path}/view"
+
+    @property
+    def memory(self) -> str:
+        """A mount point."""
+        return f"{self.path}/memory"
+
+    @property
+    def socket(self) -> str:
+        """Where the relay finds the broker."""
+        return f"{self.bin}/socket"
+
+    @property
+    def archive(self) -> str:
+        """What podman writes or reads."""
+        return f"{self.bin}/archive"
+
+    def environment(self, temporary: str) -> dict[str, str]:
+        """For podman: temporary files go to `temporary`, and our `criu` is found first."""
+        environment = dict(os.environ)
+        environment["PATH"] = f"{self.bin}:{environment.get('PATH', os.defpath)}"
+        environment["TMPDIR"] = temporary
+        environment.pop("CRIU_CONFIG_FILE", None)
+        return environment
+
+    def install_relay(self, real: str) -> None:
+        """The `criu` that goes between podman's runtime and the real one, at `real`."""
+        package = os.path.dirname(os.path.dirname(os.path.realpath(sealpoint.__file__)))
+        text = (
+            f"#!{sys.executable} -I\nimport sys\n\nsys.path.insert(0, {package!r})\n"
+            f"from sealpoint.dropin.relay import main\n\nmain({real!r}, {self.socket!r})\n"
+        )
+        fd = os.open(f"{self.bin}/criu", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
+        with open(fd, "w") as file:
+            file.write(text)
+
+    def remove(self) -> None:
+        """The names."""
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+        os.close(self._private.fd)
