@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 from types import TracebackType
 from typing import Final, Self
 
 import sealpoint
+from sealpoint.criu import mounts
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.errors import SystemEnvironmentError
 
@@ -86,9 +86,15 @@ class Place:
             file.write(text)
 
     def remove(self) -> None:
-        """The names."""
+        """The names.  Where something is mounted in this process's namespace, that first."""
         with contextlib.suppress(OSError):
-            shutil.rmtree(self.path)
+            mounts.unmount(self.memory, lazy=True)
+        for path in (self.bin, self.view):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        for path in (self.memory, self.path):
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
 
     def __enter__(self) -> Self:
         return self
