@@ -349,6 +349,41 @@ def test_memory_goes_to_a_page_server_sealed(
     running.assert_continues(before)
 
 
+def test_a_lazy_restore_needs_the_policy_and_a_daemon_of_the_drop_in(
+    dropin: dropin_tools.DropIn,
+    workload: StartWorkload,
+    places: dict[str, int],
+    images: Path,
+    work: Path,
+    criu: Path,
+) -> None:
+    if subprocess.run([criu, "check", "--feature", "uffd"], capture_output=True).returncode:
+        pytest.skip("this kernel does not support userfaultfd")
+    running = workload("memory", "--mib", "16")
+    before = running.assert_intact()
+    assert dump(dropin, running, **places).success
+    running.wait_gone()
+    options = {"rst_sibling": True, "lazy_pages": True} | places
+    refused = restore(dropin, **options)
+    assert not refused.success
+    assert "allow_lazy_restore" in refused.message
+    dropin.configure(allow_lazy_restore=True)
+    refused = restore(dropin, **options)
+    assert not refused.success
+    assert "no daemon" in refused.message
+    command = [dropin.path, "lazy-pages", "-D", images, "-W", work, "-o", "lazy.log"]
+    daemon = subprocess.Popen(command, env=dropin.environment, stdin=subprocess.DEVNULL)
+    try:
+        sealed.wait_until((work / "lazy-pages.socket").exists, "the daemon listens", 30)
+        restored = restore(dropin, **options)
+        assert restored.success, restored
+        assert daemon.wait(60) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
+    running.assert_continues(before)
+
+
 # --- what is refused ---------------------------------------------------------------------------------
 
 
