@@ -7,8 +7,6 @@ import json
 import pytest
 from test_delta import Dumps, image
 
-COMMON = ("--trust", "trust")
-
 
 @pytest.fixture
 def dumps(tmp_path, keys, monkeypatch):
@@ -65,6 +63,13 @@ def test_flatten_makes_one_file_that_stands_alone(cli, keys, dumps):
         cli("flatten", "whole.sealed", "-o", "b.sealed", "--json", *open_(keys), *seal(keys)).out
     )
     assert values["files"] == 1
+
+
+def test_open_gives_what_is_in_the_file_and_says_that_it_is_not_all(cli, keys, dumps):
+    result = cli("open", dumps.files[2], "-o", "images", *open_(keys))
+    assert result.code == 0
+    assert "this is an increment" in result.err
+    assert cli("open", dumps.files[0], "-o", "first", *open_(keys)).err == ""
 
 
 def test_flatten_wants_trust_and_a_key(cli, keys, dumps):

@@ -76,6 +76,8 @@ def command(
     size = sum(e.size for e in entries)
     if not opened.has_memory:
         options.warn("this identity opens metadata only: memory objects were left out")
+    if checkpoint.authentic.origin.parent is not None:
+        options.warn("this is an increment: pages that its parents have are not in it (flatten)")
     if as_json:
         values = {"output": output, "objects": len(entries), "size": size}
         click.echo(json.dumps(values, indent=2), err=output == "-")
