@@ -93,7 +93,7 @@ def seal_images(keys: Keys, path: Path, images: dict[str, bytes], **finish) -> S
         )
         builder = CheckpointBuilder(writer, compression="none")
         for name, data in images.items():
-            if name.startswith("pages-"):
+            if name.startswith("pages-") or len(data) > 60_000:
                 large = builder.large(name)
                 large.write(data)
                 large.finish()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import struct
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
+from operator import mul, sub
 from typing import Final
 
 from sealpoint.criu.roles import is_pages
@@ -23,7 +24,7 @@ _NAME: Final = struct.Struct("<H")
 _NUMBER: Final = struct.Struct("<Q")
 _OWN: Final = (1 << 64) - 1  # in place of a page of the parent: the next pages of the file itself
 _MAX_IMAGES: Final = 1 << 18
-_MAX_PAGES: Final = 1 << 52
+_MAX_PAGES: Final = 1 << 28  # of an image, 1 TiB: bounds the tables that are made of it
 
 
 @dataclass(slots=True)
@@ -57,24 +58,32 @@ class PageRuns:
         if own:
             self.own_pages += count
 
-    def runs(self) -> Iterator[tuple[bool, int, int]]:
-        """(own, first, count) of each."""
-        for k, start in enumerate(self.starts):
-            end = self.starts[k + 1] if k + 1 < len(self.starts) else self.pages
-            yield bool(self.own[k]), self.firsts[k], end - start
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """(own, first, count) of each; own: 1 or 0."""
+        ends = self.starts[1:]
+        ends.append(self.pages)
+        return zip(self.own, self.firsts, map(sub, ends, self.starts), strict=True)
 
-    def find(self, start: int, count: int) -> Iterator[tuple[bool, int, int]]:
-        """(own, first, count) of the parts of `count` pages from `start`.  Raises FileError beyond the end."""
-        end = start + count
-        if end > self.pages:
-            raise FileError("a delta names pages that its parent has not")
-        at = bisect_right(self.starts, start) - 1
-        while start < end:
-            stop = self.starts[at + 1] if at + 1 < len(self.starts) else self.pages
-            take = min(end, stop) - start
-            yield bool(self.own[at]), self.firsts[at] + start - self.starts[at], take
-            start += take
-            at += 1
+    @classmethod
+    def of(cls, firsts: array[int], counts: array[int], total: int) -> PageRuns:
+        """From a stored table; `total`: pages of the parent.  Raises FileError."""
+        own = bytearray(map(_OWN.__eq__, firsts))
+        pages = sum(counts)
+        own_counts = list(map(mul, counts, own))
+        if (
+            (counts and min(counts) == 0)
+            or pages > _MAX_PAGES
+            or any(
+                f > total or c > total - f
+                for o, f, c in zip(own, firsts, counts, strict=True)
+                if not o
+            )
+        ):
+            raise FileError("the delta contradicts itself")
+        places = accumulate(own_counts, initial=0)
+        firsts = array("Q", (p if o else f for o, f, p in zip(own, firsts, places, strict=False)))
+        starts = array("Q", islice(accumulate(counts, initial=0), len(counts)))
+        return cls(starts, firsts, own, pages, sum(own_counts))
 
 
 @dataclass(slots=True)
@@ -83,16 +92,6 @@ class Delta:
 
     parent: dict[str, int] = field(default_factory=dict)
     images: dict[str, PageRuns] = field(default_factory=dict)
-
-    def in_parent(self, first: int, count: int) -> Iterator[tuple[str, int, int]]:
-        """(image of the parent, page in it, count) of pages as they are counted through all of them."""
-        base = 0
-        for name, pages in self.parent.items():
-            if first < base + pages and count:
-                take = min(count, base + pages - first)
-                yield name, first - base, take
-                first, count = first + take, count - take
-            base += pages
 
     def encode(self) -> bytes:
         """The object's bytes."""
@@ -155,13 +154,7 @@ def decode(data: bytes) -> Delta:
         if runs * 16 > reader.left():
             raise FileError("the delta is cut short")
         numbers = array("Q", reader.take(runs * 16))
-        table = delta.images[name] = PageRuns()
-        for first, pages in zip(numbers[::2], numbers[1::2], strict=True):
-            if not 0 < pages <= _MAX_PAGES - table.pages or (
-                first != _OWN and (first > total or pages > total - first)
-            ):
-                raise FileError("the delta contradicts itself")
-            table.add(None if first == _OWN else first, pages)
+        delta.images[name] = PageRuns.of(numbers[::2], numbers[1::2], total)
     if reader.left() or len(delta.parent) + len(delta.images) != count or total > _MAX_PAGES:
         raise FileError("the delta contradicts itself")
     return delta

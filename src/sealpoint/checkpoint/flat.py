@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from sealpoint.checkpoint import delta
-from sealpoint.checkpoint.delta import DELTA_NAME, Delta
+from sealpoint.checkpoint.delta import DELTA_NAME, Delta, PageRuns
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import PAGE, PRESENT, Pagemap
 from sealpoint.criu.roles import is_pages
@@ -24,6 +24,9 @@ from sealpoint.format.manifest import Entry, Stream
 from sealpoint.format.reader import OpenFile, Scratch
 
 _PIECE: Final = CHUNK_SIZE  # bytes that `Flat.read` yields at a time
+# A small delta could claim any number of pages.  Forked processes have the same pages, but not so often.
+_REPEATED: Final = 64
+_FEW_PAGES: Final = 1 << 20
 _CACHE_BYTES: Final = 64 * 1024 * 1024  # decrypted chunks that one sequential reader keeps
 _MAX_TABLE: Final = 1 << 30  # bytes of a pagemap or delta
 
@@ -143,8 +146,7 @@ class Flat:
         if DELTA_NAME in self.images:
             del self.images[DELTA_NAME]
             self._read_deltas()
-            for name, runs in self._deltas[0].images.items():
-                self._assemble(name, runs.pages)
+            self._assemble()
         elif len(files) > 1 and self.top.has_memory:
             for name in [n for n in self.images if pagemap.is_pagemap(n)]:
                 self._flatten(name)
@@ -219,6 +221,14 @@ class Flat:
             if number + 1 == len(self.files):
                 raise FileError("a delta names a parent, but the chain has no further file")
         for number, table in enumerate(self._deltas):
+            entries = self.files[number].entries
+            for name, runs in table.images.items():
+                entry = entries.get(name)
+                if entry is None or entry.size != runs.own_pages * PAGE:
+                    raise FileError(f"{name}: does not fit the delta of its file")
+            known = sum(table.parent.values()) + sum(r.own_pages for r in table.images.values())
+            if sum(r.pages for r in table.images.values()) > max(_FEW_PAGES, known * _REPEATED):
+                raise FileError("the delta repeats the pages of its parent too often")
             for name, pages in table.parent.items():
                 if pages * PAGE != self._whole_size(number + 1, name):
                     raise FileError(f"{name}: is not in the parent as a later file refers to it")
@@ -242,37 +252,71 @@ class Flat:
         entries = self.files[file].entries.values()
         return {e.name: e.size // PAGE for e in entries if is_pages(e.name)}
 
-    def locate(
-        self, name: str, first: int, count: int, *, stop: int = 0
-    ) -> Iterator[tuple[int, str, int, int]]:
-        """(file, image, page, count) of where pages of an image are stored, in order.
+    def located(self, *, stop: int = 0) -> Iterator[tuple[str, list[tuple[int, str, int, int]]]]:
+        """Of each pages image of the newest file: (file, image, page, count) of where its pages are stored, in order.
 
         stop: number of a file whose whole images, and those behind it, count as stored; 0: none.  Raises FileError.
         """
-        # A stack rather than recursion: a chain can be longer than Python's recursion limit.
-        parts = [(False, 0, name, first, count)]
-        while parts:
-            stored, file, image, start, number = parts.pop()
-            if stored or file >= len(self._deltas) or (stop and file >= stop):
-                yield file, image, start, number
-                continue
+        # Page by page from the oldest file up, by slices of arrays: many short runs, each a few levels deep, would cost
+        # more one by one.
+        base = stop or len(self._deltas)
+        sources: list[tuple[int, str]] = []
+        placed: dict[str, tuple[array[int], array[int]]] = {}
+        for name, pages in self.whole_images(base).items():
+            placed[name] = (array("I", [len(sources)]) * pages, array("Q", range(pages)))
+            sources.append((base, name))
+        for file in range(base - 1, -1, -1):
             table = self._deltas[file]
-            below: list[tuple[bool, int, str, int, int]] = []
-            for own, place, pages in table.images[image].find(start, number):
-                if own:
-                    below.append((True, file, image, place, pages))
-                else:
-                    below += [(False, file + 1, *part) for part in table.in_parent(place, pages)]
-            parts += reversed(below)
+            below = array("I"), array("Q")
+            for name in table.parent:
+                for all_, some in zip(below, placed[name], strict=True):
+                    all_.extend(some)
+            placed = {}
+            for name, runs in table.images.items():
+                placed[name] = _laid(runs, len(sources), below)
+                sources.append((file, name))
+        for name, (where, pages_) in placed.items():
+            yield name, [(*sources[n], page, count) for n, page, count in _grouped(where, pages_)]
 
-    def _assemble(self, name: str, pages: int) -> None:
-        runs = Runs()
-        for file, image, start, count in self.locate(name, 0, pages):
-            entry = self.files[file].entries.get(image)
-            if entry is None or (start + count) * PAGE > entry.size:
-                raise FileError(f"{image}: does not have the pages that a later file refers to")
-            runs.add(file, entry, start * PAGE, count * PAGE)
-        self.images[name] = Image(name, runs.size, self.top.entries.get(name), runs=runs)
+    def _assemble(self) -> None:
+        for name, parts in self.located():
+            runs = Runs()
+            for file, image, start, count in parts:
+                entry = self.files[file].entries.get(image)
+                if entry is None or (start + count) * PAGE > entry.size:
+                    raise FileError(f"{image}: has not the pages that a later file refers to")
+                runs.add(file, entry, start * PAGE, count * PAGE)
+            self.images[name] = Image(name, runs.size, self.top.entries.get(name), runs=runs)
+
+
+def _laid(
+    runs: PageRuns, number: int, below: tuple[array[int], array[int]]
+) -> tuple[array[int], array[int]]:
+    """Of each page of an image its source and its page there; `below`: the same of all images of the parent."""
+    sources, pages = array("I"), array("Q")
+    mine, own_pages = array("I", [number]), array("Q", range(runs.own_pages))
+    for own, first, count in runs.runs():
+        end = first + count
+        if own:
+            sources.extend(mine * count)
+            pages.extend(own_pages[first:end])
+        else:
+            sources.extend(below[0][first:end])
+            pages.extend(below[1][first:end])
+    return sources, pages
+
+
+def _grouped(sources: array[int], pages: array[int]) -> Iterator[tuple[int, int, int]]:
+    """(source, first page, count) of pages that follow one another in their source."""
+    source, begin, expected = -1, 0, 0
+    for number, page in zip(sources, pages, strict=True):
+        if number != source or page != expected:
+            if expected > begin:
+                yield source, begin, expected - begin
+            source, begin = number, page
+        expected = page + 1
+    if expected > begin:
+        yield source, begin, expected - begin
 
 
 class ChunkReader:

@@ -86,10 +86,10 @@ class _Merge:
         partly = self._count < len(self._flat.files)
         if partly:
             self._delta.parent = self._flat.whole_images(self._count)
+            for name, parts in self._flat.located(stop=self._count):
+                self._changed(name, parts)
         for image in self._flat.images.values():
-            if partly and image.runs is not None:
-                self._changed(image)
-            else:
+            if not partly or image.runs is None:
                 self._whole(image)
             self._done += image.size
             self._report(Progress(self._done, self._total))
@@ -109,22 +109,21 @@ class _Merge:
             target.write(piece)
         target.finish()
 
-    def _changed(self, image: Image) -> None:
+    def _changed(self, image: str, parts: list[tuple[int, str, int, int]]) -> None:
         """Pages of the files that are merged; the others stay with the parent."""
-        target = self._builder.large(image.name)
-        runs = self._delta.images[image.name] = PageRuns()
+        target = self._builder.large(image)
+        runs = self._delta.images[image] = PageRuns()
         bases, base = {}, 0
         for name, pages in self._delta.parent.items():
             bases[name], base = base, base + pages
-        located = self._flat.locate(image.name, 0, image.size // PAGE, stop=self._count)
-        for file, name, first, count in located:
+        for file, name, first, count in parts:
             if file < self._count:
                 self._copy(target, file, name, first, count)
                 runs.add(None, count)
             else:
                 runs.add(bases[name] + first, count)
         target.finish()
-        self._builder.summary.pages(image.name, image.size)
+        self._builder.summary.pages(image, runs.pages * PAGE)
 
     def _copy(self, target: LargeObject, file: int, name: str, first: int, count: int) -> None:
         runs = Runs()
