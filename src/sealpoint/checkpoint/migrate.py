@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Final
 
+from sealpoint import process
 from sealpoint.checkpoint import migration
 from sealpoint.checkpoint.dump import Dump, DumpRequest, DumpResult
 from sealpoint.checkpoint.progress import Report, silent
@@ -86,6 +87,7 @@ class Sender:
         while len(self._rounds) < self._request.rounds:
             track = self._next_track()
             result = self._send(track, report, leave_running=True)
+            process.deliver_dropped()  # a signal that came too late for this round is in time for the next
             self._link.expect(Kind.HAVE, patience=self._request.decision)
             self._track = track
             pages, total = track.changed
