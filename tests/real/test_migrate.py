@@ -482,7 +482,7 @@ def test_ctrl_c_leaves_the_tree_here(
             time.sleep(1)
         return "pass"
 
-    migration = sealpoint.start(*through(tap(moment), running, keys))
+    migration = sealpoint.start(*through(tap(moment), running, keys, "--rounds", "0"))
     assert at_end.wait(60)
     migration.signal(signal.SIGINT, group=True)
     assert migration.wait().code == 130
