@@ -139,13 +139,10 @@ class Sender:
 
     def _give_up(self, error: SealpointError) -> None:
         """The tree runs on here.  If the far side may be waiting for our word, it gets it."""
-        text = error.message.encode()[:1024]
         if self._digest:
-            text = migration.proof(self._key(), Kind.STOP, self._digest)
-        try:
-            self._link.send(Kind.STOP, text)
-        except LinkError:
-            pass  # then it hears nothing, and does not run the tree
+            self._link.stop(migration.proof(self._key(), Kind.STOP, self._digest))
+        else:
+            self._link.stop(error.message.encode())
 
     def _hand_over(self) -> None:
         """The tree has ended here.  Raises UncertainError."""

@@ -35,7 +35,8 @@ from sealpoint.format.constants import (
 )
 from sealpoint.format.index import Index
 from sealpoint.format.prune import PruneStatement, PruneTail, bitmap
-from sealpoint.format.reader import AuthenticFile, SealedFile, read_exactly
+from sealpoint.format.raw import read_exactly
+from sealpoint.format.reader import AuthenticFile, SealedFile
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import Signing
 from sealpoint.keys import TrustPolicy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sealpoint.checkpoint import migration
@@ -16,7 +16,8 @@ from sealpoint.format.constants import Role
 from sealpoint.format.reader import OpenFile
 from sealpoint.keys import Identity, TrustPolicy
 from sealpoint.store.link import Kind, Link, LinkError, LinkInput
-from sealpoint.store.source import hold_from
+from sealpoint.store.output import OutputFile
+from sealpoint.store.source import hold_from, pieces
 
 _MAX_ROUNDS: Final = 64
 
@@ -45,6 +46,7 @@ class Receiver:
         self._request = request
         self._session = os.urandom(migration.SESSION_SIZE)
         self._files: list[Checkpoint] = []  # oldest first
+        self._opened: list[OpenFile] = []  # the same
         self._asked = False
         self._key = b""
 
@@ -53,12 +55,12 @@ class Receiver:
         link = self._link
         try:
             link.send(Kind.HELLO, migration.greeting(self._session))
-            while not (opened := self._next_file()):
+            while not self._next_file():
                 link.send(Kind.HAVE)
-            result = self._restore(opened, report)
+            result = self._restore(report)
         except SealpointError as error:
             if not self._asked:
-                self._refuse(error)
+                link.stop(error.message.encode())
             raise
         finally:
             for file in self._files:
@@ -73,8 +75,8 @@ class Receiver:
     def _digest(self) -> bytes:
         return self._files[-1].authentic.reference.origin_digest
 
-    def _next_file(self) -> list[OpenFile]:
-        """Take one more file.  The chain, newest first, if it was the last; else empty."""
+    def _next_file(self) -> bool:
+        """Take one more file; whether it was the last."""
         if len(self._files) >= _MAX_ROUNDS:
             raise FileError("the migration has too many rounds")
         held = hold_from(LinkInput(self._link).read_into, self._request.spool)
@@ -86,9 +88,8 @@ class Receiver:
         self._files.append(file)
         opened = file.unlock(self._request.identities)
         self._check(opened)
-        if not migration.is_last(opened.manifests[Role.METADATA].properties):
-            return []
-        return [f.unlock(self._request.identities) for f in reversed(self._files)]
+        self._opened.append(opened)
+        return migration.is_last(opened.manifests[Role.METADATA].properties)
 
     def _check(self, opened: OpenFile) -> None:
         """Raises PolicyError, FileError: made for another migration, or out of place in this one."""
@@ -100,18 +101,11 @@ class Receiver:
         if opened.authentic.origin.parent != before:
             raise FileError("the files of the migration do not continue each other")
 
-    def _restore(self, opened: list[OpenFile], report: Report) -> RestoreResult:
-        top = opened[0]
+    def _restore(self, report: Report) -> RestoreResult:
+        top = self._opened[-1]
         self._key = migration.key_of(top.roots, top.authentic.file.preamble, self._session)
-        request = self._request.restore
-        asking = RestoreRequest(
-            criu=request.criu,
-            detach=True,
-            options=request.options,
-            criu_log=request.criu_log,
-            permitted=self._ask,
-        )
-        return Restore(asking, opened).run(report)
+        request = replace(self._request.restore, detach=True, permitted=self._ask)
+        return Restore(request, self._opened[::-1]).run(report)
 
     def _ask(self) -> None:
         """At the gate: tell that all has verified, and wait for the word that the tree has ended there."""
@@ -125,11 +119,14 @@ class Receiver:
             else:
                 migration.check_proof(payload, self._key, Kind.GO, digest, link.peer)
         except LinkError as error:
-            kept = self._keep()
+            try:
+                hint = f"look there; if it ended, restore {self._keep()}"
+            except SealpointError as problem:
+                hint = f"look there; its sealed file could not be kept here: {problem.message}"
             raise migration.UncertainError(
                 f"{error.message}, when the tree was ready here: it does not run here, and whether it runs at the "
                 "sender is unknown",
-                hint=f"look there; if it ended, restore {kept}",
+                hint=hint,
             ) from None
         if kind is Kind.STOP:
             raise SystemEnvironmentError(f"{link.peer} gave up: the tree runs on there")
@@ -137,27 +134,15 @@ class Receiver:
     def _keep(self) -> str:
         """Write the sealed files where they can be restored from; returns the path of the last."""
         directory = self._request.keep
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise SystemEnvironmentError(f"cannot make {directory}: {error.strerror}") from None
         path = ""
         for file in self._files:
             path = f"{directory}/{file.authentic.origin.checkpoint_id.hex()}.sealed"
-            _copy(file.fd, path)
+            with OutputFile(path) as out:
+                for piece in pieces(file.fd):
+                    out.write(piece)
+                out.commit()
         return path
-
-    def _refuse(self, error: SealpointError) -> None:
-        try:
-            self._link.send(Kind.STOP, error.message.encode()[:1024])
-        except LinkError:
-            pass
-
-
-def _copy(fd: int, path: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    out = os.open(path, flags, 0o600)
-    try:
-        size, offset = os.fstat(fd).st_size, 0
-        while offset < size:
-            offset += os.sendfile(out, fd, offset, size - offset)
-        os.fsync(out)
-    finally:
-        os.close(out)

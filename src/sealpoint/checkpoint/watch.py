@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -22,7 +22,7 @@ _FAILURES: Final = 3  # in a row, after which it gives up
 class WatchRequest:
     """dump: what, and how it is sealed; every: seconds from one beginning to the next; directory: for the files.
 
-    store: of states; say: gets remarks for the user; sleep: waits for so many seconds.
+    store: of states; say: gets remarks for the user.
     """
 
     dump: DumpRequest
@@ -30,7 +30,6 @@ class WatchRequest:
     directory: str
     store: StateStore
     say: Say
-    sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class Watch:
                 failures = 0
                 yield taken
             process.deliver_dropped()
-            request.sleep(max(0.0, began + request.every - time.monotonic()))
+            time.sleep(max(0.0, began + request.every - time.monotonic()))
             if not self._lives():
                 return
 

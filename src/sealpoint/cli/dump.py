@@ -117,10 +117,6 @@ def command(
     request = DumpRequest(
         pid=pid,
         criu=search.result(),
-        wrap=prepared["wrap"],
-        signing=prepared["signing"],
-        suite=prepared["suite"],
-        compression=prepared["compression"],
         leave_running=leave_running or (piped and not kill_after),
         options=criu_arguments,
         workload=workload,
@@ -128,6 +124,7 @@ def command(
         acknowledge=_await_ack(ack_timeout) if kill_after else None,
         scan=tally,
         track=tracked,
+        **prepared,
     )
     with open_output(output, force=seal["force"]) as out, Bar(f"dumping {pid}") as bar:
         result = Dump(request, out).run(bar)
@@ -229,7 +226,7 @@ def _track(
 
 
 def sealing(config: configuration.Config, seal: dict[str, Any]) -> dict[str, Any]:
-    """What `options.seal_options` stand for."""
+    """What `options.seal_options` stand for: arguments of that name of a dump request, or of a merge."""
     passphrases = options.Passphrases(seal["passphrase_file"])
     return {
         "wrap": options.wrapping(

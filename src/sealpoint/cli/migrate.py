@@ -95,12 +95,9 @@ def command(
         DumpRequest(
             pid=pid,
             criu=search.result(),
-            wrap=prepared["wrap"],
-            signing=prepared["signing"],
-            suite=prepared["suite"],
-            compression=prepared["compression"],
             options=criu_arguments,
             criu_log=criu_log,
+            **prepared,
         ),
         rounds=rounds,
         decision=restore_timeout,

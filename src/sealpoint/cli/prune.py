@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from sealpoint.errors import IdentityError
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.chain import Chain
+    from sealpoint.keys import Identity
 
 
 @click.command()
@@ -60,11 +62,9 @@ def command(
     """
     config = configuration.load()
     options.protect()
-    from sealpoint.checkpoint import merge, retention
+    from sealpoint.checkpoint import retention
     from sealpoint.checkpoint.access import require_trust
-    from sealpoint.cli.bar import Bar
     from sealpoint.cli.dump import sealing
-    from sealpoint.store.output import OutputFile
 
     policy = options.trust_policy(
         trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
@@ -75,14 +75,7 @@ def command(
     passphrases = options.Passphrases(seal["passphrase_file"])
     keys = [] if dry_run else options.load_identities(identities, passphrases, config)
 
-    def make(chain: Chain, first: int, count: int) -> None:
-        files = chain.unlock(keys)
-        if not all(opened.has_memory for opened in files):
-            raise IdentityError("this identity opens only metadata: it cannot merge checkpoints")
-        path = chain.links[first].path
-        with OutputFile(path, force=True) as out, Bar(f"merging into {path}") as bar:
-            merge.merge(files[first:], out, count=count, report=bar, **prepared)
-
+    make = merging(keys, prepared)
     done = retention.prune(file, policy, make, last=keep_last, daily=keep_daily, dry_run=dry_run)
     if as_json:
         values = {"kept": done.kept, "replaced": done.replaced, "removed": done.removed}
@@ -94,3 +87,22 @@ def command(
         click.echo(f"kept {printable(path)}{merged}")
     for path in done.removed:
         click.echo(f"{would}removed {printable(path)}")
+
+
+def merging(
+    keys: Sequence[Identity], prepared: dict[str, Any]
+) -> Callable[[Chain, int, int], None]:
+    """What `retention.prune` merges with: opened by `keys`, sealed as `prepared` says (`dump.sealing`)."""
+    from sealpoint.checkpoint.merge import merge
+    from sealpoint.cli.bar import Bar
+    from sealpoint.store.output import OutputFile
+
+    def make(chain: Chain, first: int, count: int) -> None:
+        files = chain.unlock(keys)
+        if not all(opened.has_memory for opened in files):
+            raise IdentityError("this identity opens only metadata: it cannot merge checkpoints")
+        path = chain.links[first].path
+        with OutputFile(path, force=True) as out, Bar(f"merging into {path}") as bar:
+            merge(files[first:], out, count=count, report=bar, **prepared)
+
+    return make

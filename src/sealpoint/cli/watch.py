@@ -11,10 +11,9 @@ import click
 from sealpoint import config as configuration
 from sealpoint.cli import options
 from sealpoint.cli.printable import printable
-from sealpoint.errors import IdentityError, UsageError
+from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.chain import Chain
     from sealpoint.checkpoint.watch import Taken
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -87,12 +86,12 @@ def command(
     from sealpoint.criu.binary import Search
 
     search = Search(criu or config.criu or None)
-    from sealpoint.checkpoint import merge, retention
+    from sealpoint.checkpoint import retention
     from sealpoint.checkpoint.dump import DumpRequest
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
     from sealpoint.checkpoint.watch import Watch, WatchRequest
     from sealpoint.cli.dump import note_newest, sealing
-    from sealpoint.store.output import OutputFile
+    from sealpoint.cli.prune import merging
 
     prepared = sealing(config, seal)
     states = state or config.state or DEFAULT_DIRECTORY
@@ -108,24 +107,15 @@ def command(
         allow_expired=allow_expired,
     )
 
-    def make(chain: Chain, first: int, merged: int) -> None:
-        files = chain.unlock(keys)
-        if not all(opened.has_memory for opened in files):
-            raise IdentityError("this identity opens only metadata: it cannot merge checkpoints")
-        with OutputFile(chain.links[first].path, force=True) as out:
-            merge.merge(files[first:], out, count=merged, **prepared)
-
+    make = merging(keys, prepared)
     request = WatchRequest(
         DumpRequest(
             pid=pid,
             criu=search.result(),
-            wrap=prepared["wrap"],
-            signing=prepared["signing"],
-            suite=prepared["suite"],
-            compression=prepared["compression"],
             options=criu_arguments,
             workload=workload,
             criu_log=criu_log,
+            **prepared,
         ),
         every=seconds,
         directory=directory,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import blake3
 
-from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError
+from sealpoint.errors import FileError, SealpointError
 from sealpoint.format import derive, dsse, manifest, statement
 from sealpoint.format.chunks import ChunkOpener
 from sealpoint.format.codec import decode_into
@@ -44,6 +44,7 @@ from sealpoint.format.derive import RootKeys
 from sealpoint.format.index import Index
 from sealpoint.format.preamble import Preamble, Trailer
 from sealpoint.format.prune import PruneStatement, PruneTail
+from sealpoint.format.raw import read_exactly, read_exactly_into
 from sealpoint.format.slot import Slot, decode_slot
 from sealpoint.format.statement import EnvelopeStatement, Origin, ParentRef
 
@@ -52,26 +53,6 @@ if TYPE_CHECKING:
 
 Evaluate = Callable[[dsse.Envelope], Sequence[str]]
 Unwrap = Callable[[Preamble, Slot], RootKeys]
-
-
-def read_exactly(fd: int, size: int, offset: int) -> bytes:
-    """`size` bytes at `offset`.  Raises FileError, SystemEnvironmentError."""
-    data = bytearray(size)
-    read_exactly_into(fd, memoryview(data), offset)
-    return bytes(data)
-
-
-def read_exactly_into(fd: int, out: memoryview, offset: int) -> None:
-    """Fill `out` from `offset`.  Raises FileError, SystemEnvironmentError."""
-    have = 0
-    try:
-        while have < len(out):
-            got = os.preadv(fd, [out[have:]], offset + have)
-            if not got:
-                raise FileError("the sealed file ends before it should")
-            have += got
-    except OSError as error:
-        raise SystemEnvironmentError(f"cannot read the sealed file: {error.strerror}") from None
 
 
 class SealedFile:

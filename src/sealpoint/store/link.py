@@ -22,6 +22,7 @@ _MAX_DATA: Final = (
     4 << 20
 )  # bytes of one DATA message that is accepted; a frame is at most a chunk and its framing
 _MAX_OTHER: Final = 4096  # bytes of any other message
+_MAX_REASON: Final = 1024  # bytes of the text of a STOP
 _PIECE: Final = 1 << 20
 
 
@@ -68,6 +69,13 @@ class Link:
         """Raises LinkError."""
         size = sum(len(p) for p in payload)
         self._send([_HEAD.pack(kind, size), *payload])
+
+    def stop(self, why: bytes) -> None:
+        """Tell the other side that this one gives up.  If that cannot be told, it hears nothing, which is the same."""
+        try:
+            self.send(Kind.STOP, why[:_MAX_REASON])
+        except LinkError:
+            pass
 
     def receive(self, *, patience: float | None = None) -> tuple[Kind, bytes]:
         """The next message, which must be a short one.

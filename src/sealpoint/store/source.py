@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.store.output import write_all
@@ -118,6 +118,17 @@ def hold_from(
         os.close(held)
         raise
     return held
+
+
+def pieces(fd: int) -> Iterator[memoryview]:
+    """The bytes of a seekable descriptor; each piece is overwritten by the next.  Raises SystemEnvironmentError."""
+    buffer, offset = memoryview(bytearray(_STEP)), 0
+    try:
+        while size := os.preadv(fd, [buffer], offset):
+            yield buffer[:size]
+            offset += size
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot read the checkpoint: {error.strerror}") from None
 
 
 def _memory() -> int:
