@@ -1,18 +1,18 @@
-"""`python -m bench`: measure dump and restore. `python -m bench micro`: the sealing and reading code alone."""
+"""`python -m bench`: measure dump and restore. `python -m bench NAME`: what else is measured, see SUBCOMMANDS."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import machine, report, small, tools, tree
+from bench import machine, place, report, small, tools, tree
 from bench.measure import BenchError
 from bench.plot import draw
 from bench.rounds import Arena, Table, running
@@ -21,15 +21,26 @@ from bench.variants import NAMES, Sealpoint, Variant, usable
 from bench.workloads import KINDS, MIB, why_not
 
 HERE = Path(__file__).resolve().parent
-MEMORY = Path("/dev/shm")
+MEMORY = place.MEMORY
 RESULTS = HERE / "results"  # committed
 PARTIAL = HERE.parent / "build" / "bench"
+SUBCOMMANDS = {
+    "micro": "the sealing and reading code alone, without CRIU",
+    "sinks": "dumps into pipes and onto a disk of limited speed",
+    "increments": "increments of a process that changes 1, 10 and 50 % of its memory",
+    "migration": "a move over a link of limited speed, against criu, scp, criu",
+    "containers": "what the drop-in adds to a small container of runc",
+}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure sealpoint against stock CRIU. `python -m bench micro --help`: without CRIU.",
+        description="Measure sealpoint against stock CRIU.",
+        epilog="\n".join(
+            f"python -m bench {name:10}  {what}" for name, what in SUBCOMMANDS.items()
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--rounds", type=int, help="counted rounds (default 5; one more is discarded)")
@@ -98,7 +109,7 @@ def measure_all(
             continue
         for target, directory in places.items():
             with contextlib.ExitStack() as stack:
-                scratch = Path(stack.enter_context(_temporary(MEMORY)))
+                scratch = stack.enter_context(place.temporary(MEMORY))
                 arena = Arena(instruments, variants, scratch=scratch, target=directory, name=target)
                 try:
                     measure_one(options, arena, kind, findings)
@@ -125,29 +136,16 @@ def small_figures(arena: Arena, workload: Any, options: argparse.Namespace) -> d
         place.clear()
 
 
-def _temporary(directory: Path) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="sealpoint-bench-", dir=directory)
-
-
 def main(arguments: Sequence[str]) -> int:
-    if arguments and arguments[0] == "micro":
-        from bench import micro
-
-        return micro.main(arguments[1:])
-    if arguments and arguments[0] == "sinks":
-        from bench import sinks
-
-        return sinks.main(arguments[1:])
-    if arguments and arguments[0] == "increments":
-        from bench import increments
-
-        return increments.main(arguments[1:])
+    if arguments and arguments[0] in SUBCOMMANDS:
+        module = importlib.import_module(f"bench.{arguments[0]}")
+        return int(module.main(arguments[1:]))
     options = parse(arguments)
     tree.become_subreaper()
     if not options.no_install:
         tools.install_missing()
     with contextlib.ExitStack() as stack:
-        keys = Path(stack.enter_context(_temporary(MEMORY)))
+        keys = stack.enter_context(place.temporary(MEMORY))
         instruments = Tools.prepare(keys / "keys")
         stack.callback(instruments.close)
         findings = Findings()
@@ -155,13 +153,10 @@ def main(arguments: Sequence[str]) -> int:
         check_space(options, variants)
         places: dict[str, Path] = {}
         if options.only != "disk":
-            places["tmpfs"] = Path(stack.enter_context(_temporary(MEMORY)))
+            places["tmpfs"] = stack.enter_context(place.temporary(MEMORY))
         if options.only != "tmpfs":
-            disk = options.disk or HERE / "work"
-            if not disk.exists():
-                disk.mkdir(parents=True)
-                stack.callback(disk.rmdir)
-            places["disk"] = Path(stack.enter_context(_temporary(disk)))
+            disk = options.disk or place.DISK
+            places["disk"] = stack.enter_context(place.temporary(disk))
             if machine.file_system(places["disk"]) in ("tmpfs", "ramfs"):
                 raise BenchError(f"{disk} is not on a disk: name a directory with --disk")
         about = {
@@ -188,11 +183,12 @@ def publish(options: argparse.Namespace, findings: Findings, about: dict[str, An
 
 
 if __name__ == "__main__":
+    place.heed_signals()
     try:
         sys.exit(main(sys.argv[1:]))
     except BenchError as error:
         say(f"bench: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except place.Interrupted as interrupted:
         say("bench: interrupted")
-        sys.exit(130)
+        sys.exit(128 + interrupted.number)

@@ -6,27 +6,25 @@ chain of ten increments is restored, against a full sealed dump of the same proc
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import machine, measure, tree
+from bench import findings, measure, tree
+from bench.findings import MIB, Figure, Findings, spread
 from bench.measure import Cost
+from bench.plot import Bar, Chart
 from bench.rounds import running
 from bench.tools import Tools, say
 from bench.variants import Place, Stock
 from bench.workloads import Workload
 
-MIB = 1 << 20
 PAGE = 4096
-RESULTS = Path(__file__).with_name("results") / "increments.json"
 PERCENT = (1, 10, 50)
 STEPS = 10
 
@@ -66,28 +64,35 @@ class Bench:
 
 
 def changes(bench: Bench, percent: int, rounds: int) -> dict[str, Any]:
-    """Medians, and ratios of the rounds' increments to the full stock dump of the same round."""
+    """By quantity, all rounds; ratios are of a round's increment to the full stock dump of the same round."""
     found: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         bench.dump("full.sealed", "--track")
         stock, stock_frozen = bench.stock()
-        changed = bench.workload.change(percent)
+        bench.workload.change(percent)
         cost, said = bench.dump("step.sealed", "--parent", str(bench.directory / "full.sealed"))
+        frozen = said["criu"]["frozen_time"] / 1e6
+        # The interpreter around the memory changes pages too, some hundred: they are as changed as the others.
+        changed = said["pages_stored"] * PAGE
         values = {
             "wall": cost.wall,
+            "stock_wall": stock.wall,
             "wall_ratio": cost.wall / stock.wall,
-            "frozen": said["criu"]["frozen_time"] / 1e6,
-            "frozen_ratio": said["criu"]["frozen_time"] / 1e6 / stock_frozen,
-            "pages_stored": said["pages_stored"],
-            "bytes_per_changed_byte": said["file_size"] / (changed * PAGE),
+            "frozen": frozen,
+            "stock_frozen": stock_frozen,
+            "frozen_ratio": frozen / stock_frozen,
+            "pages_changed": said["pages_stored"],
+            "file_size": said["file_size"],
+            "bytes_per_changed_byte": said["file_size"] / changed,
         }
         if number:
             for name, value in values.items():
                 found.setdefault(name, []).append(value)
-    return {name: statistics.median(values) for name, values in found.items()}
+        say(f"{percent} % changed, round {number} of {rounds}")
+    return {name: spread(values) for name, values in found.items()}
 
 
-def chain(bench: Bench, rounds: int) -> dict[str, float]:
+def chain(bench: Bench, rounds: int) -> dict[str, Any]:
     """Restoring ten increments of 10 percent each, against one full dump of the same memory."""
     bench.dump("0.sealed", "--track")
     for step in range(1, STEPS + 1):
@@ -101,12 +106,10 @@ def chain(bench: Bench, rounds: int) -> dict[str, float]:
             seconds = bench.restore(f"{name}.sealed")
             if number:
                 values.append(seconds)
+        say(f"a chain of {STEPS} increments restored, round {number} of {rounds}")
     ratios = [a / b for a, b in zip(times[str(STEPS)], times["whole"], strict=True)]
-    return {
-        "chain": statistics.median(times[str(STEPS)]),
-        "full": statistics.median(times["whole"]),
-        "ratio": statistics.median(ratios),
-    }
+    full, several = spread(times["whole"]), spread(times[str(STEPS)])
+    return {"full": full, "chain": several, "ratio": spread(ratios)}
 
 
 def digests() -> float:
@@ -123,37 +126,122 @@ def digests() -> float:
     return len(data) / min(times) / 1e9
 
 
+def overhead(rows: dict[int, dict[str, Any]]) -> tuple[float, float]:
+    """What an increment takes beside its pages: bytes in any case, and bytes for each page (a line through the least
+    and the most changed)."""
+    points = [(row["pages_changed"]["median"], row["file_size"]["median"]) for row in rows.values()]
+    (few, small), (many, large) = min(points), max(points)
+    each = (large - small) / (many - few) - PAGE
+    return small - few * (PAGE + each), each
+
+
+def _figures(speed: float, rows: dict[int, dict[str, Any]], restored: Any) -> list[Figure]:
+    found = [
+        Figure(
+            f"bytes of an increment to bytes changed, {percent} % changed",
+            row["bytes_per_changed_byte"]["median"],
+            decimals=3,
+            most=1.02,
+        )
+        for percent, row in rows.items()
+    ]
+    for percent, row in rows.items():
+        for quantity, what in (("wall", "time to dump"), ("frozen", "time frozen by")):
+            said = f"{what} an increment, {percent} % changed, to a full dump by criu"
+            found.append(Figure(said, row[f"{quantity}_ratio"]["median"]))
+    what = f"time to restore a chain of {STEPS} increments, to that of one full dump"
+    found.append(Figure(what, restored["ratio"]["median"], most=1.3))
+    found.append(Figure("GB of pages digested in a second by one core", speed, least=1))
+    return found
+
+
+def _rows(rows: dict[int, dict[str, Any]], restored: Any) -> list[list[str]]:
+    lines = [
+        [
+            f"{percent} % changed",
+            *(
+                f"{row[name]['median']:.2f}"
+                for name in ("wall", "stock_wall", "wall_ratio", "frozen", "frozen_ratio")
+            ),
+            f"{row['file_size']['median'] / MIB:.1f}",
+            f"{row['bytes_per_changed_byte']['median']:.3f}",
+        ]
+        for percent, row in rows.items()
+    ]
+    times = [f"{restored[name]['median']:.2f}" for name in ("chain", "full", "ratio")]
+    return [*lines, [f"restore of {STEPS} increments", *times, "", "", "", ""]]
+
+
+def _charts(rows: dict[int, dict[str, Any]], restored: Any) -> list[Chart]:
+    found = []
+    for quantity, title in (("wall", "Dump"), ("frozen", "Frozen")):
+        stock = [value for row in rows.values() for value in row[f"stock_{quantity}"]["rounds"]]
+        bars = [Bar("criu, all of it", "stock", stock)]
+        bars += [
+            Bar(
+                f"increment, {percent} % changed",
+                "sealpoint",
+                row[quantity]["rounds"],
+                f" · {row[f'{quantity}_ratio']['median']:.2f}×",
+            )
+            for percent, row in rows.items()
+        ]
+        what = "seconds (median, range), ratio to a full dump by stock CRIU"
+        found.append(Chart(title, what, bars, statistics.median(stock)))
+    bars = [
+        Bar(f"{percent} % changed", "sealpoint", row["bytes_per_changed_byte"]["rounds"])
+        for percent, row in rows.items()
+    ]
+    found.append(Chart("Stored", "bytes of the file for each changed byte", bars, 1.0, decimals=3))
+    full = restored["full"]
+    bars = [
+        Bar("one full dump", "other", full["rounds"]),
+        Bar(
+            f"chain of {STEPS} increments",
+            "sealpoint",
+            restored["chain"]["rounds"],
+            f" · {restored['ratio']['median']:.2f}×",
+        ),
+    ]
+    what = "wall seconds (median, range), ratio to the full dump"
+    found.append(Chart("Restore by sealpoint", what, bars, full["median"]))
+    return found
+
+
+NOTES = """\
+Medians; a first round is discarded. Sealed files, images and workload are in memory; --compress none.
+In each round: a full dump by sealpoint and one by stock CRIU, the process changes pages here and there, an increment.
+Bytes changed: 4096 for each page that differs from the parent, those of the interpreter around the memory included.
+Frozen: CRIU's own figure.
+The chain is of increments of 10 % each; the full dump is of the same memory after the last.
+"""
+
+
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench increments", description=__doc__)
-    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the workload")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    options = parser.parse_args(arguments)
-    tree.become_subreaper()
-    found: dict[str, Any] = {"digests_gb_per_s": digests(), "changes": {}}
-    print(f"digests: {found['digests_gb_per_s']:.2f} GB/s")
-    with tempfile.TemporaryDirectory(prefix="sealpoint-bench-", dir="/dev/shm") as name:
-        tools = Tools.prepare(Path(name) / "keys")
-        try:
-            with running("random", options.size * MIB, Path(name) / "workload") as workload:
-                bench = Bench(tools, workload, Path(name))
-                for percent in PERCENT:
-                    row = found["changes"][percent] = changes(bench, percent, options.rounds)
-                    print(
-                        f"{percent:3} % changed: {row['wall']:.2f} s ({row['wall_ratio']:.2f} of a full stock dump), "
-                        f"frozen {row['frozen']:.2f} s ({row['frozen_ratio']:.2f}), "
-                        f"{row['bytes_per_changed_byte']:.3f} bytes stored for each changed"
-                    )
-                row = found["restore"] = chain(bench, options.rounds)
-                print(
-                    f"a chain of {STEPS} increments restored: {row['chain']:.2f} s, "
-                    f"{row['ratio']:.2f} of a full sealed dump"
-                )
-            about = {"machine": machine.facts(tools, {}), "rounds": options.rounds}
-        finally:
-            tools.close()
-    about |= {"size_mib": options.size}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({**about, **found}, indent=1) + "\n")
-    say(f"written to {os.fspath(options.output)}")
-    return 0
+    options = findings.parse(findings.parser("increments", __doc__, size=1024, rounds=5), arguments)
+    speed = digests()
+    with findings.instruments(2) as (tools, directory):
+        with running("random", options.size * MIB, directory / "workload") as workload:
+            bench = Bench(tools, workload, directory)
+            rows = {percent: changes(bench, percent, options.rounds) for percent in PERCENT}
+            restored = chain(bench, options.rounds)
+        fixed, each = overhead(rows)
+        say(f"an increment takes {fixed:.0f} bytes, and {each:.1f} for each changed page")
+        header = ["", "wall s", "criu, or full", "ratio", "frozen s", "ratio", "MiB", "stored"]
+        found = Findings(
+            "increments",
+            "Increments",
+            _figures(speed, rows, restored),
+            (header, _rows(rows, restored)),
+            _charts(rows, restored),
+            NOTES
+            + f"So {fixed:.0f} bytes in any case, and {each:.1f} for each changed page beside it.\n",
+            {
+                "digests_gb_per_s": speed,
+                "overhead": {"bytes": fixed, "bytes_per_page": each},
+                "changes": rows,
+                "restore": restored,
+            },
+            {},
+        )
+        return found.publish(options, tools)

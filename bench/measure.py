@@ -82,7 +82,7 @@ def run(
 
 
 class _Helper:
-    """An orphan, and so, because this process adopts orphans, soon a child of it."""
+    """An orphan in the end, and so, because this process adopts orphans, a child of it: of CRIU before, maybe."""
 
     def __init__(self, word: str) -> None:
         self._word = os.fsencode(word)
@@ -91,15 +91,24 @@ class _Helper:
 
     def look(self, command: int) -> None:
         """Find it, or see how much memory it has."""
-        if not self._pid:
-            for child in tree.children(os.getpid()):
-                with contextlib.suppress(OSError):
-                    words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-                    if child != command and self._word in words:
-                        self._pid = child
+        if not self._is_it(self._pid):
+            self._pid = 0
+            for pid in (*tree.children(os.getpid()), *tree.below(command)[1:]):
+                if pid != command and self._is_it(pid):
+                    self._pid = pid
         if self._pid:
             with contextlib.suppress(OSError):
                 self.peak = max(self.peak, _peak_resident(self._pid))
+
+    def _is_it(self, pid: int) -> bool:
+        """What has not become CRIU yet looks like it, for a moment; a zombie has no command line, and is still it."""
+        if not pid:
+            return False
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return self._word in line.split(b"\0") or (not line and pid == self._pid)
 
     def end(self) -> float:
         """Wait for its end, which the command does not; its CPU seconds. Raises BenchError."""

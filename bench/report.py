@@ -116,17 +116,17 @@ def markdown(
         intro,
         f"![wall time by variant]({plot})\n",
         "## What was promised\n",
-        _markdown_table(["figure", "reached", "target"], _promises(tables)),
+        markdown_table(["figure", "reached", "target"], _promises(tables)),
         "## Every variant\n",
     ]
     for table in tables:
         parts.append(f"### {_title(table)}\n")
-        parts.append(_markdown_table(*_table_rows(table)))
+        parts.append(markdown_table(*_table_rows(table)))
     if small:
         parts.append(f"## Commands on a sealed file of {about['size_mib']} MiB\n")
         for target, figures in small.items():
             header = [f"on {target}", "ms", "target"]
-            parts.append(_markdown_table(header, _small_rows(figures)))
+            parts.append(markdown_table(header, _small_rows(figures)))
     if skipped:
         parts.append("## Not measured\n")
         parts.append("".join(f"- {what}: {why}\n" for what, why in skipped.items()))
@@ -139,11 +139,11 @@ def text(tables: Sequence[Table], small: dict[str, Any], skipped: dict[str, str]
     """The same, aligned, for a terminal."""
     parts = []
     for table in tables:
-        parts += [_title(table), _aligned(*_table_rows(table)), ""]
+        parts += [_title(table), aligned(*_table_rows(table)), ""]
     for target, figures in small.items():
-        parts += [_aligned([f"commands, {target}", "ms", "target"], _small_rows(figures)), ""]
+        parts += [aligned([f"commands, {target}", "ms", "target"], _small_rows(figures)), ""]
     parts += [f"not measured: {what}: {why}" for what, why in skipped.items()]
-    parts.append(_aligned(["promised", "reached", "target"], _promises(tables)))
+    parts.append(aligned(["promised", "reached", "target"], _promises(tables)))
     return "\n".join(parts)
 
 
@@ -209,13 +209,13 @@ def _ratio(series: Series, base: Series, quantity: str) -> str:
     return "" if ratio is None else f"{ratio:.2f}"
 
 
-def _markdown_table(header: Row, rows: Sequence[Row]) -> str:
+def markdown_table(header: Row, rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def _aligned(header: Row, rows: Sequence[Row]) -> str:
+def aligned(header: Row, rows: Sequence[Row]) -> str:
     widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
     return "\n".join(
         "  ".join(
@@ -231,17 +231,17 @@ def _aligned(header: Row, rows: Sequence[Row]) -> str:
 def write(directory: Path, data: dict[str, Any], report: str, plot: str) -> None:
     """latest.json, latest.md and latest.svg."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "latest.json").write_text(json.dumps(_rounded(data), indent=1) + "\n")
+    (directory / "latest.json").write_text(json.dumps(rounded(data), indent=1) + "\n")
     (directory / "latest.md").write_text(report)
     (directory / "latest.svg").write_text(plot)
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     # Microseconds are more than enough, and long fractions make unreadable diffs.
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return value

@@ -6,22 +6,24 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.measure import BenchError
 
 ROOT = Path(__file__).resolve().parents[1]
-_FROM_APT = ("stress-ng", "age")  # by their commands, which are named like the packages
+# What it is compared with or run in: command -> Debian's package.
+_FROM_APT = {"stress-ng": "stress-ng", "age": "age"}
+SSH = {"ssh": "openssh-client", "scp": "openssh-client", "dropbear": "dropbear-bin"}
+RUNC = {"runc": "runc", "busybox": "busybox-static"}
 
 
 def find_criu() -> Path:
     """SEALPOINT_CRIU, else the checkout's own, else PATH's. Raises BenchError."""
     wanted = os.environ.get("SEALPOINT_CRIU")
-    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
     for candidate in [wanted] if wanted else [str(ROOT / ".criu/bin/criu"), "criu"]:
-        if found := shutil.which(candidate, path=path):
+        if found := find(candidate):
             return Path(found)
     raise BenchError("there is no CRIU: run `make criu`, or set SEALPOINT_CRIU")
 
@@ -34,18 +36,33 @@ def find_sealpoint() -> Path:
     return path
 
 
-def install_missing() -> None:
+def install_missing(wanted: Mapping[str, str] = _FROM_APT) -> None:
     """Install what the benchmark compares with from the distribution's packages, saying so. Failure is no error: the
-    rows are then missing, with the reason."""
-    missing = [name for name in _FROM_APT if shutil.which(name) is None]
-    if not missing or os.geteuid() != 0 or shutil.which("apt-get") is None:
+    rows are then missing, with the reason. wanted: command -> package."""
+    absent = sorted({package for name, package in wanted.items() if find(name) is None})
+    if not absent or os.geteuid() != 0 or shutil.which("apt-get") is None:
         return
-    say(f"installing {', '.join(missing)} with apt-get, to compare with (--no-install skips this)")
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing]
+    say(f"installing {', '.join(absent)} with apt-get, to compare with (--no-install skips this)")
+    # Without what these recommend: Debian's own criu must not appear in PATH.
+    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *absent]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         say(f"apt-get failed, going on without: {result.stderr.strip()[-300:]}")
+
+
+def find(name: str) -> str | None:
+    """A program that may be one of the system administrator's."""
+    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+
+
+def missing(wanted: Mapping[str, str]) -> str:
+    """Which of them are not there, and which packages have them; empty if none."""
+    names = [name for name in wanted if find(name) is None]
+    packages = sorted({wanted[name] for name in names})
+    return (
+        f"{', '.join(names)} not installed (apt-get install {' '.join(packages)})" if names else ""
+    )
 
 
 def say(text: str) -> None:

@@ -1,11 +1,14 @@
 """A process to be dumped: `victim.py KIND SIZE DIRECTORY`, started by bench.workloads with `python -I -S`.
 
 `random` holds SIZE bytes of random data in one private anonymous mapping, and little besides. `heap` holds what a
-Python service holds: many small records of dicts, lists and strings, about SIZE bytes of them.
+Python service holds: many small records of dicts, lists and strings, about SIZE bytes of them. `busy` is like `random`,
+but goes on writing: DIRTY_PAGES pages every TICK seconds, in turn those of a sixteenth of the memory.
 
 Writes DIRECTORY/ready when it is complete. Upon SIGUSR1 it checks its memory and writes "ok" or "BAD" into
 DIRECTORY/answer. Upon SIGUSR2 a `random` one changes as many percent of its pages as DIRECTORY/percent says, and
-answers how many pages those were. Otherwise it sleeps, so that it costs no CPU time of its own while it is measured.
+answers how many pages those were; a `busy` one answers how many seconds it stood still, each time that it did since it
+was last asked, and whether it was in another pid namespace afterwards (a JSON list of pairs). Otherwise it sleeps, so
+that it costs no CPU time of its own while it is measured.
 """
 
 import mmap
@@ -13,9 +16,13 @@ import os
 import random
 import signal
 import sys
+import time
 import zlib
 
 PIECE = 1 << 20
+TICK = 0.01  # seconds
+DIRTY_PAGES = 10  # 4 MB/s
+STILL = 0.04  # seconds beyond a tick that are no longer the scheduler's
 WORDS = [
     "session", "customer", "invoice", "delivery", "warehouse", "pending", "approved", "refund",
     "basket", "catalogue", "address", "shipping", "express", "standard", "returned", "archive",
@@ -50,6 +57,47 @@ class RandomMemory:
         return value
 
 
+def namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+class BusyMemory(RandomMemory):
+    """The part that is written to is kept twice, so that a page that went missing is noticed."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.busy = size // 16
+        self.copy = bytearray(self.map[: self.busy])
+        self.page = 0
+        self.last = time.time()
+        self.gaps = []
+        self.place = namespace()
+
+    def work(self) -> None:
+        now = time.time()  # CRIU's time namespace holds the monotonic clock back
+        if (gap := now - self.last) > TICK + STILL:
+            before, self.place = self.place, namespace()
+            self.gaps.append([round(gap, 4), int(self.place != before)])
+        self.last = now
+        for _ in range(DIRTY_PAGES):
+            at = self.page * mmap.PAGESIZE % self.busy
+            self.map[at : at + 16] = self.copy[at : at + 16] = os.urandom(16)
+            self.page += 1
+
+    def stood_still(self) -> str:
+        gaps, self.gaps = self.gaps, []
+        return str(gaps)
+
+    def checksum(self) -> int:
+        intact = self.map[: self.busy] == self.copy
+        value = 0
+        with memoryview(self.map) as view:
+            for at in range(self.busy, len(view), PIECE):
+                value = zlib.crc32(view[at : at + PIECE], value)
+        self.last = time.time()  # this took a while
+        return value if intact else -1
+
+
 class Heap:
     def __init__(self, size: int) -> None:
         dice = random.Random(20240917)  # the same heap in every run
@@ -81,7 +129,7 @@ class Heap:
 
 def main() -> None:
     kind, size, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    memory = RandomMemory(size) if kind == "random" else Heap(size)
+    memory = {"random": RandomMemory, "busy": BusyMemory, "heap": Heap}[kind](size)
     expected = memory.checksum()
 
     # Blocked and waited for, so that a signal that comes while CRIU lets go of the process is not missed.
@@ -90,7 +138,15 @@ def main() -> None:
     with open(f"{directory}/ready", "w"):
         pass
     while True:
-        if signal.sigwaitinfo(wanted).si_signo == signal.SIGUSR2:
+        # Not sigtimedwait: interrupted by a stop that is longer than its time, it returns rubbish (Python 3.11).
+        while kind == "busy" and not signal.sigpending() & wanted:
+            time.sleep(TICK)
+            memory.work()
+        came = signal.sigwaitinfo(wanted)
+        if came.si_signo == signal.SIGUSR2 and kind == "busy":
+            memory.work()
+            answer = memory.stood_still()
+        elif came.si_signo == signal.SIGUSR2:
             with open(f"{directory}/percent") as file:
                 answer = str(memory.change(int(file.read())))
             expected = memory.checksum()

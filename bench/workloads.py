@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,8 @@ KINDS = {
     "stress-ng": "stress-ng --vm (patterns, compressible)",
     "heap": "a Python process with a heap of small records",
 }
-_SHARE = {"random": 1.0, "stress-ng": 0.5, "heap": 0.3}  # of --size
+BUSY = "busy"  # random memory to which it goes on writing; not among the kinds whose dumps are compared
+_SHARE = {"random": 1.0, BUSY: 1.0, "stress-ng": 0.5, "heap": 0.3}  # of --size
 
 
 def size_of(kind: str, size: int) -> int:
@@ -117,6 +119,12 @@ class Workload:
         (self._dir / "percent").write_text(str(percent))
         return int(self._ask(signal.SIGUSR2, timeout))
 
+    def stood_still(self, timeout: float = 60.0) -> list[tuple[float, bool]]:
+        """How many seconds the busy one did not run, each time since it was last asked, and whether it was somewhere
+        else then. Raises BenchError."""
+        answer: list[tuple[float, bool]] = json.loads(self._ask(signal.SIGUSR2, timeout))
+        return answer
+
     def _ask(self, number: int, timeout: float) -> str:
         answer = self._dir / "answer"
         answer.unlink(missing_ok=True)
@@ -127,6 +135,12 @@ class Workload:
                 raise BenchError(f"the workload {self.kind} does not answer")
             time.sleep(0.01)
         return answer.read_text()
+
+    def moved(self, pid: int) -> None:
+        """What remains here of a process without children, a zombie, is reaped; its pid is `pid` now."""
+        tree.end(self.pids)
+        self.pid = pid
+        self.pids = [pid]
 
     def end(self) -> None:
         """Kill and reap all its processes: their pids are free then."""

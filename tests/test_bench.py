@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -12,6 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench import far, findings, increments, place, slow_disk, tools
+
 NUMBERS = {
     "dump_tmpfs_ratio",
     "restore_tmpfs_ratio",
@@ -142,15 +148,200 @@ def test_micro_measures_every_case() -> None:
         assert all(value > 0 for value in speed.values())
 
 
+def run_of(tmp_path: Path, name: str, *arguments: str) -> dict:
+    """What `python -m bench NAME` found, with all that it writes checked."""
+    need_criu()
+    result = bench(name, *arguments, "--output", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "minutes" in result.stderr
+    data = json.loads((tmp_path / f"{name}.json").read_text())
+    report = (tmp_path / f"{name}.md").read_text()
+    assert data["figures"]
+    for figure in data["figures"]:
+        assert math.isfinite(figure["value"])
+        assert f"| {figure['what']} | {figure['value']:.{figure['decimals']}f}" in report
+    assert f"{name}.svg" in report
+    plot = ET.parse(tmp_path / f"{name}.svg").getroot()
+    assert len(list(plot.iter("{http://www.w3.org/2000/svg}rect"))) > 1
+    for text in (report, json.dumps(data)):
+        assert str(ROOT) not in text
+    return data
+
+
+def promised(data: dict, words: str) -> float:
+    [value] = [figure["value"] for figure in data["figures"] if words in figure["what"]]
+    return value
+
+
 @pytest.mark.criu
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sinks_of_limited_speed_get_every_policy(tmp_path: Path) -> None:
-    need_criu()
-    out = tmp_path / "sinks.json"
-    result = bench("sinks", "--size", "100", "--rounds", "1", "--rate", "200", "--output", str(out))
-    assert result.returncode == 0, result.stderr
-    [sink] = json.loads(out.read_text())["sinks_mb_per_s"].values()
+    small = ["--size", "100", "--rounds", "1", "--rate", "200", "--only", "pipe"]
+    data = run_of(tmp_path, "sinks", *small)
+    [sink] = data["sinks_mb_per_s"].values()
     assert sink.keys() == {"none", "lz4", "zstd", "auto"}
     assert sink["zstd"]["bytes"] < sink["lz4"]["bytes"] < sink["none"]["bytes"]
     assert sink["auto"]["bytes"] <= sink["none"]["bytes"]
+    assert promised(data, "auto") > 0
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_disk_of_limited_speed_is_one_and_is_taken_away_again(tmp_path: Path) -> None:
+    if reason := slow_disk.why_not():
+        pytest.skip(reason)
+    mounts = Path("/proc/self/mounts").read_text()
+    limits = slow_disk._limits().read_text()
+    small = ["--size", "100", "--disk-rounds", "1", "--disk-rate", "100", "--only", "disk"]
+    data = run_of(tmp_path, "sinks", *small)
+    variants = data["disk"]["variants"]
+    assert variants.keys() == {"stock", "stock-unsynced", "sealpoint"}
+    assert variants["sealpoint"]["bytes"]["median"] <= variants["stock"]["bytes"]["median"] * 1.01
+    assert promised(data, "time to dump a compressible process to a disk of 100 MB/s") > 0
+    assert Path("/proc/self/mounts").read_text() == mounts
+    assert slow_disk._limits().read_text() == limits
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_increments_are_measured_against_stock_dumps_and_restored(tmp_path: Path) -> None:
+    data = run_of(tmp_path, "increments", "--size", "32", "--rounds", "1")
+    assert data["changes"].keys() == {"1", "10", "50"}
+    least = {"1": 32 * 256 / 100, "10": 32 * 25.6, "50": 32 * 128}
+    for percent, found in data["changes"].items():
+        assert found["pages_changed"]["median"] > 0.9 * least[percent]
+        stored = found["file_size"]["median"]
+        assert stored > 4096 * found["pages_changed"]["median"]
+        assert found["bytes_per_changed_byte"]["median"] == pytest.approx(
+            stored / 4096 / found["pages_changed"]["median"], rel=1e-4
+        )
+    # What is stored beside the pages is bounded: a gross mistake would be a page stored twice.
+    assert data["overhead"]["bytes_per_page"] < 40
+    assert data["restore"]["chain"]["median"] > 0
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_migration_is_measured_by_the_process_that_moves(tmp_path: Path) -> None:
+    if reason := far.why_not():
+        pytest.skip(reason)
+    data = run_of(tmp_path, "migration", "--size", "32", "--rounds", "1", "--rate", "2000")
+    assert {"sealpoint", "sealpoint-0"} <= data["ways"].keys()
+    assert "stock" in data["ways"] or data["skipped"]
+    for way in data["ways"].values():
+        assert 0 < way["frozen"]["median"] <= way["still"]["median"] < way["total"]["median"]
+        assert 32 << 20 < way["wire"]["median"] < 2 * (32 << 20)
+    [copied] = data["said"]["sealpoint"]
+    assert copied["rounds"]
+    [straight] = data["said"]["sealpoint-0"]
+    assert straight["rounds"] == []
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_small_container_is_measured_with_either_criu(tmp_path: Path) -> None:
+    need_criu()
+    tools.install_missing(tools.RUNC)
+    if reason := tools.missing(tools.RUNC):
+        pytest.skip(reason)
+    data = run_of(tmp_path, "containers", "--rounds", "1")
+    assert data["variants"].keys() == {"stock", "dropin"}
+    for variant in data["variants"].values():
+        assert all(
+            variant[quantity]["median"] > 0 for quantity in ("checkpoint", "restore", "bytes")
+        )
+    assert 10 < promised(data, "helper") < 200
+
+
+# --- A run that ends before its time ------------------------------------------------------------------------
+
+
+def runs() -> set[Path]:
+    return set(place.MEMORY.glob(place.PREFIX + "*"))
+
+
+def busy(timeout: float = 60) -> tuple[subprocess.Popen, set[Path]]:
+    """A benchmark at work, and its directories; a workload lives in one of them."""
+    need_criu()
+    before = runs()
+    options = ["--quick", "--no-install", "--only", "tmpfs", "--workload", "random"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "bench", *options, "--rounds", "50"],
+        cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in running.stderr:
+        if "round 0 of 50" in line:
+            return running, runs() - before
+    raise AssertionError(f"it ended with {running.wait()}")
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_a_signal_ends_leaves_nothing(number: signal.Signals) -> None:
+    running, directories = busy()
+    assert [p for d in directories for p in place._living_in(d)]
+    running.send_signal(number)
+    assert "interrupted" in running.stderr.read()
+    running.stderr.close()
+    assert running.wait(60) == 128 + number
+    assert not directories & runs()
+    assert not [p for d in directories for p in place._living_in(d)]
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+def test_what_a_killed_run_has_left_is_taken_away_by_the_next_and_what_lives_is_not() -> None:
+    running, directories = busy()
+    with place.temporary():  # sweeps
+        assert directories <= runs()
+        running.kill()
+        running.wait()
+        running.stderr.close()
+        assert directories <= runs()
+        with place.temporary():
+            assert not directories & runs()
+    assert not [p for d in directories for p in place._living_in(d)]
+
+
+def test_directories_of_a_dead_run_are_swept_and_those_of_a_living_one_kept(tmp_path: Path) -> None:
+    dead = tmp_path / f"{place.PREFIX}dead"
+    (dead / "deep").mkdir(parents=True)
+    (dead / "deep" / "file").write_bytes(bytes(1000))
+    foreign = tmp_path / "else"
+    foreign.mkdir()
+    left = subprocess.Popen(["sleep", "1000"], cwd=dead / "deep")
+    with place.temporary(tmp_path) as mine:
+        assert left.wait(20) == -signal.SIGKILL
+        assert not dead.exists()
+        with place.temporary(tmp_path) as other:
+            assert mine.exists()
+            assert other != mine
+        assert not other.exists()
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_a_partial_run_does_not_replace_the_committed_results() -> None:
+    parser = findings.parser("increments", "", size=1024, rounds=5)
+    assert findings.parse(parser, []).output == findings.RESULTS
+    assert findings.parse(parser, ["--size", "64"]).output == findings.PARTIAL
+    assert findings.parse(parser, ["--size", "64", "--output", "x"]).output == Path("x")
+
+
+def test_a_missed_promise_is_marked() -> None:
+    assert findings.Figure("a", 1.25, most=1.3).reached == "1.25"
+    assert findings.Figure("a", 1.35, most=1.3).reached == "1.35 (missed)"
+    assert findings.Figure("a", 0.9, least=1).reached == "0.90 (missed)"
+    assert findings.Figure("a", 0.9).target == ""
+
+
+def test_the_fixed_part_of_an_increment_is_told_from_what_each_page_takes() -> None:
+    def row(pages: int) -> dict:
+        return {"pages_changed": {"median": pages}, "file_size": {"median": 5000 + pages * 4120}}
+
+    assert increments.overhead({1: row(100), 10: row(1000), 50: row(5000)}) == (5000, 24)
