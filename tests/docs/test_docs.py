@@ -211,19 +211,43 @@ def test_the_readme_is_filled_in() -> None:
     assert f"<!-- help:begin -->\n```text\n{listed}\n```\n<!-- help:end -->\n" in text, (
         "run scripts/readme-figures"
     )
-    results = module.json.loads(module.RESULTS.read_text()) if module.RESULTS.exists() else None
-    assert module.fill(text, "bench", module.figures(results)) == text, "run scripts/readme-figures"
+    content = module.figures(
+        module.load("latest"), {name: module.load(name) for name in module.MORE}
+    )
+    assert module.fill(text, "bench", content) == text, "run scripts/readme-figures"
 
 
 def test_missing_figures_are_said_and_missed_ones_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = SourceFileLoader("readme_figures", str(ROOT / "scripts/readme-figures"))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
-    assert "Not measured" in module.figures(None)
-    shown = module.figures({"dump_tmpfs_ratio": 1.2, "restore_tmpfs_ratio": 1.1})
+    assert "Not measured" in module.figures(None, {})
+    shown = module.figures({"dump_tmpfs_ratio": 1.2, "restore_tmpfs_ratio": 1.1}, {})
     assert "| 1.20 (missed) | at most 1 | 2.1 |" in shown
     assert "| 1.10 | at most 1.15 | 5.2 |" in shown
     assert "| not measured | at most 1.0001 | 1.0 |" in shown
+
+
+def test_figures_that_say_themselves_what_was_promised_are_marked() -> None:
+    loader = SourceFileLoader("readme_figures", str(ROOT / "scripts/readme-figures"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    figure = {"what": "size", "value": 1.031, "decimals": 2, "most": 1.02, "least": None}
+    speed = {"what": "speed", "value": 0.5, "decimals": 1, "most": None, "least": 1.0}
+    size = {"what": "bytes", "value": 0.98, "decimals": 2, "most": None, "least": None}
+    machine = {"date": "2026-11-25T03:00:00", "kernel": "6.1"}
+    found = {
+        "figures": [figure, speed, size],
+        "skipped": {"a disk": "none here"},
+        "machine": machine,
+    }
+    shown = module.figures(None, {"sinks": found | {"rounds": 4}, "migration": None})
+    assert "| size | 1.03 (missed) | at most 1.02 |" in shown
+    assert "| speed | 0.5 (missed) | at least 1 |" in shown
+    assert "| bytes | 0.98 |  |" in shown
+    assert "| not measured: a disk |" in shown
+    assert "`python -m bench migration`" in shown
+    assert "`sinks`: 2026-11-25, kernel 6.1, 4 rounds." in shown
 
 
 def test_decisions_are_numbered_and_complete() -> None:
