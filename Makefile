@@ -55,6 +55,10 @@ test: dev test-tools ## run all tests that need no virtual machine
 test-tools:
 	@scripts/get-test-tools
 
+.PHONY: test-vm
+test-vm: vm ## run the tests that need the virtual machine
+	@scripts/test-vm $(ARGS)
+
 .PHONY: test-fast
 test-fast: venv ## run the tests that need neither CRIU nor much time
 	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz" $(ARGS)

@@ -41,7 +41,12 @@ criu, needles, ram_dir, sealpoint, workload = (
 IN_VM = Path("/run/sealpoint-vm").exists()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--share", metavar="K/N", help="run every Nth test only, from the Kth on")
+
+
+@pytest.hookimpl(trylast=True)  # after the selection by -k and -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.vm)
@@ -51,6 +56,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                         reason="runs in the virtual machine: scripts/vm-run tests/vm/run.sh"
                     )
                 )
+    if share := config.getoption("--share", None):
+        which, of = map(int, share.split("/"))
+        kept = items[which - 1 :: of]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
 
 
 @pytest.fixture(autouse=True)
