@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,8 +45,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--share", metavar="K/N", help="run every Nth test only, from the Kth on")
 
 
-@pytest.hookimpl(trylast=True)  # after the selection by -k and -m
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.vm)
@@ -56,6 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                         reason="runs in the virtual machine: scripts/vm-run tests/vm/run.sh"
                     )
                 )
+    yield  # -k and -m select by those marks
     if share := config.getoption("--share", None):
         which, of = map(int, share.split("/"))
         kept = items[which - 1 :: of]

@@ -201,6 +201,10 @@ class View(Filesystem):
         assert image.runs is not None
         return out[: image.runs.fill(out, begin, _Pinned(self._cache))]
 
+    def close(self) -> None:
+        """Nobody reads any more."""
+        self._cache.close()
+
     def verify_rest(self) -> None:
         """Authenticate every chunk of the images that nobody has read.  Raises SealpointError."""
         scratch = Scratch()
@@ -241,44 +245,109 @@ class _Chunk:
 
 
 class _ChunkCache:
-    """Recently decrypted chunks.  A chunk stays as it is until the thread that got it asks for the next ones."""
+    """Recently decrypted chunks.  A chunk stays as it is until the thread that got it asks for the next ones.
+
+    Who reads front to back gets the next chunk decrypted meanwhile: CRIU asks for a megabyte at a time, and is busy
+    with it for about as long as decrypting takes.
+    """
 
     def __init__(self, flat: Flat) -> None:
         self._flat = flat
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._chunks: OrderedDict[tuple[int, int, int], _Chunk] = OrderedDict()
         self._local = threading.local()
         self._limit = _CACHE * len(flat.files)  # pages of a chain lie in as many places
+        self._latest: dict[
+            tuple[int, int], int
+        ] = {}  # chunk that was asked for last, by file and stream
+        self._wanted: list[tuple[int, Stream, int]] = []
+        self._ahead: threading.Thread | None = None
+        self._closed = False
         self.verified: set[tuple[int, int, int]] = set()
+
+    def close(self) -> None:
+        """No more reading ahead."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._ahead is not None:
+            self._ahead.join()
 
     def start(self) -> None:
         """The calling thread is done with what it got before."""
-        with self._lock:
+        with self._changed:
             for chunk in getattr(self._local, "held", ()):
                 chunk.pins -= 1
             self._local.held = []
 
     def chunk(self, file: int, stream: Stream, counter: int) -> memoryview:
         """Plaintext of a chunk.  Raises FileError."""
-        key = (file, stream.number, counter)
-        with self._lock:
-            chunk = self._chunks.get(key)
-            if chunk is None:
-                chunk = self._take(stream.chunk_size)
-                scratch = self._scratch()
-                chunk.size = self._flat.files[file].read_chunk_into(
-                    stream, counter, chunk.data, scratch
-                )
-                self._chunks[key] = chunk
-                self.verified.add(key)
-            self._chunks.move_to_end(key)
-            chunk.pins += 1
-            self._local.held.append(chunk)
+        chunk = self._load(file, stream, counter)
+        self._local.held.append(chunk)
+        self._look_ahead(file, stream, counter)
         return chunk.data[: chunk.size]
+
+    def _load(self, file: int, stream: Stream, counter: int) -> _Chunk:
+        """The chunk, pinned."""
+        key = (file, stream.number, counter)
+        with self._changed:
+            while True:
+                chunk = self._chunks.get(key)
+                if chunk is None or chunk.ready:
+                    break
+                self._changed.wait()  # another thread is at it
+            if chunk is not None:
+                self._chunks.move_to_end(key)
+                chunk.pins += 1
+                return chunk
+            chunk = self._chunks[key] = self._take(stream.chunk_size)
+            chunk.pins, chunk.ready = 1, False
+        try:
+            opened = self._flat.files[file]
+            chunk.size = opened.read_chunk_into(stream, counter, chunk.data, self._scratch())
+        except BaseException:
+            with self._changed:
+                del self._chunks[key]
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            chunk.ready = True
+            self.verified.add(key)
+            self._changed.notify_all()
+        return chunk
+
+    def _look_ahead(self, file: int, stream: Stream, counter: int) -> None:
+        with self._changed:
+            before = self._latest.get((file, stream.number))
+            self._latest[file, stream.number] = counter
+            following = counter + 1
+            known = (file, stream.number, following) in self._chunks
+            if before != counter - 1 or following >= stream.chunks or known or self._closed:
+                return
+            if self._ahead is None:
+                self._ahead = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+                self._ahead.start()
+            self._wanted.append((file, stream, following))
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted or self._closed)
+                if self._closed:
+                    return
+                file, stream, counter = self._wanted.pop()
+                self._wanted.clear()  # what was wanted before that is too late
+            try:
+                chunk = self._load(file, stream, counter)
+            except Exception:  # noqa: BLE001, S112 - who really reads it gets the error
+                continue
+            with self._changed:
+                chunk.pins -= 1
 
     def _take(self, capacity: int) -> _Chunk:
         if len(self._chunks) >= max(2, min(self._limit, _CACHE_BYTES // capacity)):
-            for key, chunk in self._chunks.items():
+            for key, chunk in self._chunks.items():  # those that are being loaded are pinned
                 if not chunk.pins and len(chunk.data) >= capacity:
                     del self._chunks[key]
                     return chunk

@@ -129,6 +129,9 @@ class Filesystem:
         """Make a symbolic link."""
         raise OSError(errno.EROFS, "read-only")
 
+    def close(self) -> None:
+        """The server has ended: no more calls."""
+
 
 class FuseServer:
     """Serves one file system until the mount is gone or `close`.
@@ -207,6 +210,7 @@ class FuseServer:
             thread.join(max(0.0, deadline - time.monotonic()))
         os.eventfd_write(self._stop, 1)
         self.wait()
+        self._filesystem.close()
         os.close(self._device)  # the kernel answers what is still asked
         os.close(self._stop)
 
