@@ -285,7 +285,7 @@ class Container:
         """It counts on from `since`, has three processes, and everything it held is there."""
         assert self.assert_counts() > since
         init, *others = self.processes()
-        assert len(others) == 2
+        assert len(others) == 2, [Path(f"/proc/{p}/cmdline").read_bytes() for p in others]
         assert self.path("/secret/file").read_bytes() == self.contents
         assert Path(f"/proc/{init}/fd/5").read_bytes().strip() == self.needles["unlinked"]
         environment = Path(f"/proc/{init}/environ").read_bytes()

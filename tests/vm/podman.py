@@ -160,6 +160,10 @@ class Container:
         assert str(self.address) in self._in_network("ip", "-6", "addr", "show", "dev", "lo")
         assert self.table in self._in_network("nft", "list", "tables")
 
+    def network_locked(self) -> bool:
+        """Whether CRIU's lock, of either kind, is in its network namespace."""
+        return "CRIU" in self._in_network("nft", "list", "ruleset")
+
     def _in_network(self, *command: str) -> str:
         words = ["nsenter", "--target", str(self.processes()[0]), "--net", *command]
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout

@@ -230,3 +230,30 @@ def test_a_killed_dump_leaves_the_container_running_and_nothing_behind(
     settled()
     assert not archive.exists()
     running.assert_whole(count)
+
+
+@pytest.mark.parametrize("victim", ["criu", "criu and helper"])
+def test_a_killed_dump_leaves_no_network_lock_behind(
+    container: StartContainer, sealpoint: sealed.Sealpoint, tmp_path: Path, victim: str
+) -> None:
+    running = container("runc")
+    assert not running.network_locked()
+    process = subprocess.Popen(
+        ["podman", *podman.GLOBAL, "--runtime", "runc", "container", "checkpoint",
+         "--export", tmp_path / "none.tar", running.name],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    sealed.wait_until(running.network_locked, "CRIU has locked the network", podman.TIMEOUT)
+    os.kill(real_criu(), signal.SIGSTOP)
+    if "helper" in victim:
+        os.kill(min(helpers()), signal.SIGKILL)
+    os.kill(real_criu(), signal.SIGKILL)
+    assert process.wait(podman.TIMEOUT) != 0
+    settled()
+    if "helper" in victim:  # nobody was there to take it away
+        assert running.network_locked()
+        target = str(running.processes()[0])
+        done = sealpoint.run("doctor", "--thaw", target).ok().out.decode()
+        assert "took CRIU's network lock away" in done
+    assert not running.network_locked()
+    running.assert_counts()

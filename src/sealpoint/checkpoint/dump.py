@@ -23,6 +23,7 @@ from sealpoint.checkpoint.track import Track
 from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.gate import Gate
+from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.criu.run import CriuRun, check_options, split_action_scripts
 from sealpoint.errors import CriuError, SealpointError, SystemEnvironmentError, UsageError
@@ -221,7 +222,10 @@ class Dump:
         arguments = ["-t", str(request.pid)]
         if request.leave_running:
             arguments.append("--leave-running")
-        with Gate(directory.path, "post-dump", complete, before=scripts, confirm=commit) as gate:
+        with (
+            NetworkLock(request.pid) as network,
+            Gate(directory.path, "post-dump", complete, before=scripts, confirm=commit) as gate,
+        ):
             criu = CriuRun(request.criu, directory, gate)
             if request.criu_log:
                 criu.keep_log(request.criu_log)
@@ -232,7 +236,7 @@ class Dump:
             except BaseException as error:
                 # If the answer was yes already, it is too late to give up: the tree is about to end.
                 if gate.refuse() or criu.wait() != 0:
-                    self._give_up(criu, capture, error)
+                    self._give_up(criu, capture, network, error)
                     raise
                 return criu
             finally:
@@ -242,7 +246,7 @@ class Dump:
             gate.refuse()
             cause = self._error or capture.error
             failure = criu.failure("dump", code) if code else _no_gate()
-            self._give_up(criu, capture, failure)
+            self._give_up(criu, capture, network, failure)
             if cause is not None and not _is_echo(cause):
                 raise as_sealpoint_error(cause)
             raise failure
@@ -284,13 +288,17 @@ class Dump:
             )
         return code
 
-    def _give_up(self, criu: CriuRun, capture: Capture, error: BaseException) -> None:
+    def _give_up(
+        self, criu: CriuRun, capture: Capture, network: NetworkLock, error: BaseException
+    ) -> None:
         """End every wait, so that CRIU sees its pipes closed, lets the tree run on and ends by itself."""
         self._acknowledged.put(error)
         capture.fail(error)
         self._out.cancel()
         if criu.process is not None:
             criu.stop(_GIVE_UP)
+            if (criu.process.returncode or 0) < 0:
+                network.remove()
 
 
 def _is_echo(error: BaseException) -> bool:

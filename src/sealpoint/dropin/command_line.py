@@ -20,6 +20,7 @@ from sealpoint import config as configuration
 from sealpoint import process
 from sealpoint.checkpoint.capture_fs import PARENT
 from sealpoint.criu.gate import Gate
+from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.increments import Step
@@ -201,12 +202,15 @@ class _Helper:
         self._action = "post-dump"
 
     def run(self, link: socket.socket) -> None:
-        try:
-            self._run(link)
-        finally:
-            self._work.close()
+        with NetworkLock(self._line.pid) as network:
+            try:
+                if self._run(link) and isinstance(self._work, DumpWork):
+                    network.remove()
+            finally:
+                self._work.close()
 
-    def _run(self, link: socket.socket) -> None:
+    def _run(self, link: socket.socket) -> bool:
+        """Until CRIU has ended; whether it may not have undone what it did."""
         ended = os.pidfd_open(self._criu)
         self._work.when_failed(self._failed)
         supervised = self._line.command == "pre-dump" or self._line.has("auto-dedup")
@@ -222,13 +226,16 @@ class _Helper:
                 # None: who waits for CRIU was killed, and CRIU may go on.
                 done = self._tree_is_gone() if status is None else status == 0
                 _send(link, {"ok": self._finish(passed=gate.passed and done, status=status)})
-                return
+                return isinstance(status, int) and status < 0
             link.close()
             poll = select.poll()
             poll.register(ended, select.POLLIN)
             poll.poll()
+            passed = gate.passed
             if self._line.command == "dump":
-                self._work.ended(success=gate.passed and self._tree_is_gone())
+                passed = passed and self._tree_is_gone()
+                self._work.ended(success=passed)
+            return not passed
 
     def _finish(self, *, passed: bool, status: object) -> bool:
         """CRIU, or who waits for it, has ended; returns whether all is well.  status: None if it is not known."""

@@ -36,11 +36,15 @@ class Leftovers:
         if pid > 0 and pid not in self._known and (started := _started(pid)):
             self._known[pid] = started
 
-    def end(self) -> None:
-        """After CRIU's end, which is waited for a while: SIGKILL to all that are left."""
+    def criu_has_ended(self) -> bool:
+        """Whether CRIU ends within a while: it may still be undoing what it did."""
         poll = select.poll()
         poll.register(self._criu, select.POLLIN)
-        if not poll.poll(_PATIENCE * 1000):
+        return bool(poll.poll(_PATIENCE * 1000))
+
+    def end(self) -> None:
+        """After CRIU's end, which is waited for a while: SIGKILL to all that are left."""
+        if not self.criu_has_ended():
             return  # it lives and is in charge
         deadline = time.monotonic() + _PATIENCE
         while (left := self._left()) and time.monotonic() < deadline:

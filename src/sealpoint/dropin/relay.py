@@ -131,6 +131,7 @@ def _start(
     address: str, data: bytes, parent: int, criu: socket.socket, ended: int, journal: Any
 ) -> tuple[Session, bytes]:
     from sealpoint.criu import schema
+    from sealpoint.criu.network_lock import NetworkLock
     from sealpoint.dropin.descriptors import Descriptors, Freezer
     from sealpoint.dropin.leftovers import Leftovers
     from sealpoint.dropin.session import Session
@@ -154,6 +155,7 @@ def _start(
             engine_listens=options.notify_scripts,
             journal=journal,
             freezer=Freezer(options.freeze_cgroup),
+            network=NetworkLock(options.pid),
             leftovers=Leftovers(ended, images, work_directory),
             remarks=[],
         )

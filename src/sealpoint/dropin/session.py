@@ -11,6 +11,7 @@ from sealpoint import process
 from sealpoint.checkpoint.capture_fs import PARENT
 from sealpoint.criu import schema
 from sealpoint.criu.fuse import FuseServer
+from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.dropin import arguments
 from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal, copy_descriptor
 from sealpoint.dropin.leftovers import Leftovers
@@ -62,6 +63,7 @@ class Session:
         engine_listens: bool,
         journal: Journal,
         freezer: Freezer,
+        network: NetworkLock,
         leftovers: Leftovers,
         remarks: list[str],
     ) -> None:
@@ -71,6 +73,7 @@ class Session:
         self._engine_listens = engine_listens
         self._journal = journal
         self._freezer = freezer
+        self._network = network
         self._leftovers = leftovers
         self._remarks = remarks  # for the log, which CRIU empties when it starts
         self._reason = ""
@@ -141,8 +144,11 @@ class Session:
             self._work.ended(success=False)
             if self.kind != _RESTORE:
                 self._freezer.restore()
+                if self._leftovers.criu_has_ended():
+                    self._network.remove()
             elif criu_left:
                 self._leftovers.end()
+        self._network.close()
         self._work.close()
 
 
@@ -186,6 +192,7 @@ def _start(
     _check(options, request.type)
     config = configuration.load_system()
     freezer = Freezer(options.freeze_cgroup)
+    network = NetworkLock(options.pid)
     remarks: list[str] = []
     os.chdir("/")  # the engine's directory shall not be busy because of us
     from sealpoint.dropin.increments import Step
@@ -234,6 +241,7 @@ def _start(
             engine_listens=options.notify_scripts,
             journal=journal,
             freezer=freezer,
+            network=network,
             leftovers=leftovers,
             remarks=remarks,
         )

@@ -1,6 +1,7 @@
 """Letting a process tree run again that a killed CRIU or engine left frozen: its freezer cgroup, then SIGCONT.
 
-What a killed CRIU may have left besides (a parasite in the process, network locks) is out of scope.
+And its network lock, if it has a network namespace of its own.  A parasite that a killed CRIU may have left in the
+process is out of scope.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
+from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.errors import SystemEnvironmentError, UsageError
 
 _ROOT = "/"
@@ -27,7 +29,11 @@ def thaw(target: str) -> list[str]:
     for group in groups:
         with open(os.path.join(group, "cgroup.procs")) as file:
             pids |= {int(line) for line in file}
-    return done + [f"continued process {pid}" for pid in sorted(pids) if _continue(pid)]
+    done += [f"continued process {pid}" for pid in sorted(pids) if _continue(pid)]
+    with NetworkLock(min(pids, default=0)) as network:
+        if network.remove():
+            done.append("took CRIU's network lock away")
+    return done
 
 
 def _groups_of(pid: int) -> list[str]:
