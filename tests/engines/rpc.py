@@ -18,7 +18,7 @@ from typing import Any, Self
 
 DUMP, RESTORE, CHECK, PRE_DUMP, PAGE_SERVER, NOTIFY = 1, 2, 3, 4, 5, 6
 CPUINFO_DUMP, CPUINFO_CHECK, FEATURE_CHECK, VERSION = 7, 8, 9, 10
-SINGLE_PRE_DUMP = 13
+PAGE_SERVER_CHLD, SINGLE_PRE_DUMP = 12, 13
 
 OPTIONS = {
     "images_dir_fd": 1, "pid": 2, "leave_running": 3, "ext_unix_sk": 4, "shell_job": 7, "log_level": 9,

@@ -7,51 +7,22 @@ import fcntl
 import os
 import pty
 import signal
-import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import dropin as dropin_tools
 import harness
 import pytest
 import rpc
-import sealed
+from rpc_calls import client, dump, places, restore
 
 from sealpoint.checkpoint import tracking
 
+__all__ = ["places"]  # a fixture
+
 StartWorkload = Callable[..., harness.Workload]
 MAGIC_SIZE = 8
-
-
-@pytest.fixture
-def places(images: Path, work: Path) -> Iterator[dict[str, int]]:
-    """Options that name the two directories."""
-    with rpc.directory_descriptor(images) as first, rpc.directory_descriptor(work) as second:
-        yield {"images_dir_fd": first, "work_dir_fd": second}
-
-
-@contextlib.contextmanager
-def client(
-    dropin: dropin_tools.DropIn, cwd: Path | None = None, inherited: Sequence[int] = ()
-) -> Iterator[rpc.Client]:
-    with rpc.Client(dropin.path, dropin.environment, cwd, inherited) as connection:
-        yield connection
-
-
-def dump(dropin: dropin_tools.DropIn, running: harness.Workload, **options: object) -> rpc.Reply:
-    with client(dropin) as connection:
-        reply = connection.call(rpc.request(rpc.DUMP, pid=running.pid, log_level=4, **options))
-        connection.wait()
-    return reply
-
-
-def restore(dropin: dropin_tools.DropIn, **options: object) -> rpc.Reply:
-    with client(dropin) as connection:
-        reply = connection.call(rpc.request(rpc.RESTORE, log_level=4, **options))
-        connection.wait()
-    return reply
 
 
 def stock(dropin: dropin_tools.DropIn) -> contextlib.AbstractContextManager[rpc.Client]:
@@ -293,105 +264,14 @@ def test_a_client_that_refuses_at_a_notification_ends_the_dump(
 # --- page server -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["port", "descriptor"])
-def test_memory_goes_to_a_page_server_sealed(
-    dropin: dropin_tools.DropIn,
-    workload: StartWorkload,
-    places: dict[str, int],
-    images: Path,
-    tmp_path: Path,
-    by: str,
-) -> None:
-    running = workload("secret")
-    before = running.assert_intact()
-    far = tmp_path / "far"
-    far.mkdir()
-    command = [str(dropin.path), "page-server", "-D", str(far)]
-    if by == "port":
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        near = None
-        theirs = None
-        command += ["--port", str(port)]
-        ps: dict[int, object] = {1: "127.0.0.1", 2: port}
-    else:
-        near, theirs = socket.socketpair()
-        command += ["--ps-socket", str(theirs.fileno())]
-        ps = {4: near.fileno()}
-    log = tmp_path / "far.log"
-    with log.open("wb") as out:
-        page_server = subprocess.Popen(
-            command,
-            env=dropin.environment,
-            stdin=subprocess.DEVNULL,
-            stderr=out,
-            pass_fds=[theirs.fileno()] if theirs else [],
-        )
-    if theirs:
-        theirs.close()
-    else:
-        sealed.wait_until(lambda: b"Listening" in log.read_bytes(), "the page server listens")
-    with client(dropin, inherited=[near.fileno()] if near else []) as connection:
-        reply = connection.call(rpc.request(rpc.DUMP, pid=running.pid, ps=ps, **places))
-    if near:
-        near.close()
-    assert reply.success, (reply, log.read_text())
-    assert page_server.wait(30) == 0, log.read_text()
-    running.wait_gone()
-    assert os.listdir(images) == ["inventory.img"]
-    (pages,) = far.iterdir()
-    refused = restore(dropin, rst_sibling=True, **places)
-    assert not refused.success
-    assert pages.name in refused.message
-    pages.rename(images / pages.name)
-    restored = restore(dropin, rst_sibling=True, **places)
-    assert restored.success, restored
-    running.assert_continues(before)
-
-
-def test_a_lazy_restore_needs_the_policy_and_a_daemon_of_the_drop_in(
-    dropin: dropin_tools.DropIn,
-    workload: StartWorkload,
-    places: dict[str, int],
-    images: Path,
-    work: Path,
-    criu: Path,
-) -> None:
-    if subprocess.run([criu, "check", "--feature", "uffd"], capture_output=True).returncode:
-        pytest.skip("this kernel does not support userfaultfd")
-    running = workload("memory", "--mib", "16")
-    before = running.assert_intact()
-    assert dump(dropin, running, **places).success
-    running.wait_gone()
-    options = {"rst_sibling": True, "lazy_pages": True} | places
-    refused = restore(dropin, **options)
-    assert not refused.success
-    assert "allow_lazy_restore" in refused.message
-    dropin.configure(allow_lazy_restore=True)
-    refused = restore(dropin, **options)
-    assert not refused.success
-    assert "no daemon" in refused.message
-    command = [dropin.path, "lazy-pages", "-D", images, "-W", work, "-o", "lazy.log"]
-    daemon = subprocess.Popen(command, env=dropin.environment, stdin=subprocess.DEVNULL)
-    try:
-        sealed.wait_until((work / "lazy-pages.socket").exists, "the daemon listens", 30)
-        restored = restore(dropin, **options)
-        assert restored.success, restored
-        assert daemon.wait(60) == 0
-    finally:
-        daemon.kill()
-        daemon.wait()
-    running.assert_continues(before)
-
-
 # --- what is refused ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        (rpc.PAGE_SERVER, {}, "page server"),
-        (12, {}, "page server"),
+        (rpc.PAGE_SERVER, {"ps": {1: "192.0.2.1", 2: 1}}, "cannot listen"),
+        (rpc.PAGE_SERVER_CHLD, {"ps": {4: 77}}, "descriptor"),
         (rpc.DUMP, {"ps": {2: 0}}, "page server"),
         (rpc.DUMP, {"ps": {4: 77}}, "descriptor"),
         (rpc.DUMP, {"lazy_pages": True}, "lazy"),

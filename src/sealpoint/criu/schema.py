@@ -216,6 +216,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("type", 1, "int32"),
         ("success", 2, "bool"),
         ("notify", 5, "criu_notify"),
+        ("ps", 6, "criu_page_server_info"),
         ("cr_errmsg", 9, "string"),
     ),
     "stats_entry": (("dump", 1, "dump_stats_entry"), ("restore", 2, "restore_stats_entry")),

@@ -80,25 +80,25 @@ class Journal:
     """CRIU's log file: the place where people look, and which engines name in their errors."""
 
     def __init__(self) -> None:
-        self._directory = -1
+        self.directory = -1  # descriptor, -1 for none
         self._name = _DEFAULT_LOG
 
     def open(self, directory: int, name: str) -> None:
         """directory: descriptor; name: as the request says, empty for CRIU's default."""
-        self._directory = directory
+        self.directory = directory
         if "/" not in name:
             self._name = name or _DEFAULT_LOG
 
     def say(self, reason: str, kind: str = "Error") -> None:
         """Append a line as CRIU writes errors (or warnings: `Warn `).  Not worth failing for."""
-        if self._directory < 0:
+        if self.directory < 0:
             return
         flags = (
             os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         )
         line = f"{kind} (sealpoint): {reason}".replace("\n", " ") + "\n"
         try:
-            fd = os.open(self._name, flags, 0o600, dir_fd=self._directory)
+            fd = os.open(self._name, flags, 0o600, dir_fd=self.directory)
             try:
                 os.write(fd, line.encode(errors="replace"))
             finally:

@@ -1,6 +1,6 @@
-"""`criu page-server` as typed: stores what a dump on another machine sends, sealed as it comes.  Needs no key.
+"""`criu page-server` as typed, or asked for by RPC: stores what a dump elsewhere sends, sealed as it comes.
 
-The real CRIU has no part in this.  As with it, one connection is served, then the process ends.
+It needs no key, and the real CRIU has no part in it.  As with that, one connection is served, then the process ends.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from typing import Final, NoReturn
 
 from sealpoint import config as configuration
 from sealpoint.checkpoint import pages_file
+from sealpoint.config import Config
+from sealpoint.criu import schema
 from sealpoint.dropin import background
 from sealpoint.dropin.arguments import CommandLine
+from sealpoint.dropin.descriptors import Descriptors, Journal, copy_descriptor
+from sealpoint.dropin.shim import release_descriptors
 from sealpoint.errors import SealpointError, UsageError
 from sealpoint.keys import TrustPolicy
 from sealpoint.store import page_server
@@ -43,7 +47,7 @@ def _serve(line: CommandLine, images: str, work: str) -> None:
         raise UsageError(f"criu page-server cannot be told --{unknown[0]} with sealing")
     if not os.path.isdir(images):
         raise UsageError(f"there is no directory {images}")
-    policy = _policy()
+    policy = _policy(configuration.load())
     if line.has("ps-socket"):
         number = line.number("ps-socket")
         try:
@@ -60,20 +64,81 @@ def _serve(line: CommandLine, images: str, work: str) -> None:
             connection, peer = listener.accept()
         background.say(f"Accepted connection from {peer[0]}:{peer[1]}")
     with connection:
-        stored = page_server.receive(
-            connection,
-            images,
-            pages_file.file_name,
-            lambda fd, checkpoint_id: pages_file.check_stored(fd, checkpoint_id, policy),
-        )
+        stored = _store(connection, images, policy)
     background.say(f"Stored {stored.path}, {stored.size} bytes")
 
 
-def _policy() -> TrustPolicy | None:
+def answer(data: bytes, parent: int) -> tuple[int, bytes]:
+    """A page server in a process of its own, for a request by RPC; its pid, and the answer for the engine.
+
+    Forks: no other thread may run.  parent: in whose descriptors numbers count.  Raises Exception; what is wrong is in
+    CRIU's log, too.
+    """
+    journal = Journal()
+    try:
+        request = schema.message("criu_req").FromString(data)
+        options = request.opts
+        descriptors = Descriptors(parent)
+        images = descriptors.directory(options)
+        journal.open(descriptors.work_directory(options, images), options.log_file)
+        response = schema.message("criu_resp")(type=request.type, success=True)
+        policy = _policy(configuration.load_system())
+        if options.ps.HasField("fd"):
+            number = copy_descriptor(os.pidfd_open(parent), options.ps.fd)
+            with socket.socket(fileno=number) as given:
+                response.ps.pid = _forked(given, images, journal, policy, listens=False)
+        else:
+            with page_server.listen(options.ps.address, options.ps.port) as listener:
+                response.ps.port = listener.getsockname()[1]
+                response.ps.pid = _forked(listener, images, journal, policy, listens=True)
+    except Exception as error:
+        journal.say(error.message if isinstance(error, SealpointError) else type(error).__name__)
+        raise
+    return response.ps.pid, response.SerializeToString()
+
+
+def _forked(
+    source: socket.socket,
+    images: int,
+    journal: Journal,
+    policy: TrustPolicy | None,
+    *,
+    listens: bool,
+) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        release_descriptors(sorted({source.fileno(), images, journal.directory}))
+        with source.accept()[0] if listens else source as connection:
+            stored = _store(connection, f"/proc/self/fd/{images}", policy)
+        journal.say(f"stored {os.path.basename(stored.path)}, {stored.size} bytes", "Info ")
+        code = 0
+    except SealpointError as error:
+        journal.say(error.message)
+    except BaseException as error:  # noqa: BLE001 - there is nobody to raise to
+        journal.say(f"the page server failed ({type(error).__name__})")
+    finally:
+        os._exit(code)
+
+
+def _store(
+    connection: socket.socket, images: str, policy: TrustPolicy | None
+) -> page_server.Received:
+    return page_server.receive(
+        connection,
+        images,
+        pages_file.file_name,
+        lambda fd, checkpoint_id: pages_file.check_stored(fd, checkpoint_id, policy),
+    )
+
+
+def _policy(config: Config) -> TrustPolicy | None:
     """Whom a sender's file must be signed by, if the configuration says so."""
     from sealpoint import keys
 
-    config = configuration.load()
     if not config.trust and not config.signer_authorities:
         return None
     return keys.load_trust(config.trust, ca_bundles=config.signer_authorities)

@@ -1,8 +1,7 @@
 """The helper's loop: datagrams between the engine and the real CRIU, with their descriptors.
 
-Everything passes untouched but dumps, pre-dumps and restores (`session`).
-Requests that would lead memory past the seal are
-answered with a failure that says why.
+Everything passes untouched but dumps, pre-dumps and restores (`session`) and page servers (`page_server`).  Requests
+that would lead memory past the seal are answered with a failure that says why.
 """
 
 from __future__ import annotations
@@ -24,10 +23,7 @@ if TYPE_CHECKING:
 _MAX: Final = 1024 * 1024  # of one datagram; requests with many external mounts can be large
 _NOTIFY = 6
 _SEALED: Final = (1, 2, 4, 13)  # DUMP, RESTORE, PRE_DUMP, SINGLE_PRE_DUMP
-_REFUSED: Final = {
-    5: "the page server is not sealed by this version of sealpoint",
-    12: "the page server is not sealed by this version of sealpoint",
-}
+_PAGE_SERVER, _PAGE_SERVER_CHILD = 5, 12
 _WITH_DIRECTORIES: Final = (
     3,
     7,
@@ -97,7 +93,7 @@ class Proxy:
 
     def _to_criu(self, data: bytes, fds: list[int]) -> bool:
         kind = request_type(data)
-        refusal = _REFUSED.get(kind)
+        refusal = None
         if kind < 0:
             refusal = "the request cannot be understood"
         elif self._session is not None and kind != _NOTIFY:
@@ -106,11 +102,20 @@ class Proxy:
                 self._session = None
             else:
                 refusal = "one request is being worked on"
-        if refusal is None and (kind in _SEALED or kind in _WITH_DIRECTORIES):
+        server = kind in (_PAGE_SERVER, _PAGE_SERVER_CHILD)
+        if refusal is None and (kind in _SEALED or kind in _WITH_DIRECTORIES or server):
             _go_home(self._home)
             from sealpoint.dropin import session
 
             try:
+                if server:
+                    pid, answer = session.page_server(data, self._parent)
+                    _send(self._engine, answer, [])
+                    if (
+                        kind == _PAGE_SERVER_CHILD
+                    ):  # then CRIU is the server itself, and ends with it
+                        os.waitpid(pid, 0)
+                    return False
                 if kind in _WITH_DIRECTORIES:
                     data = session.redirect(data, self._parent)
                 else:

@@ -269,6 +269,16 @@ def _page_server(options: Any, criu: int) -> PageServerOutput | None:
     return out
 
 
+def page_server(data: bytes, parent: int) -> tuple[int, bytes]:
+    """Starts a page server of ours instead of CRIU's; its pid, and the answer for the engine.  Raises RefusedError."""
+    from sealpoint.dropin import page_server as server
+
+    try:
+        return server.answer(data, parent)
+    except Exception as error:
+        raise RefusedError(_reason(error)) from error
+
+
 def redirect(data: bytes, parent: int) -> bytes:
     """A request that leads no memory anywhere, with descriptor numbers that CRIU finds in this process.
 
