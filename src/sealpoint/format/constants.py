@@ -9,6 +9,7 @@ VERSION: Final = 1
 MAGIC: Final = b"\x89SEALPT\n"  # above 0x7f, and a newline: text-mode transfers damage it visibly
 TRAILER_MAGIC: Final = b"SEALEND\n"
 PRUNE_MAGIC: Final = b"SEALPRN\n"
+STORED_MAGIC: Final = b"\x89SEALCK\n"  # of a chunk in a chunk store
 LABEL: Final = b"sealpoint/v1"  # first field of every derivation, so that no other protocol can share a key with us
 
 PREAMBLE_SIZE: Final = 64
@@ -19,6 +20,7 @@ SLOT_SIZES: Final = range(8 * 1024, 256 * 1024 + 1, 8 * 1024)
 DEFAULT_SLOT_SIZE: Final = 24 * 1024  # two and the index: below 0.01 % of a 1 GiB checkpoint
 FRAME_HEAD_SIZE: Final = 8
 INDEX_ENTRY_SIZE: Final = 40
+REFERENCE_SIZE: Final = 72  # to a stored chunk
 TAG_SIZE: Final = 16
 KEY_SIZE: Final = 32
 HASH_SIZE: Final = 32
@@ -37,6 +39,11 @@ MAX_TIME: Final = 253_402_300_799  # the end of the year 9999: libraries of date
 MAX_CHUNK: Final = 16 * 1024 * 1024  # the largest buffer that a reader must be ready to allocate
 MIN_CHUNK: Final = 4096
 MAX_FRAMES: Final = 1 << 22  # 8 TiB at 2 MiB chunks; bounds the index to 160 MiB before it is read
+MAX_REFERENCES: Final = 1 << 21  # to stored chunks: 144 MiB of index
+MAX_STORED: Final = 1024 * 1024  # plaintext of one stored chunk: buffers of whoever reads it
+STORED_HEAD_SIZE: Final = 144
+MIN_STORED_FILE: Final = STORED_HEAD_SIZE + TAG_SIZE
+MAX_STORED_FILE: Final = STORED_HEAD_SIZE + MAX_STORED + TAG_SIZE
 MAX_OBJECTS: Final = 1 << 18  # per manifest; bounds the manifests
 MAX_STREAMS: Final = 2 * MAX_OBJECTS + 2  # bounds the tables that a reader builds from the index
 MAX_MANIFEST: Final = 64 * 1024 * 1024  # as encoded; bounds what is decrypted into memory at once
@@ -46,6 +53,7 @@ MAX_OBJECT_NUMBER: Final = (1 << 32) - 1
 MAX_U64: Final = (1 << 64) - 1
 
 CHUNK_SIZE: Final = 2 * 1024 * 1024  # memory pages and other large objects
+PAGE_SIZE: Final = 4096  # of memory, in deltas and stored chunks
 PACK_CHUNK_SIZE: Final = 64 * 1024  # packs of small objects and manifests
 PAD_GRANULE: Final = 4 * 1024  # packs, manifests, metadata objects: padded, so sizes tell little
 

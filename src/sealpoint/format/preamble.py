@@ -15,8 +15,10 @@ from sealpoint.format.constants import (
     INDEX_ENTRY_SIZE,
     MAGIC,
     MAX_FRAMES,
+    MAX_REFERENCES,
     MAX_STATEMENT,
     PREAMBLE_SIZE,
+    REFERENCE_SIZE,
     SLOT_SIZES,
     TAG_SIZE,
     TRAILER_MAGIC,
@@ -134,13 +136,13 @@ class Trailer:
                 hint="it has no trailer: the copy or the dump that made it was cut short",
             )
         trailer = cls(*_TRAILER.unpack(data)[1:])
-        frames = trailer.index_size // INDEX_ENTRY_SIZE
+        # How much of the index is frames and how much references, the origin says: `AuthenticFile` compares.
+        largest = MAX_FRAMES * INDEX_ENTRY_SIZE + MAX_REFERENCES * REFERENCE_SIZE
         frames_size = trailer.index_offset - preamble.frames_offset
         if (
             trailer.file_size != file_size
-            or trailer.index_size % INDEX_ENTRY_SIZE
-            or not 0 < frames <= MAX_FRAMES
-            or frames_size < frames * (FRAME_HEAD_SIZE + TAG_SIZE)
+            or not INDEX_ENTRY_SIZE <= trailer.index_size <= largest
+            or frames_size < FRAME_HEAD_SIZE + TAG_SIZE
             or trailer.origin_offset != trailer.index_offset + trailer.index_size
             or not 0 < trailer.origin_size <= MAX_STATEMENT
             or trailer.origin_offset + trailer.origin_size + TRAILER_SIZE != file_size

@@ -26,6 +26,8 @@ from sealpoint.format.codec import decode_into
 from sealpoint.format.constants import (
     ENVELOPE_TYPE,
     FRAME_HEAD_SIZE,
+    INDEX_ENTRY_SIZE,
+    MAX_FRAMES,
     MAX_MANIFEST,
     MEMORY_MANIFEST,
     METADATA_MANIFEST,
@@ -35,6 +37,7 @@ from sealpoint.format.constants import (
     PRUNE_MAGIC,
     PRUNE_TAIL_SIZE,
     PRUNE_TYPE,
+    REFERENCE_SIZE,
     TAG_SIZE,
     TRAILER_SIZE,
     Codec,
@@ -191,9 +194,16 @@ class SealedFile:
             raise FileError("the header does not belong to its envelope statement")
         return found
 
+    def claimed_index(self) -> Index:
+        """The index, as far as the file agrees with itself: it proves nothing.  Raises FileError."""
+        return self._read_index(Origin.decode(self.origin_envelope.payload))
+
     def _read_index(self, origin: Origin) -> Index:
         trailer, preamble = self.trailer, self.preamble
         frames_size = trailer.index_offset - preamble.frames_offset
+        size = origin.frames * INDEX_ENTRY_SIZE + origin.references * REFERENCE_SIZE
+        if not 0 < origin.frames <= MAX_FRAMES or trailer.index_size != size:
+            raise FileError("the origin statement does not belong to this file")
         data = read_exactly(self.fd, trailer.index_size, trailer.index_offset)
         if (
             origin.suite is not preamble.suite
@@ -203,9 +213,7 @@ class SealedFile:
             or origin.index_root != blake3.blake3(data).digest()
         ):
             raise FileError("the origin statement does not belong to this file")
-        index = Index(data, preamble.frames_offset, frames_size)
-        if origin.frames != len(index):
-            raise FileError("the origin statement does not belong to this file")
+        index = Index(data, preamble.frames_offset, frames_size, references=origin.references)
         for number, role in ((METADATA_MANIFEST, Role.METADATA), (MEMORY_MANIFEST, Role.MEMORY)):
             if len(index.frames_of(number)) != origin.manifests[role].frames:
                 raise FileError(f"the {role.value} manifest is missing or incomplete")
@@ -482,6 +490,7 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[str, memoryview] = {}
         self.holds: tuple[OpenFile, int, int] | None = None  # whose chunk lies in `plain`
+        self._inner: Scratch | None = None
 
     def _buffer(self, name: str, size: int) -> memoryview:
         buffer = self._buffers.get(name)
@@ -489,6 +498,16 @@ class Scratch:
             buffer = self._buffers[name] = memoryview(bytearray(size))
             self.holds = None
         return buffer
+
+    def inner(self) -> Scratch:
+        """For reading something else while `plain` and the others are in use."""
+        if self._inner is None:
+            self._inner = Scratch()
+        return self._inner
+
+    def other(self, name: str, size: int) -> memoryview:
+        """For whatever an OpenFile of another kind needs."""
+        return self._buffer("other " + name, size)
 
     def frame(self, stream: Stream) -> memoryview:
         """For a frame as stored."""

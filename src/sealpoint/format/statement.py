@@ -56,6 +56,7 @@ class Origin:
     """What the sealer vouches for.  Digests are BLAKE3, 32 bytes; `captured` is in seconds since 1970, UTC.
 
     signers: hex key ids that this statement says it is signed by; binds certificates and keys carried beside it.
+    references: number of stored chunks that the index refers to behind its entries.
     """
 
     suite: Suite
@@ -75,6 +76,7 @@ class Origin:
     parent: ParentRef | None = None
     derived_from: ParentRef | None = None
     signers: tuple[str, ...] = ()
+    references: int = 0
 
     @property
     def stands_for(self) -> ParentRef | None:
@@ -99,6 +101,7 @@ class Origin:
                     "root": self.index_root.hex(),
                     "frames": str(self.frames),
                     "size": str(self.frames_size),
+                    **({"references": str(self.references)} if self.references else {}),
                 },
                 "roles": [r.value for r in self.manifests],
                 "parent": _encode_ref(self.parent),
@@ -130,6 +133,7 @@ class Origin:
         nested.done()
         index = f.fields("index")
         root, frames, size = index.hex("root", HASH_SIZE), index.u64("frames"), index.u64("size")
+        references = index.u64("references") if "references" in index.keys() else 0  # noqa: SIM118 - no dict
         index.done()
         if f.array("roles", limit=2) != [r.value for r in Role]:
             raise FileError("origin statement: a role is missing")
@@ -158,6 +162,7 @@ class Origin:
             parent=parent,
             derived_from=derived_from,
             signers=signers,
+            references=references,
         )
         origin.check()
         if origin.encode() != payload:

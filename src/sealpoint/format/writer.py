@@ -34,7 +34,7 @@ from sealpoint.format.constants import (
     Suite,
 )
 from sealpoint.format.derive import RootKeys
-from sealpoint.format.index import IndexBuilder, frame_head
+from sealpoint.format.index import IndexBuilder, Reference, frame_head
 from sealpoint.format.manifest import Manifest, Stream
 from sealpoint.format.preamble import Preamble, Trailer
 from sealpoint.format.slot import Slot, encode_slot, make_slot, slot_size_for
@@ -195,6 +195,10 @@ class SealedWriter:
         chunk.stream.codecs.append(chunk.codec)
         self._write(chunk.frame)
 
+    def refer(self, reference: Reference) -> None:
+        """The next of the stored chunks that this file refers to.  The caller has made them durable."""
+        self._index.refer(reference)
+
     def finish(
         self,
         metadata: Manifest,
@@ -238,6 +242,7 @@ class SealedWriter:
             parent=parent,
             derived_from=derived_from,
             signers=self._signing.signers,
+            references=self._index.references,
         )
         origin.check()
         payload = origin.encode()
