@@ -157,7 +157,7 @@ class OutputFile:
     def _name(self) -> None:
         if self._force and self._temporary is None:
             name = self._random_name()
-            self._link(f"/proc/self/fd/{self.fd}", name)
+            link_file(f"/proc/self/fd/{self.fd}", name)
             self._temporary = name
         if self._force and self._temporary is not None:
             os.replace(self._temporary, self.path)
@@ -168,7 +168,7 @@ class OutputFile:
     def _name_first(self, source: str) -> None:
         """Give the file its name if nothing has it.  Raises OSError, FileExistsError among them."""
         try:
-            self._link(source, self.path)
+            link_file(source, self.path)
         except OSError as error:
             if self._temporary is None or error.errno not in _NO_LINKS:
                 raise
@@ -176,15 +176,6 @@ class OutputFile:
         else:
             if self._temporary is not None:
                 os.unlink(self._temporary)
-
-    @staticmethod
-    def _link(source: str, target: str) -> None:
-        # Only with a directory descriptor does Python call linkat, which follows the link that names an unnamed file.
-        directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        try:
-            os.link(source, target, src_dir_fd=directory, follow_symlinks=True)
-        finally:
-            os.close(directory)
 
     def cancel(self) -> None:
         """From another thread: end a `write` that waits.  Writing to a file waits for nobody."""
@@ -318,6 +309,16 @@ class Target(Protocol):
 def open_output(path: str, *, force: bool = False) -> OutputFile | OutputPipe:
     """A path, or "-" for standard output."""
     return OutputPipe(1) if path == "-" else OutputFile(path, force=force)
+
+
+def link_file(source: str, target: str) -> None:
+    """One more name for a file; `source` may be the link in /proc that names an unnamed one.  Raises OSError."""
+    # Only with a directory descriptor does Python call linkat, which follows that link.
+    directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.link(source, target, src_dir_fd=directory, follow_symlinks=True)
+    finally:
+        os.close(directory)
 
 
 def _sync_directory(path: str) -> None:
