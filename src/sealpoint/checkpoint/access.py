@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from sealpoint.checkpoint.with_chunks import WithChunks, refers
 from sealpoint.errors import FileError, IdentityError, PolicyError, UsageError
 from sealpoint.format import dsse
 from sealpoint.format.constants import ENVELOPE_TYPE, Roots, StanzaKind
@@ -27,6 +28,7 @@ from sealpoint.keys import (
 )
 from sealpoint.keys.base import KIND_NAMES
 from sealpoint.keys.load import in_file
+from sealpoint.store.chunk_directory import ChunkFinder
 from sealpoint.store.source import lock, open_source, unlock
 
 _REKEY = 5.0  # seconds that a reader waits for a rekey of the file to end
@@ -112,12 +114,15 @@ def describe_stanza(stanza: Stanza) -> str:
 class Checkpoint:
     """A sealed file whose statements were checked against a policy.  A context manager: closes its descriptor.
 
-    signers: who signed the prune statement, if there is one, the envelope statement, and the origin statement.
+    signers: who signed the prune statement, if there is one, the envelope statement, and the origin statement.  path:
+    None where it has none; stores: where else than beside it the chunks may lie to which it refers.
     """
 
     fd: int
     authentic: AuthenticFile
     signers: tuple[VerifiedSignature, ...]
+    path: str | None = None
+    stores: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -128,11 +133,13 @@ class Checkpoint:
         spool: str | None = None,
         repair: bool = False,
         progress: Callable[[int], None] = lambda _: None,
+        stores: Sequence[str] = (),
     ) -> Checkpoint:
         """`path` may be "-".  Raises FileError, PolicyError, UsageError."""
         fd = open_source(path, spool=spool, progress=progress)
         try:
-            return cls.of(fd, policy, repair=repair)
+            where = None if path == "-" else path
+            return cls.of(fd, policy, repair=repair, path=where, stores=stores)
         except (FileError, PolicyError) as error:
             os.close(fd)
             raise in_file(error, "standard input" if path == "-" else path) from None
@@ -141,12 +148,20 @@ class Checkpoint:
             raise
 
     @classmethod
-    def of(cls, fd: int, policy: TrustPolicy, *, repair: bool = False) -> Checkpoint:
+    def of(
+        cls,
+        fd: int,
+        policy: TrustPolicy,
+        *,
+        repair: bool = False,
+        path: str | None = None,
+        stores: Sequence[str] = (),
+    ) -> Checkpoint:
         """From a seekable descriptor, which it takes over if it succeeds.  Raises FileError, PolicyError."""
         lock(fd, exclusive=False, patience=_REKEY)
         authentic, signers = authenticate(fd, policy, repair=repair)
         unlock(fd)
-        return cls(fd, authentic, signers)
+        return cls(fd, authentic, signers, path, tuple(stores))
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -156,7 +171,12 @@ class Checkpoint:
         """Raises IdentityError, FileError."""
         if not identities:
             raise UsageError("no identity given", hint="name one with -i, or in config.toml")
-        return self.authentic.unlock(unwrap_with(identities))
+        opened = self.authentic.unlock(unwrap_with(identities))
+        return WithChunks(opened, self.chunk_finder()) if refers(opened) else opened
+
+    def chunk_finder(self) -> ChunkFinder:
+        """Finds the stored chunks to which the file refers.  Raises UsageError."""
+        return ChunkFinder(self.path, self.stores)
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from sealpoint.format.constants import (
     PAD_GRANULE,
     Role,
 )
+from sealpoint.format.index import Reference
 from sealpoint.format.manifest import Entry, Manifest, check_name
 from sealpoint.format.pipeline import Pipeline
 from sealpoint.format.statement import ParentRef
@@ -187,6 +188,10 @@ class CheckpointBuilder:
             pending = _Pending(self._writer.number(), name, role, 0, stream, 0, attributes)
         policy = "none" if role is Role.METADATA else self._compression
         return LargeObject(self, pending, policy)
+
+    def refer(self, reference: Reference) -> None:
+        """See SealedWriter."""
+        self._writer.refer(reference)
 
     def finished_large(self, pending: _Pending) -> None:
         """Called by LargeObject."""

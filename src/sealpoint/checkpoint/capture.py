@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
-from sealpoint.checkpoint.matching import TrackedPages
+from sealpoint.checkpoint.beside import PagesTarget
+from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder
 from sealpoint.criu import stream
 from sealpoint.criu.roles import is_pages, role_of
 from sealpoint.errors import CriuError, SealpointError
@@ -27,9 +27,6 @@ class _Small:
     name: str
     fd: int
     data: bytearray = field(default_factory=bytearray)
-
-
-PagesTarget = LargeObject | TrackedPages
 
 
 class Capture:

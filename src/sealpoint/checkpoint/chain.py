@@ -151,6 +151,7 @@ class Chain:
         directories: Sequence[str] = (),
         spool: str | None = None,
         progress: Callable[[int], None] = lambda _: None,
+        stores: Sequence[str] = (),
     ) -> Chain:
         """The file at `path` ("-": standard input) and all its parents.
 
@@ -161,10 +162,13 @@ class Chain:
         chain = cls([])
         try:
             chain.links.append(
-                Link(path, Checkpoint.open(path, policy, spool=spool, progress=progress))
+                Link(
+                    path,
+                    Checkpoint.open(path, policy, spool=spool, progress=progress, stores=stores),
+                )
             )
             while chain.links[-1].checkpoint.authentic.origin.parent is not None:
-                chain.links.append(_open_parent(chain.links, finder, policy))
+                chain.links.append(_open_parent(chain.links, finder, policy, stores))
             chain._check_pruned()
         except BaseException:
             chain.close()
@@ -219,7 +223,9 @@ class Chain:
         self.close()
 
 
-def _open_parent(links: list[Link], finder: Finder, policy: TrustPolicy) -> Link:
+def _open_parent(
+    links: list[Link], finder: Finder, policy: TrustPolicy, stores: Sequence[str]
+) -> Link:
     """The parent of the last file.  Raises FileError, PolicyError."""
     child = links[-1]
     origin = child.checkpoint.authentic.origin
@@ -238,7 +244,7 @@ def _open_parent(links: list[Link], finder: Finder, policy: TrustPolicy) -> Link
     problem: FileError | PolicyError | None = None
     for path in paths:
         try:
-            parent = Checkpoint.open(path, policy)
+            parent = Checkpoint.open(path, policy, stores=stores)
         except (FileError, PolicyError) as error:
             problem = problem or error
             continue

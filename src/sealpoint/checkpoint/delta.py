@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from operator import mul, sub
@@ -24,7 +24,10 @@ _NAME: Final = struct.Struct("<H")
 _NUMBER: Final = struct.Struct("<Q")
 _OWN: Final = (1 << 64) - 1  # in place of a page of the parent: the next pages of the file itself
 _MAX_IMAGES: Final = 1 << 18
-_MAX_PAGES: Final = 1 << 28  # of an image, 1 TiB: bounds the tables that are made of it
+MAX_PAGES: Final = 1 << 28  # of an image, 1 TiB: bounds the tables that are made of it
+# A small table could claim any number of pages.  Forked processes have the same pages, but not so often.
+_REPEATED: Final = 64
+_FEW_PAGES: Final = 1 << 20
 
 
 @dataclass(slots=True)
@@ -72,14 +75,14 @@ class PageRuns:
         own_counts = list(map(mul, counts, own))
         if (
             (counts and min(counts) == 0)
-            or pages > _MAX_PAGES
+            or pages > MAX_PAGES
             or any(
                 f > total or c > total - f
                 for o, f, c in zip(own, firsts, counts, strict=True)
                 if not o
             )
         ):
-            raise FileError("the delta contradicts itself")
+            raise FileError("the table of pages contradicts itself")
         places = accumulate(own_counts, initial=0)
         firsts = array("Q", (p if o else f for o, f, p in zip(own, firsts, places, strict=False)))
         starts = array("Q", islice(accumulate(counts, initial=0), len(counts)))
@@ -98,14 +101,27 @@ class Delta:
         parts = [_MAGIC, _COUNT.pack(len(self.parent))]
         for name, pages in self.parent.items():
             parts += [_encode_name(name), _NUMBER.pack(pages)]
-        parts.append(_COUNT.pack(len(self.images)))
-        for name, table in self.images.items():
-            parts += [_encode_name(name), _NUMBER.pack(len(table.starts))]
-            numbers = array("Q")
-            for own, first, count in table.runs():
-                numbers.extend((_OWN if own else first, count))
-            parts.append(numbers.tobytes())
+        parts += encode_images(self.images)
         return b"".join(parts)
+
+
+def check_claim(images: dict[str, PageRuns], others: int) -> None:
+    """Raises FileError where a table makes too many pages of `others` and the file's own."""
+    known = others + sum(table.own_pages for table in images.values())
+    if sum(table.pages for table in images.values()) > max(_FEW_PAGES, known * _REPEATED):
+        raise FileError("the table of pages repeats too often what it refers to")
+
+
+def encode_images(images: dict[str, PageRuns]) -> list[bytes]:
+    """Their number, then of each its name, the number of its runs, and those."""
+    parts = [_COUNT.pack(len(images))]
+    for name, table in images.items():
+        parts += [_encode_name(name), _NUMBER.pack(len(table.starts))]
+        numbers = array("Q")
+        for own, first, count in table.runs():
+            numbers.extend((_OWN if own else first, count))
+        parts.append(numbers.tobytes())
+    return parts
 
 
 def _encode_name(name: str) -> bytes:
@@ -113,48 +129,64 @@ def _encode_name(name: str) -> bytes:
     return _NAME.pack(len(raw)) + raw
 
 
-class _Reader:
-    def __init__(self, data: bytes) -> None:
+class TableReader:
+    """Takes a table of pages apart.  Every method raises FileError."""
+
+    def __init__(self, data: bytes, magic: bytes, known: Callable[[str], bool] = is_pages) -> None:
+        """known: whether a name is that of a pages image."""
         self._data = data
-        self._at = len(_MAGIC)
-        if data[: self._at] != _MAGIC:
-            raise FileError("the delta is of an unknown version")
+        self._known = known
+        self._at = len(magic)
+        if data[: self._at] != magic:
+            raise FileError("the table of pages is of an unknown version")
 
     def take(self, size: int) -> bytes:
+        """The next bytes, all of them."""
         data = self._data[self._at : self._at + size]
         if len(data) != size:
-            raise FileError("the delta is cut short")
+            raise FileError("the table of pages is cut short")
         self._at += size
         return data
 
-    def number(self, kind: struct.Struct) -> int:
+    def number(self, kind: struct.Struct = _COUNT) -> int:
+        """One integer, by default u32."""
         return int(kind.unpack(self.take(kind.size))[0])
 
     def name(self) -> str:
+        """Of a pages image."""
         name = self.take(self.number(_NAME)).decode("ascii", errors="replace")
-        if not is_pages(name):
-            raise FileError(f"the delta names {name[:80]!r}, which is no pages image")
+        if not self._known(name):
+            raise FileError(f"the table of pages names {name[:80]!r}, which is no pages image")
         return name
 
     def left(self) -> int:
+        """Bytes that were not taken yet."""
         return len(self._data) - self._at
+
+    def images(self, total: int) -> dict[str, PageRuns]:
+        """What `encode_images` made, at the end of the table.  total: pages that runs can refer to."""
+        images: dict[str, PageRuns] = {}
+        count = self.number()
+        for _ in range(min(count, _MAX_IMAGES)):
+            name, runs = self.name(), self.number(_NUMBER)
+            if runs * 16 > self.left():
+                raise FileError("the table of pages is cut short")
+            numbers = array("Q", self.take(runs * 16))
+            images[name] = PageRuns.of(numbers[::2], numbers[1::2], total)
+        if self.left() or len(images) != count:
+            raise FileError("the table of pages contradicts itself")
+        return images
 
 
 def decode(data: bytes) -> Delta:
     """Raises FileError."""
-    reader, delta = _Reader(data), Delta()
-    count = reader.number(_COUNT)
+    reader, delta = TableReader(data, _MAGIC), Delta()
+    count = reader.number()
     for _ in range(min(count, _MAX_IMAGES)):
         name = reader.name()
         delta.parent[name] = reader.number(_NUMBER)
     total = sum(delta.parent.values())
-    count += reader.number(_COUNT)
-    for _ in range(min(count - len(delta.parent), _MAX_IMAGES)):
-        name, runs = reader.name(), reader.number(_NUMBER)
-        if runs * 16 > reader.left():
-            raise FileError("the delta is cut short")
-        numbers = array("Q", reader.take(runs * 16))
-        delta.images[name] = PageRuns.of(numbers[::2], numbers[1::2], total)
-    if reader.left() or len(delta.parent) + len(delta.images) != count or total > _MAX_PAGES:
-        raise FileError("the delta contradicts itself")
+    if len(delta.parent) != count or total > MAX_PAGES:
+        raise FileError("the table of pages contradicts itself")
+    delta.images = reader.images(total)
     return delta

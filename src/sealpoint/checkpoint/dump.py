@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from sealpoint import process
+from sealpoint.checkpoint.beside import PagesTarget
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture import Capture, as_sealpoint_error
+from sealpoint.checkpoint.chunking import ChunkAdder
 from sealpoint.checkpoint.progress import Progress, Report, silent
 from sealpoint.checkpoint.track import Track
 from sealpoint.criu import schema
@@ -42,7 +44,7 @@ class DumpRequest:
     """What to dump and how.  acknowledge: called after the last byte went out; True lets CRIU kill the tree.
 
     scan: called with the plaintext of every chunk while it is sealed, by several threads; must not raise.  track: makes
-    it an increment, or the beginning of a chain; then `workload` is that of the track.
+    it an increment, or the beginning of a chain; then `workload` is that of the track.  store: takes the pages.
     """
 
     pid: int
@@ -59,6 +61,7 @@ class DumpRequest:
     properties: Mapping[str, str] = field(default_factory=dict)
     scan: Callable[[memoryview], None] | None = None
     track: Track | None = None
+    store: ChunkAdder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ class Dump:
         builder = CheckpointBuilder(writer, compression=request.compression, observe=request.scan)
         try:
             with PrivateDir() as directory:
-                pages = None if request.track is None else partial(request.track.pages, builder)
+                pages = self._pages_to(builder)
                 capture = Capture(directory.path, builder, pages)
                 try:
                     with process.DeferredSignals() as signals:
@@ -144,13 +147,18 @@ class Dump:
             origin_digest=self._origin_digest,
             captured=self._captured,
             file_size=writer.size,
-            plain_size=pipeline.plain_bytes,
+            plain_size=pipeline.plain_bytes + (request.store.size if request.store else 0),
             zero_size=pipeline.zero_bytes,
             compressed_size=pipeline.compressed_bytes,
             seconds=time.monotonic() - started,
             left_running=request.leave_running,
             criu=stats,
         )
+
+    def _pages_to(self, builder: CheckpointBuilder) -> Callable[[str], PagesTarget] | None:
+        track, store = self._request.track, self._request.store
+        stored = None if store is None else partial(store.target, builder)
+        return stored if track is None else partial(track.pages, builder, large=stored)
 
     def _capture(
         self,
@@ -188,6 +196,8 @@ class Dump:
             try:
                 capture.wait_complete()
                 self._captured = int(time.time())
+                if request.store is not None:
+                    request.store.finish(builder)
                 if request.track is not None:
                     self._origin_digest = request.track.finish(
                         builder, self._captured, dict(request.properties)
@@ -281,7 +291,7 @@ class Dump:
             pipeline = builder.pipeline
             report(
                 Progress(
-                    pipeline.plain_bytes,
+                    pipeline.plain_bytes + (self._request.store.size if self._request.store else 0),
                     zero=pipeline.zero_bytes,
                     compressed=pipeline.compressed_bytes,
                 )

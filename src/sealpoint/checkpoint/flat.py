@@ -24,9 +24,6 @@ from sealpoint.format.manifest import Entry, Stream
 from sealpoint.format.reader import OpenFile, Scratch
 
 _PIECE: Final = CHUNK_SIZE  # bytes that `Flat.read` yields at a time
-# A small delta could claim any number of pages.  Forked processes have the same pages, but not so often.
-_REPEATED: Final = 64
-_FEW_PAGES: Final = 1 << 20
 _CACHE_BYTES: Final = 64 * 1024 * 1024  # decrypted chunks that one sequential reader keeps
 _MAX_TABLE: Final = 1 << 30  # bytes of a pagemap or delta
 
@@ -226,9 +223,7 @@ class Flat:
                 entry = entries.get(name)
                 if entry is None or entry.size != runs.own_pages * PAGE:
                     raise FileError(f"{name}: does not fit the delta of its file")
-            known = sum(table.parent.values()) + sum(r.own_pages for r in table.images.values())
-            if sum(r.pages for r in table.images.values()) > max(_FEW_PAGES, known * _REPEATED):
-                raise FileError("the delta repeats the pages of its parent too often")
+            delta.check_claim(table.images, sum(table.parent.values()))
             for name, pages in table.parent.items():
                 if pages * PAGE != self._whole_size(number + 1, name):
                     raise FileError(f"{name}: is not in the parent as a later file refers to it")

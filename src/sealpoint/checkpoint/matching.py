@@ -7,24 +7,18 @@ last page that was found; if that fails, among every sixteenth page of the paren
 
 from __future__ import annotations
 
-import mmap
-import queue
-import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import blake3
 
-from sealpoint.checkpoint.builder import LargeObject
+from sealpoint.checkpoint.beside import PagesBeside, PagesTarget
 from sealpoint.checkpoint.delta import PageRuns
 from sealpoint.criu.pagemap import PAGE
-from sealpoint.errors import SealpointError
-from sealpoint.format.constants import CHUNK_SIZE
 
 DIGEST: Final = 16  # bytes
 KEY: Final = 32
 _SAMPLE: Final = 16  # of the parent's pages one in so many can be found anywhere
-_BUFFERS: Final = 3
 
 
 def digests_of(data: memoryview, key: bytes) -> list[bytes]:
@@ -99,97 +93,31 @@ class Matcher:
             places[n] = found
 
 
-class TrackedPages:
-    """One pages image on its way: what changed goes on into `target`, the rest is only noted in `runs`.
-
-    Has the methods of a LargeObject.  Digesting and matching run in a thread of their own, beside the reading.
-    """
+class TrackedPages(PagesBeside):
+    """One pages image on its way: what changed goes on into `target`, the rest is only noted in `runs`."""
 
     def __init__(
         self,
-        target: LargeObject,
+        target: PagesTarget,
         key: bytes,
         matcher: Matcher | None,
         done: Callable[[bytes, PageRuns], None],
     ) -> None:
         """matcher: None stores every page.  done: gets all digests and the runs, when the image has ended."""
-        self._target = target
         self._key = key
         self._matcher = matcher
         self._done = done
-        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        for _ in range(_BUFFERS):
-            self._free.put(memoryview(mmap.mmap(-1, CHUNK_SIZE)))
-        self._full: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
-        self._buffer: memoryview | None = None
-        self._filled = 0
-        self._error: BaseException | None = None
         self._digests: list[bytes] = []
         self._runs = PageRuns()
-        self._thread = threading.Thread(target=self._work, name="match", daemon=True)
-        self._thread.start()
+        super().__init__(target, "match")
 
-    def space(self) -> memoryview:
-        """The free rest of the current buffer, never empty.  Raises what went wrong."""
-        if self._buffer is None:
-            self._buffer = self._free.get()
-            self._filled = 0
-        self._raise()
-        return self._buffer[self._filled :]
-
-    def wrote(self, size: int) -> None:
-        """`size` bytes of `space()` are data."""
-        self._filled += size
-        if self._filled == CHUNK_SIZE:
-            self._hand_on()
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append a copy of `data`."""
-        view = memoryview(data)
-        while view:
-            space = self.space()
-            take = min(len(space), len(view))
-            space[:take] = view[:take]
-            self.wrote(take)
-            view = view[take:]
-
-    def finish(self) -> None:
-        """No more data.  Raises what went wrong."""
-        if self._buffer is not None and self._filled:
-            self._hand_on()
-        self._full.put(None)
-        self._thread.join()
-        self._raise()
-        self._target.finish()
+    def ended(self) -> None:
+        """See PagesBeside."""
+        self.target.finish()
         self._done(b"".join(self._digests), self._runs)
 
-    def abandon(self) -> None:
-        """After an error."""
-        self._full.put(None)
-        self._thread.join()
-        self._target.abandon()
-
-    def _hand_on(self) -> None:
-        assert self._buffer is not None
-        buffer, self._buffer = self._buffer, None
-        self._full.put(buffer[: self._filled])
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _work(self) -> None:
-        while (data := self._full.get()) is not None:
-            try:
-                if self._error is None:
-                    self._take(data)
-            except BaseException as error:  # noqa: BLE001 - raised by the reading thread
-                self._error = error
-            self._free.put(memoryview(data.obj))
-
-    def _take(self, data: memoryview) -> None:
-        if len(data) % PAGE:
-            raise SealpointError("a pages image does not consist of whole pages")
+    def take(self, data: memoryview) -> None:
+        """See PagesBeside."""
         digests = digests_of(data, self._key)
         self._digests.append(b"".join(digests))
         places = self._matcher.match(digests) if self._matcher else [-1] * len(digests)
@@ -199,7 +127,7 @@ class TrackedPages:
             if first < 0:
                 while end < len(places) and places[end] < 0:
                     end += 1
-                self._target.write(data[begin * PAGE : end * PAGE])
+                self.target.write(data[begin * PAGE : end * PAGE])
                 self._runs.add(None, end - begin)
             else:
                 while end < len(places) and places[end] == first + end - begin:

@@ -6,10 +6,13 @@ find it in the place of that one.  Out of scope: which files are merged (`retent
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sealpoint.checkpoint.beside import PagesTarget
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
+from sealpoint.checkpoint.chunk_table import can_be_stored
+from sealpoint.checkpoint.chunking import ChunkAdder
 from sealpoint.checkpoint.delta import DELTA_NAME, Delta, PageRuns
 from sealpoint.checkpoint.flat import ChunkReader, Flat, Image, Runs
 from sealpoint.checkpoint.progress import Progress, Report, silent
@@ -41,10 +44,12 @@ def merge(
     compression: str = "auto",
     count: int | None = None,
     report: Report = silent,
+    store: ChunkAdder | None = None,
 ) -> MergeResult:
     """Make one file of the first `count` files of a chain, newest first; of all if None.
 
-    Everything is verified as it is read.  Commits `out`.  Raises SealpointError, and nothing is then left of it.
+    Everything is verified as it is read.  store: takes the pages, if there is one.  Commits `out`.  Raises
+    SealpointError, and nothing is then left of it.
     """
     count = len(files) if count is None else count
     flat = Flat(files)
@@ -53,7 +58,9 @@ def merge(
     writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
     builder = CheckpointBuilder(writer, compression=compression)
     try:
-        _Merge(flat, builder, count, report).run()
+        _Merge(flat, builder, count, report, store).run()
+        if store is not None:
+            store.finish(builder)
         top = files[0].authentic.origin
         reference = top.stands_for or files[0].authentic.reference
         parent = None if count == len(files) else files[count].authentic
@@ -75,8 +82,16 @@ def merge(
 
 
 class _Merge:
-    def __init__(self, flat: Flat, builder: CheckpointBuilder, count: int, report: Report) -> None:
+    def __init__(
+        self,
+        flat: Flat,
+        builder: CheckpointBuilder,
+        count: int,
+        report: Report,
+        store: ChunkAdder | None,
+    ) -> None:
         self._flat, self._builder, self._count, self._report = flat, builder, count, report
+        self._store = store
         self._reader: ChunkReader = flat.chunk_reader()
         self._total = sum(i.size for i in flat.images.values())
         self._done = 0
@@ -104,10 +119,23 @@ class _Merge:
         if image.runs is None and image.size <= PACK_LIMIT[role_of(image.name)]:
             self._builder.add(image.name, b"".join(map(bytes, pieces)), attributes)
             return
+        if self._store is not None and can_be_stored(image.name, image.size):
+            self._stored(self._store.target(self._builder, image.name, attributes), pieces)
+            return
         target = self._builder.large(image.name, attributes)
         for piece in pieces:
             target.write(piece)
         target.finish()
+
+    @staticmethod
+    def _stored(target: PagesTarget, pieces: Iterator[memoryview]) -> None:
+        try:
+            for piece in pieces:
+                target.write(piece)
+            target.finish()
+        except BaseException:
+            target.abandon()
+            raise
 
     def _changed(self, image: str, parts: list[tuple[int, str, int, int]]) -> None:
         """Pages of the files that are merged; the others stay with the parent."""

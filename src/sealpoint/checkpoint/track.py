@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from sealpoint.checkpoint.builder import CheckpointBuilder, LargeObject
+from sealpoint.checkpoint.beside import PagesTarget
+from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.chain import Link
 from sealpoint.checkpoint.delta import DELTA_NAME, Delta, PageRuns
 from sealpoint.checkpoint.matching import DIGEST, KEY, Matcher, ParentPages, TrackedPages
@@ -110,8 +111,13 @@ class Track:
         tables = self._delta.images.values()
         return sum(t.own_pages for t in tables), sum(t.pages for t in tables)
 
-    def pages(self, builder: CheckpointBuilder, name: str) -> TrackedPages | LargeObject:
-        """Where a pages image of the dump goes."""
+    def pages(
+        self,
+        builder: CheckpointBuilder,
+        name: str,
+        large: Callable[[str], PagesTarget] | None = None,
+    ) -> PagesTarget:
+        """Where a pages image of the dump goes.  large: makes what takes those that are stored."""
 
         def done(digests: bytes, runs: PageRuns) -> None:
             with self._lock:
@@ -120,7 +126,7 @@ class Track:
             builder.summary.pages(name, runs.pages * PAGE)  # as it is, not as it is stored
 
         matcher = None if self._pages is None else Matcher(self._pages, name)
-        return TrackedPages(builder.large(name), self._key, matcher, done)
+        return TrackedPages((large or builder.large)(name), self._key, matcher, done)
 
     def finish(
         self,
