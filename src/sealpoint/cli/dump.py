@@ -7,6 +7,8 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,6 +50,12 @@ if TYPE_CHECKING:
     help="Store only pages that have changed since this sealed file was dumped here; implies --track.",
 )
 @options.state_option
+@click.option(
+    "--store",
+    metavar="DIR",
+    help="Keep memory in this chunk store, which other checkpoints share, and refer to it; needs --tenant-key.",
+)
+@click.option("--tenant-key", metavar="FILE", help="The key of the store's tenant.")
 @click.option("--workload", default="", metavar="ID", help="Opaque public name of what is dumped.")
 @click.option(
     "--scan",
@@ -67,6 +75,8 @@ def command(
     track: bool,
     parent: str | None,
     state: str | None,
+    store: str | None,
+    tenant_key: str | None,
     workload: str,
     scan: bool,
     criu: str | None,
@@ -87,10 +97,13 @@ def command(
     Example:
       sealpoint dump -t 4711 -o app.sealed -r keys/recipient.pub --sign keys/signer.key -- --shell-job
       sealpoint dump -t 4711 -o 2.sealed --parent 1.sealed -r recipient.pub --sign signer.key
+      sealpoint dump -t 4711 -o DIR/4711.sealed --store DIR --tenant-key tenant.key -r recipient.pub --sign signer.key
     """
     config = configuration.load()
     options.protect()
     piped = output == "-"
+    if bool(store) != bool(tenant_key):
+        raise UsageError("--store and --tenant-key go together")
     if kill_after and not piped:
         raise UsageError("--kill-after ack is for -o -: a file is durable before the tree ends")
     if kill_after and leave_running:
@@ -107,6 +120,7 @@ def command(
     search = Search(criu or config.criu or None)
     from sealpoint.checkpoint.dump import Dump, DumpRequest
     from sealpoint.cli.bar import Bar
+    from sealpoint.cli.store import described, in_words, open_store, warn_damaged
     from sealpoint.store.output import open_output
 
     prepared = sealing(config, seal)
@@ -114,6 +128,9 @@ def command(
     tracked = None
     if track or parent:
         tracked = _track(parent, state, workload, output, config, prepared["signing"])
+    opened: Any = nullcontext()
+    if store and tenant_key:
+        opened = open_store(store, tenant_key, prepared, observe=tally)
     request = DumpRequest(
         pid=pid,
         criu=search.result(),
@@ -126,8 +143,12 @@ def command(
         track=tracked,
         **prepared,
     )
-    with open_output(output, force=seal["force"]) as out, Bar(f"dumping {pid}") as bar:
-        result = Dump(request, out).run(bar)
+    with (
+        opened as adder,
+        open_output(output, force=seal["force"]) as out,
+        Bar(f"dumping {pid}") as bar,
+    ):
+        result = Dump(replace(request, store=adder), out).run(bar)
     note_newest(state or config.state, tracked.workload if tracked else workload, result)
     values = {
         "checkpoint": result.checkpoint_id.hex(),
@@ -145,6 +166,9 @@ def command(
     if tracked is not None:
         values["increment"] = tracked.continues
         values["pages_stored"], values["pages"] = stored, pages
+    if adder is not None:
+        warn_damaged(adder)
+        values |= described(adder)
     if tally is not None:
         values["secrets"] = dict(sorted(tally.counts.items()))
         if tally.failed:
@@ -157,6 +181,8 @@ def command(
     sizes = f"{options.show_size(result.plain_size)} in {options.show_size(result.file_size)}"
     if tracked is not None and tracked.continues:
         sizes = f"{stored} of {pages} pages have changed, {sizes}"
+    if adder is not None:
+        sizes += f" and {in_words(adder)}"
     click.echo(
         f"process {pid} sealed into {where}: {sizes}, {result.seconds:.2f} s (frozen {frozen:.2f} s)"
         f"{', still running' if result.left_running else ''}\ncheckpoint {result.checkpoint_id.hex()}",

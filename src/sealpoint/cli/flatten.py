@@ -24,6 +24,7 @@ from sealpoint.errors import IdentityError, UsageError
 @options.identity_option
 @options.trust_options
 @options.parents_option
+@options.store_option
 @options.seal_options
 @options.json_option
 def command(
@@ -35,10 +36,13 @@ def command(
     allow_unsigned: bool,
     allow_expired: bool,
     parents: tuple[str, ...],
+    stores: tuple[str, ...],
     as_json: bool,
     **seal: Any,
 ) -> None:
     """Make one sealed file of an increment and all its parents: it restores by itself, and stands for the increment.
+
+    A file that refers to a chunk store becomes one that does not.
 
     It is sealed anew, to the recipients given, and signed by who does that. FILE and its parents stay as they are.
 
@@ -64,7 +68,7 @@ def command(
     require_trust(policy)
     keys = options.load_identities(identities, options.Passphrases(seal["passphrase_file"]), config)
     prepared = sealing(config, seal)
-    with Chain.open(file, policy, directories=parents) as chain:
+    with Chain.open(file, policy, directories=parents, stores=stores) as chain:
         files = chain.unlock(keys)
         if not all(opened.has_memory for opened in files):
             raise IdentityError("this identity opens only metadata: it cannot flatten a chain")

@@ -107,6 +107,12 @@ def _public(checkpoint: Checkpoint) -> dict[str, Any]:
             for s in authentic.slot.stanzas
         ],
         "file_size": authentic.file.size,
+        "stored_chunks": {
+            "chunks": authentic.index.references,
+            "size": sum(
+                authentic.index.reference(n).length for n in range(authentic.index.references)
+            ),
+        },
         "frames": origin.frames,
     }
 
@@ -152,6 +158,10 @@ def _print(file: str, values: dict[str, Any]) -> None:
         rows.append(
             ("freed", f"{freed}; restores only by way of {values['pruned']['child']['checkpoint']}")
         )
+    if values["stored_chunks"]["chunks"]:
+        chunks = values["stored_chunks"]
+        size = options.show_size(chunks["size"])
+        rows.append(("refers to", f"{chunks['chunks']} chunks in a store, {size}"))
     rows += [
         ("signed by", signer["name"] + (" (trusted)" if signer["trusted"] else ""))
         for signer in values["signers"] or [{"name": "nobody", "trusted": False}]

@@ -19,6 +19,7 @@ from sealpoint.errors import SystemEnvironmentError, UsageError
 @options.identity_options
 @options.trust_options
 @options.parents_option
+@options.store_option
 @click.option(
     "-f", "--foreground", is_flag=True, help="Serve until unmounted instead of returning."
 )
@@ -32,6 +33,7 @@ def command(
     allow_unsigned: bool,
     allow_expired: bool,
     parents: tuple[str, ...],
+    stores: tuple[str, ...],
     foreground: bool,
 ) -> None:
     """Show a sealed file's objects as plain read-only files in DIR, for crit, gdb, checkpointctl or stock CRIU.
@@ -64,7 +66,7 @@ def command(
     require_trust(policy)
     keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
     directory = os.path.abspath(directory)
-    with Chain.open(file, policy, directories=parents) as chain:
+    with Chain.open(file, policy, directories=parents, stores=stores) as chain:
         with Bar(f"verifying {file}") as bar:
             files = chain.unlock(keys)
             files[0] = pages_file.join(files[0], os.path.dirname(file), policy, keys)

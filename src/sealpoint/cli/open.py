@@ -25,6 +25,7 @@ from sealpoint.cli import encrypted, options
 @click.option(
     "--only", multiple=True, metavar="GLOB", help="Only objects whose name matches. Repeatable."
 )
+@options.store_option
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @options.json_option
 def command(
@@ -37,6 +38,7 @@ def command(
     allow_unsigned: bool,
     allow_expired: bool,
     only: tuple[str, ...],
+    stores: tuple[str, ...],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +68,7 @@ def command(
     )
     require_trust(policy)
     keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
-    with Checkpoint.open(file, policy) as checkpoint, Bar(f"opening {file}") as bar:
+    with Checkpoint.open(file, policy, stores=stores) as checkpoint, Bar(f"opening {file}") as bar:
         opened = pages_file.join(checkpoint.unlock(keys), os.path.dirname(file), policy, keys)
         entries = extract.select(opened, only)
         if extract.is_archive_name(output):

@@ -68,6 +68,16 @@ parents_option = click.option(
     metavar="DIR",
     help="Where else to look for the parents of an increment than beside it. Repeatable.",
 )
+store_option = click.option(
+    "--store",
+    "stores",
+    multiple=True,
+    metavar="DIR",
+    help="A chunk store that the file refers to, if it is not beside it. Repeatable.",
+)
+tenant_key_option = click.option(
+    "--tenant-key", required=True, metavar="FILE", help="The key of the store's tenant."
+)
 identity_option = click.option(
     "-i",
     "--identity",
@@ -98,7 +108,7 @@ trust_options = stack(
     ),
 )
 # What every command takes that reads a checkpoint, sealed or plain; `open_source` makes use of it.
-source_options = stack(identity_options, trust_options)
+source_options = stack(identity_options, trust_options, store_option)
 recipient_options = stack(
     click.option(
         "-r",
@@ -326,6 +336,7 @@ def source_access(
     trust: Sequence[str],
     allow_unsigned: bool,
     allow_expired: bool,
+    stores: Sequence[str] = (),
 ) -> Access:
     """Keys and policy for reading commands, loaded when the first sealed file is met, and hardened before."""
     import functools
@@ -342,7 +353,7 @@ def source_access(
             trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
         )
 
-    return Access(keys, policy)
+    return Access(keys, policy, tuple(stores))
 
 
 def open_source(file: str, **options: Any) -> AbstractContextManager[Source]:

@@ -29,6 +29,7 @@ from sealpoint.errors import SystemEnvironmentError
     "--ack", is_flag=True, help="Print the acknowledgement that dump --kill-after ack waits for."
 )
 @options.parents_option
+@options.store_option
 @click.option(
     "--allow-older",
     is_flag=True,
@@ -50,6 +51,7 @@ def command(
     spool: str | None,
     ack: bool,
     parents: tuple[str, ...],
+    stores: tuple[str, ...],
     allow_older: bool,
     state: str | None,
     criu: str | None,
@@ -97,7 +99,9 @@ def command(
             received += size
             bar(Progress(received))
 
-        chain = Chain.open(file, policy, directories=parents, spool=spool, progress=receive)
+        chain = Chain.open(
+            file, policy, directories=parents, spool=spool, progress=receive, stores=stores
+        )
     newest = Newest(state or config.state or DEFAULT_DIRECTORY)
     with chain:
         checkpoint = chain.top

@@ -17,6 +17,7 @@ from sealpoint.errors import NoTrustedSignerGivenError
 @click.argument("file", metavar="FILE|-")
 @options.trust_options
 @options.identity_options
+@options.store_option
 @options.json_option
 def command(
     *,
@@ -26,10 +27,12 @@ def command(
     allow_expired: bool,
     identities: tuple[str, ...],
     passphrase_file: str | None,
+    stores: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Check structure, header, both signed statements and the hash of every frame; no decryption key is needed.
 
+    Chunks of a store that it refers to are compared with their hashes, too, if the store is beside it or named.
     With -i every chunk and both manifests are authenticated, too. FILE may be the directory of a CRIUsec dump: then -i
     is needed, and what that format cannot detect is said. Without a signer to trust, the signers are named and
     the command ends with exit code 8: intact, but nobody has said whom to believe.
@@ -51,6 +54,7 @@ def command(
     config = configuration.load()
     from sealpoint.checkpoint.access import Checkpoint
     from sealpoint.checkpoint.progress import Progress
+    from sealpoint.checkpoint.with_chunks import WithChunks, check_references
     from sealpoint.cli.bar import Bar
 
     policy = options.trust_policy(
@@ -60,7 +64,10 @@ def command(
     if identities:
         options.protect()
         keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
-    with Checkpoint.open(file, policy) as checkpoint, Bar(f"verifying {file}") as bar:
+    with (
+        Checkpoint.open(file, policy, stores=stores) as checkpoint,
+        Bar(f"verifying {file}") as bar,
+    ):
         authentic = checkpoint.authentic
         done = 0
 
@@ -73,6 +80,14 @@ def command(
         if opened is None or not opened.has_memory or authentic.prune is not None:
             authentic.check_frames(progress)
         done = 0
+        references = authentic.index.references
+        finder = checkpoint.chunk_finder()
+        chunks_checked = bool(references and finder.stores)
+        if chunks_checked and not isinstance(opened, WithChunks):
+            check_references(authentic, finder, progress)
+            done = 0
+        if isinstance(opened, WithChunks) and not chunks_checked:
+            opened = opened.own
         if opened is not None:
             opened.verify_all(progress)
     signers = [{"name": s.name, "key": s.key_id, "trusted": s.trusted} for s in checkpoint.signers]
@@ -80,6 +95,8 @@ def command(
     if opened is not None:
         what = "every chunk" if opened.has_memory else "every metadata chunk"
         depth += f", {what} is authentic"
+    if chunks_checked:
+        depth += f", and so does each of the {references} chunks that it refers to"
     if as_json:
         values = {
             "file": file,
@@ -88,6 +105,8 @@ def command(
             "bytes": authentic.file.size,
             "signers": signers,
             "chunks_authenticated": opened is not None,
+            "stored_chunks": references,
+            "stored_chunks_checked": chunks_checked,
             "interrupted_rekey": authentic.interrupted,
             "freed": 0 if authentic.prune is None else authentic.prune.freed,
         }
@@ -99,6 +118,10 @@ def command(
             click.echo(f"signed by {printable(str(signer['name']))}{trusted}, key {signer['key']}")
         if not signers:
             click.echo("signed by nobody")
+    if references and not chunks_checked:
+        options.warn(
+            f"it refers to {references} chunks in a store, which were not checked: none is beside it (--store DIR)"
+        )
     if authentic.prune is not None:
         options.warn(
             f"{options.show_size(authentic.prune.freed)} of it were freed for checkpoint "

@@ -46,7 +46,9 @@ class SealedSource:
         self._scratch = Scratch()
         policy = access.policy()
         require_trust(policy)
-        self.checkpoint = Checkpoint.of(fd, policy)
+        self.checkpoint = Checkpoint.of(
+            fd, policy, path=None if path == "-" else path, stores=access.stores
+        )
         self.opened: OpenFile = self.checkpoint.unlock(access.identities())
         self._entries: dict[str, Entry] = {}
         self._links: dict[str, str] = {}
@@ -70,7 +72,7 @@ class SealedSource:
 
     def _open_parents(self) -> None:
         """Pages of an increment are put together from all files of its chain."""
-        self._chain = Chain.open(self._path, self._access.policy())
+        self._chain = Chain.open(self._path, self._access.policy(), stores=self._access.stores)
         try:
             flat = Flat(self._chain.unlock(self._access.identities()))
         except BaseException:

@@ -205,10 +205,12 @@ class Access:
 
     identities: called when the first sealed file is opened, so that plain input needs no key.
     policy: the same; it may raise PolicyError where nobody is trusted.
+    stores: where else than beside a sealed file the stored chunks may lie to which it refers.
     """
 
     identities: Callable[[], Sequence[Identity]]
     policy: Callable[[], TrustPolicy]
+    stores: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, identities: Sequence[Identity], policy: TrustPolicy) -> Self:

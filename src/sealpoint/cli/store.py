@@ -1,0 +1,318 @@
+"""`sealpoint store init`, `add`, `stat` and `gc`."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.cli.printable import printable
+from sealpoint.errors import IdentityError, UsageError
+
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.chunking import ChunkAdder
+    from sealpoint.store.collect import Statistics
+
+
+@click.group()
+def command() -> None:
+    """Keep many checkpoints of similar processes: runs of pages that are the same are kept once.
+
+    \b
+    Example:
+      sealpoint store init /srv/checkpoints --tenant-key tenant.key
+      sealpoint dump -t PID --store /srv/checkpoints --tenant-key tenant.key \\
+        -o /srv/checkpoints/web.sealed -r keys/recipient.pub --sign keys/signer.key
+      sealpoint restore /srv/checkpoints/web.sealed -i keys/identity.key --trust keys/signer.pub
+    """
+
+
+_also_option = click.option(
+    "--also",
+    multiple=True,
+    metavar="DIR",
+    help="Another directory with sealed files that refer to this store. Repeatable.",
+)
+
+
+@command.command("init")
+@click.argument("directory", metavar="DIR")
+@options.tenant_key_option
+def init(directory: str, tenant_key: str) -> None:
+    """Make a chunk store in DIR, and the tenant key if FILE does not exist yet.
+
+    Who dumps into the store needs the tenant key, who restores from it does not. It finds and opens every chunk of the
+    store: keep it like an identity.
+
+    \b
+    Example:
+      sealpoint store init /srv/checkpoints --tenant-key tenant.key
+    """
+    from sealpoint.format.stored import Tenant
+    from sealpoint.keys import tenant as tenant_file
+    from sealpoint.store.chunk_directory import CHUNKS, ChunkDirectory
+
+    if os.path.lexists(os.path.join(directory, CHUNKS)):  # before a key is made for it
+        raise UsageError(f"{directory} holds a store already")
+    made = not os.path.lexists(tenant_key)
+    key = tenant_file.make(tenant_key) if made else tenant_file.load(tenant_key)
+    tenant = Tenant(key)
+    ChunkDirectory.make(directory, tenant.identifier)
+    click.echo(f"store {directory} of the tenant {tenant.identifier.hex()}")
+    if made:
+        click.echo(f"tenant key {tenant_key}: keep a copy, and keep it secret")
+
+
+@command.command("add")
+@click.argument("directory", metavar="DIR")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@options.tenant_key_option
+@options.identity_option
+@options.trust_options
+@options.parents_option
+@options.seal_options
+@options.json_option
+def add(
+    *,
+    directory: str,
+    files: tuple[str, ...],
+    tenant_key: str,
+    identities: tuple[str, ...],
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    parents: tuple[str, ...],
+    as_json: bool,
+    **seal: Any,
+) -> None:
+    """Make of each sealed FILE one in DIR that refers to the chunks of the store, which gets those that it lacks.
+
+    It is sealed anew, to the recipients given, and signed by who does that. FILE stays as it is; an increment and its
+    parents become one whole checkpoint.
+
+    \b
+    Example:
+      sealpoint store add /srv/checkpoints app.sealed --tenant-key tenant.key -i identity.key \\
+        --trust signer.pub -r recipient.pub --sign signer.key
+    """
+    config = configuration.load()
+    options.protect()
+    from sealpoint.checkpoint.access import require_trust
+    from sealpoint.cli.dump import sealing
+
+    policy = options.trust_policy(
+        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    )
+    require_trust(policy)
+    passphrases = options.Passphrases(seal["passphrase_file"])
+    keys = options.load_identities(identities, passphrases, config)
+    prepared = sealing(config, seal)
+    names = [os.path.basename(file) for file in files]
+    if len(set(names)) != len(names):
+        raise UsageError("two of the files have the same name")
+    added = []
+    for file, name in zip(files, names, strict=True):
+        target = os.path.join(directory, name)
+        with open_store(directory, tenant_key, prepared) as store:
+            result = _add(file, target, store, policy, keys, parents, prepared, force=seal["force"])
+        warn_damaged(store)
+        values = {
+            "file": target,
+            "checkpoint": result.checkpoint_id.hex(),
+            "origin": result.origin_digest.hex(),
+            "file_size": result.file_size,
+        }
+        added.append(values | described(store))
+        if not as_json:
+            click.echo(
+                f"{printable(target)}: {options.show_size(result.file_size)} that refer to "
+                f"{options.show_size(store.size)} of pages, {in_words(store)}"
+            )
+    if as_json:
+        click.echo(json.dumps(added, indent=2))
+
+
+def _add(
+    file: str,
+    target: str,
+    store: ChunkAdder,
+    policy: Any,
+    keys: Any,
+    parents: tuple[str, ...],
+    prepared: dict[str, Any],
+    *,
+    force: bool,
+) -> Any:
+    from sealpoint.checkpoint import pages_file
+    from sealpoint.checkpoint.chain import Chain
+    from sealpoint.checkpoint.merge import merge
+    from sealpoint.cli.bar import Bar
+    from sealpoint.store.output import OutputFile
+
+    if os.path.exists(target) and os.path.samefile(file, target):
+        raise UsageError(f"{file} lies in the store's directory itself", hint="move it elsewhere")
+    with Chain.open(file, policy, directories=parents) as chain:
+        opened = chain.unlock(keys)
+        opened[0] = pages_file.join(opened[0], os.path.dirname(file), policy, keys)
+        if not all(o.has_memory for o in opened):
+            raise IdentityError("this identity opens only metadata: it cannot copy a checkpoint")
+        with OutputFile(target, force=force) as out, Bar(f"adding {file}") as bar:
+            return merge(opened, out, report=bar, store=store, **prepared)
+
+
+class _OpenStore:
+    """A ChunkAdder and its directory, closed together."""
+
+    def __init__(self, adder: ChunkAdder) -> None:
+        self._adder = adder
+
+    def __enter__(self) -> ChunkAdder:
+        return self._adder
+
+    def __exit__(self, *_: object) -> None:
+        self._adder.close()
+        self._adder.directory.close()
+
+
+def open_store(
+    directory: str, tenant_key: str, prepared: dict[str, Any], **more: Any
+) -> _OpenStore:
+    """For adding to it what is sealed as `prepared` says (`dump.sealing`); more: see ChunkAdder."""
+    from sealpoint import keys
+    from sealpoint.checkpoint.chunking import ChunkAdder
+    from sealpoint.format.stored import Tenant
+    from sealpoint.keys import tenant as tenant_file
+    from sealpoint.store.chunk_directory import ChunkDirectory
+
+    tenant = Tenant(tenant_file.load(tenant_key))
+    if warning := keys.permissions_warning(tenant_key):
+        options.warn(warning)
+    opened = ChunkDirectory(directory)
+    try:
+        suite, compression = prepared["suite"], prepared["compression"]
+        return _OpenStore(ChunkAdder(opened, tenant, suite=suite, compression=compression, **more))
+    except BaseException:
+        opened.close()
+        raise
+
+
+def described(store: ChunkAdder) -> dict[str, int]:
+    """What was added, for JSON."""
+    return {
+        "referred_size": store.size,
+        "chunks_added": store.added,
+        "chunks_added_size": store.added_size,
+        "chunks_damaged": len(store.damaged),
+    }
+
+
+def in_words(store: ChunkAdder) -> str:
+    """What was added."""
+    return f"{store.added} new chunks of {options.show_size(store.added_size)}"
+
+
+def warn_damaged(store: ChunkAdder) -> None:
+    """Chunks that do not hold what they should are not referred to."""
+    if store.damaged:
+        one = min(store.damaged).hex()
+        options.warn(
+            f"{len(store.damaged)} chunks of {store.directory.path} are damaged or were tampered with, {one} among "
+            "them: their pages were sealed into the file itself (sealpoint store gc removes them once no file refers "
+            "to them)"
+        )
+
+
+@command.command("stat")
+@click.argument("directory", metavar="DIR")
+@_also_option
+@options.json_option
+def stat(*, directory: str, also: tuple[str, ...], as_json: bool) -> None:
+    """Show what a store holds and saves. No key is needed.
+
+    \b
+    Example:
+      sealpoint store stat /srv/checkpoints
+    """
+    from sealpoint.store.chunk_directory import ChunkDirectory
+    from sealpoint.store.collect import statistics
+
+    with ChunkDirectory(directory) as store:
+        found = statistics(store, also)
+    if as_json:
+        click.echo(json.dumps(_values(directory, found), indent=2))
+        return
+    size = options.show_size
+    click.echo(f"checkpoints  {len(found.files)}")
+    click.echo(f"chunks       {found.chunks}, {size(found.stored)}")
+    click.echo(f"in all       {size(found.together)}")
+    saved = f", {1 - found.together / found.alone:.0%} saved" if found.alone else ""
+    click.echo(f"alone        {size(found.alone)}{saved}")
+    if found.unused_chunks:
+        click.echo(f"unused       {found.unused_chunks} chunks, {size(found.unused)}")
+    if found.missing:
+        options.warn(f"{found.missing} chunks are missing that the files refer to")
+
+
+def _values(directory: str, found: Statistics) -> dict[str, Any]:
+    return {
+        "store": directory,
+        "checkpoints": [
+            {
+                "file": f.path,
+                "file_size": f.size,
+                "chunks": f.chunks,
+                "chunks_size": f.referred,
+            }
+            for f in found.files
+        ],
+        "chunks": found.chunks,
+        "chunks_size": found.stored,
+        "size": found.together,
+        "size_alone": found.alone,
+        "unused_chunks": found.unused_chunks,
+        "unused_size": found.unused,
+        "missing_chunks": found.missing,
+    }
+
+
+@command.command("gc")
+@click.argument("directory", metavar="DIR")
+@_also_option
+@click.option("--dry-run", is_flag=True, help="Say what would be removed.")
+@options.json_option
+def gc(*, directory: str, also: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Remove the chunks of a store to which no sealed file in DIR refers. No key is needed.
+
+    Files elsewhere do not count unless --also names their directory. If a sealed file there cannot be read, nothing is
+    removed. It waits for dumps and adds to the store, and they for it.
+
+    \b
+    Example:
+      sealpoint store gc /srv/checkpoints --dry-run
+    """
+    from sealpoint.store.chunk_directory import ChunkDirectory
+    from sealpoint.store.collect import collect
+
+    with ChunkDirectory(directory, exclusive=True) as store:
+        done = collect(store, also, dry_run=dry_run)
+    if as_json:
+        values = {
+            "files": done.files,
+            "chunks_kept": done.kept,
+            "chunks_removed": done.removed,
+            "freed": done.freed,
+            "not_looked_at": done.elsewhere,
+        }
+        click.echo(json.dumps(values, indent=2))
+        return
+    would = "would be " if dry_run else ""
+    click.echo(
+        f"{done.removed} chunks {would}removed, {options.show_size(done.freed)}; "
+        f"{done.kept} are in use by {done.files} sealed files"
+    )
+    for path in done.elsewhere:
+        click.echo(f"not looked at: {printable(path)}")
