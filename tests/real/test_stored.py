@@ -1,0 +1,139 @@
+"""Checkpoints whose memory lies in a chunk store, with a real CRIU: dump, restore, verify, flatten, gc."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import harness
+import pytest
+import sealed
+
+StartWorkload = Callable[..., harness.Workload]
+
+
+class Store:
+    """A store, and what goes into it."""
+
+    def __init__(self, command: sealed.Sealpoint, keys: sealed.Keys, where: Path) -> None:
+        self.command, self.keys = command, keys
+        self.path, self.key = where / "store", where / "tenant.key"
+        command.run("store", "init", self.path, "--tenant-key", self.key).ok()
+
+    @property
+    def options(self) -> list[object]:
+        return ["--store", self.path, "--tenant-key", self.key]
+
+    def dump(self, pid: int, name: str, *more: object) -> dict:
+        result = self.command.run(
+            "dump", "-t", str(pid), "-o", self.path / name, "--json", *self.options,
+            *self.keys.seal, *more,
+        ).ok()  # fmt: skip
+        return json.loads(result.out)
+
+    def stat(self) -> dict:
+        return json.loads(self.command.run("store", "stat", self.path, "--json").ok().out)
+
+    def chunks(self) -> list[Path]:
+        return sorted((self.path / "chunks").glob("??/*"))
+
+
+@pytest.fixture
+def store(sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path: Path) -> Store:
+    return Store(sealpoint, keys, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["secret", "tree", "memory"])
+def test_a_process_is_dumped_into_a_store_twice_and_comes_back(
+    store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, kind: str
+) -> None:
+    running = workload(kind)
+    with harness.FileWatcher(running.needles, [store.path], ignore=[running.dir]) as watcher:
+        first = store.dump(running.pid, "1.sealed", "-R")
+        before = running.assert_intact()
+        second = store.dump(running.pid, "2.sealed")
+        running.wait_gone()
+        assert first["chunks_added"] > second["chunks_added"]
+        assert second["chunks_added_size"] < first["chunks_added_size"] * 0.8
+        found = store.stat()
+        assert len(found["checkpoints"]) == 2
+        assert found["size"] < found["size_alone"] * 0.9
+        assert found["missing_chunks"] == found["unused_chunks"] == 0
+        verified = sealpoint.run(
+            "verify", store.path / "2.sealed", "--trust", keys.path("signer.pub"), "--json"
+        ).ok()
+        assert json.loads(verified.out)["stored_chunks_checked"]
+        sealpoint.run("restore", store.path / "2.sealed", *keys.open, "--detach").ok()
+        running.assert_continues(before)
+    assert watcher.leaks() == []
+
+
+def test_an_ordinary_file_is_added_to_a_store_and_taken_back_without_it(
+    store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path
+) -> None:
+    running = workload("memory")
+    before = running.assert_intact()
+    plain, whole = tmp_path / "a.sealed", tmp_path / "whole.sealed"
+    sealpoint.run("dump", "-t", str(running.pid), "-o", plain, *keys.seal).ok()
+    running.wait_gone()
+    sealpoint.run(
+        "store", "add", store.path, plain, "--tenant-key", store.key, *keys.open, *keys.seal
+    ).ok()
+    referring = store.path / "a.sealed"
+    assert referring.stat().st_size < plain.stat().st_size / 2
+    elsewhere = tmp_path / "b.sealed"
+    referring.rename(elsewhere)
+    sealpoint.run("restore", elsewhere, *keys.open, "--detach").fails(3, "chunk store", "--store")
+    sealpoint.run(
+        "flatten", elsewhere, "-o", whole, "--store", store.path, *keys.open, *keys.seal
+    ).ok()
+    sealpoint.run("store", "gc", store.path).ok()
+    assert store.chunks() == []
+    sealpoint.run("restore", whole, *keys.open, "--detach").ok()
+    running.assert_continues(before)
+
+
+def test_a_tampered_or_missing_chunk_stops_the_restore(
+    store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys
+) -> None:
+    running = workload("secret")
+    store.dump(running.pid, "1.sealed")
+    running.wait_gone()
+    chunk = max(store.chunks(), key=lambda p: p.stat().st_size)
+    data = bytearray(chunk.read_bytes())
+    data[-20] ^= 1
+    chunk.write_bytes(data)
+    restore = ("restore", store.path / "1.sealed", *keys.open, "--detach")
+    sealpoint.run(*restore).fails(3, chunk.name, "tampered")
+    chunk.unlink()
+    sealpoint.run(*restore).fails(3, chunk.name, "missing", str(store.path))
+
+
+def test_increments_lie_in_a_store_too(
+    store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path
+) -> None:
+    running = workload("dirty")
+    state = ("--state", tmp_path / "state")
+    store.dump(running.pid, "1.sealed", "--track", "-R", *state)
+    before = running.assert_intact()
+    second = store.dump(running.pid, "2.sealed", "--parent", store.path / "1.sealed", *state)
+    running.wait_gone()
+    assert second["increment"]
+    assert second["pages_stored"] < second["pages"]
+    sealpoint.run("restore", store.path / "2.sealed", *keys.open, "--detach").ok()
+    running.assert_continues(before)
+
+
+def test_a_dump_into_a_full_or_foreign_store_leaves_the_process_running(
+    store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path
+) -> None:
+    running = workload("secret")
+    other = tmp_path / "other.key"
+    sealpoint.run("store", "init", tmp_path / "other", "--tenant-key", other).ok()
+    target = store.path / "1.sealed"
+    dump = ("dump", "-t", str(running.pid), "-o", target, "--store", store.path, *keys.seal)
+    sealpoint.run(*dump, "--tenant-key", other).fails(4, "tenant key", str(store.path))
+    running.assert_intact()
+    assert not target.exists()
+    assert store.chunks() == []
