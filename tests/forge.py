@@ -11,6 +11,7 @@ import copy
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ from sealpoint.format.constants import (
     ORIGIN_TYPE,
     PACK_CHUNK_SIZE,
     PREAMBLE_SIZE,
+    REFERENCE_SIZE,
     TRAILER_SIZE,
     Codec,
     Role,
@@ -42,7 +44,7 @@ from sealpoint.format.constants import (
     Suite,
 )
 from sealpoint.format.derive import RootKeys
-from sealpoint.format.index import frame_hash, frame_head
+from sealpoint.format.index import Reference, frame_hash, frame_head
 from sealpoint.format.manifest import Entry, Manifest
 from sealpoint.format.preamble import Preamble, Trailer
 from sealpoint.format.reader import OpenFile, SealedFile
@@ -114,12 +116,13 @@ def toy_wrap(preamble: Preamble, roots: RootKeys) -> list[Stanza]:
 
 @dataclass
 class Sealed:
-    """A valid sealed file and what its makers know."""
+    """A valid sealed file and what its makers know.  chunks: of a vector, the store that it refers to."""
 
     data: bytes
     roots: RootKeys
     contents: dict[str, bytes]
     signer: Signatory = SIGNER
+    chunks: dict[str, str | None] = field(default_factory=dict)
 
 
 def append(
@@ -167,6 +170,7 @@ def build_sample(
     wrap=toy_wrap,
     signer: Signatory | None = SIGNER,
     objects: dict[str, bytes] | None = None,
+    references: Sequence[Reference] = (),
     **finish: Any,
 ) -> Sealed:
     """Two packs, three memory streams whose chunks interleave, all codecs."""
@@ -206,6 +210,8 @@ def build_sample(
             Entry(writer.number(), name, Role.MEMORY, len(data), stream)
         )
     tables[Role.METADATA].memory = {e.number: e.size for e in tables[Role.MEMORY].entries}
+    for reference in references:
+        writer.refer(reference)
     writer.finish(
         tables[Role.METADATA], tables[Role.MEMORY], tool="a test", captured=1_700_000_000, **finish
     )
@@ -270,6 +276,7 @@ class Forge:
     frames: list[tuple[int, bytes]] = field(init=False)
     origin: bytes = field(init=False)
     trailer: Trailer = field(init=False)
+    references: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         data = self.data
@@ -277,13 +284,21 @@ class Forge:
         self.trailer = Trailer.decode(data[-TRAILER_SIZE:], self.preamble, len(data))
         size = self.preamble.slot_size
         self.slots = [data[at : at + size] for at in map(self.preamble.slot_offset, (0, 1))]
+        self.origin = data[self.trailer.origin_offset :][: self.trailer.origin_size]
         self.frames, at = [], self.preamble.frames_offset
-        for entry in pieces_exact(self.stored_index, INDEX_ENTRY_SIZE):
+        end = len(self.stored_index) - REFERENCE_SIZE * self._references()
+        self.references = self.stored_index[end:]
+        for entry in pieces_exact(self.stored_index[:end], INDEX_ENTRY_SIZE):
             number, length = (int.from_bytes(entry[n : n + 4], "little") for n in (0, 4))
             at += FRAME_HEAD_SIZE
             self.frames.append((number, data[at : at + length]))
             at += length
-        self.origin = data[self.trailer.origin_offset :][: self.trailer.origin_size]
+
+    def _references(self) -> int:
+        try:
+            return int(self.payload()["index"].get("references", "0"))
+        except FileError:  # of a mutation
+            return 0
 
     @property
     def stored_index(self) -> bytes:
@@ -291,11 +306,14 @@ class Forge:
 
     def index(self) -> bytes:
         """As it should be for the frames as they are."""
-        return b"".join(
-            number.to_bytes(4, "little")
-            + len(c).to_bytes(4, "little")
-            + frame_hash(frame_head(number), c)
-            for number, c in self.frames
+        return (
+            b"".join(
+                number.to_bytes(4, "little")
+                + len(c).to_bytes(4, "little")
+                + frame_hash(frame_head(number), c)
+                for number, c in self.frames
+            )
+            + self.references
         )
 
     def frames_size(self) -> int:
@@ -385,6 +403,8 @@ class Forge:
             "frames": str(len(self.frames)),
             "size": str(self.frames_size()),
         }
+        if self.references:
+            payload["index"]["references"] = str(len(self.references) // REFERENCE_SIZE)
         return payload
 
     def resign(self, signer: Signatory | None) -> Forge:

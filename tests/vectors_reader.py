@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from sealpoint.checkpoint.access import unwrap_with
+from sealpoint.checkpoint.with_chunks import WithChunks, check_references, refers
 from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import StanzaKind
 from sealpoint.format.reader import SealedFile
 from sealpoint.keys import Identity, TrustedKey, TrustPolicy, hybrid, nist, scrypt, x25519
 from sealpoint.keys.rsa import RsaIdentity
+from sealpoint.store.chunk_directory import ChunkFinder
 
 HERE = Path(__file__).resolve().parent / "vectors"
 OUTCOMES = {
@@ -64,10 +68,50 @@ def identity_of(value: dict[str, str]) -> Identity:
     return {"hybrid": hybrid, "x25519": x25519}[kind].identity(private)
 
 
+def chunks_of(
+    vector: dict[str, Any], stored: dict[str, dict[str, Any]] | None = None
+) -> dict[bytes, bytes]:
+    """The chunk store of a vector: its own chunks on top of those of its base."""
+    found: dict[bytes, bytes] = {}
+    if "base" in vector:
+        base = (stored or {}).get(vector["base"]) or json.loads(
+            (HERE / f"{vector['base']}.json").read_text()
+        )
+        found = chunks_of(base, stored)
+    for name, data in vector.get("chunks", {}).items():
+        if data is None:
+            del found[bytes.fromhex(name)]
+        else:
+            found[bytes.fromhex(name)] = base64.b64decode(data)
+    return found
+
+
+@contextlib.contextmanager
+def store_of(chunks: dict[bytes, bytes]) -> Iterator[ChunkFinder]:
+    """Where a reader finds them."""
+    with tempfile.TemporaryDirectory(prefix="sealpoint-vectors-") as directory:
+        (Path(directory) / "chunks").mkdir()
+        for identifier, data in chunks.items():
+            path = Path(directory) / "chunks" / identifier.hex()[:2] / identifier.hex()
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        yield ChunkFinder(None, [directory])
+
+
 def read(
-    vector: dict[str, Any], data: bytes, spy: Callable[[Any], None] = lambda _: None
+    vector: dict[str, Any],
+    data: bytes,
+    spy: Callable[[Any], None] = lambda _: None,
+    stored: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, bytes]:
     """Everything within reach of the vector's identity.  `spy` gets the roots."""
+    with store_of(chunks_of(vector, stored)) as finder:
+        return _read(vector, data, spy, finder)
+
+
+def _read(
+    vector: dict[str, Any], data: bytes, spy: Callable[[Any], None], finder: ChunkFinder
+) -> dict[str, bytes]:
     keys = [bytes.fromhex(s) for s in vector["trust"]]
     pinned = tuple(TrustedKey(hashlib.sha256(k).hexdigest(), "a signer", k) for k in keys)
     policy = TrustPolicy(pinned=pinned, allow_unsigned=not pinned)
@@ -80,8 +124,11 @@ def read(
             newest=vector.get("newest", 0),
         )
         authentic.check_frames()
+        check_references(authentic, finder, lambda _: None)
         opened = authentic.unlock(unwrap_with([identity_of(vector["identity"])]))
         spy(opened.roots)
+        if refers(opened):
+            opened = WithChunks(opened, finder)
         opened.verify_all()
         return {
             name: opened.read_bytes(entry)
@@ -92,10 +139,12 @@ def read(
         os.close(fd)
 
 
-def outcome(vector: dict[str, Any], data: bytes) -> tuple[str, dict[str, str]]:
+def outcome(
+    vector: dict[str, Any], data: bytes, stored: dict[str, dict[str, Any]] | None = None
+) -> tuple[str, dict[str, str]]:
     """The outcome class, and on success the SHA-256 of every object."""
     try:
-        found = read(vector, data)
+        found = read(vector, data, stored=stored)
     except SealpointError as error:
         return OUTCOMES[type(error)], {}
     return "success", {name: hashlib.sha256(d).hexdigest() for name, d in sorted(found.items())}

@@ -69,6 +69,8 @@ def test_verify_json(cli, sealed, keys):
     assert values == {
         "file": sealed,
         "chunks_authenticated": False,
+        "stored_chunks": 0,
+        "stored_chunks_checked": False,
         "interrupted_rekey": False,
         "freed": 0,
     }
@@ -137,6 +139,7 @@ def test_info_without_a_key_shows_nothing_of_the_contents(cli, sealed, keys):
         "recipients",
         "file_size",
         "frames",
+        "stored_chunks",
     }
     assert values["recipients"] == [
         {

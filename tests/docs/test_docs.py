@@ -121,7 +121,10 @@ def test_commands_and_their_options_exist(document: Path) -> None:
     scripts += re.findall(r"`(sealpoint [^`]+)`", text.split("\n## Messages\n")[0])
     for command, arguments in (call for each in scripts for call in called(each)):
         assert command in commands(), command
-        words = [command, *(arguments.split()[:1] if command in ("crit", "podman") else [])]
+        words = [
+            command,
+            *(arguments.split()[:1] if command in ("crit", "podman", "store") else []),
+        ]
         for option in re.findall(r"(?<=\s)(--?[a-zA-Z][a-z-]*)", arguments):
             assert has_option(help_of(*words), option), (words, option)
 
@@ -131,6 +134,7 @@ def test_options_named_in_running_text_exist(document: Path) -> None:
     crit = ("show", "decode", "encode", "info", "x", "recode")
     helps = [help_of(command) for command in commands()] + [help_of("crit", name) for name in crit]
     helps += [help_of("podman", name) for name in ("checkpoint", "restore")]
+    helps += [help_of("store", name) for name in ("init", "add", "stat", "gc")]
     everything = "\n".join([help_of(), *helps])
     for quoted in re.findall(r"`([^`\n]+)`", document.read_text()):
         if match := re.match(r"(--?[a-zA-Z][a-zA-Z0-9-]*)", quoted):

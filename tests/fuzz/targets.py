@@ -14,6 +14,7 @@ import os
 import struct
 import sys
 import tarfile
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,15 +24,21 @@ for directory in ("inspect", "checkpoint", "criusec"):
 
 import criusec_helpers
 import images_by_hand as hand
+import lz4.block
 import small_dump
 import zstandard
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sealpoint.checkpoint import summary, tar
+from sealpoint.checkpoint import chunk_table, summary, tar
+from sealpoint.checkpoint.delta import PageRuns
 from sealpoint.criusec import grammar
 from sealpoint.criusec.decode import scan
 from sealpoint.criusec.encode import Encoder
 from sealpoint.errors import SealpointError
-from sealpoint.format.constants import Role
+from sealpoint.format import stored
+from sealpoint.format.constants import Codec, Role, Suite
+from sealpoint.format.index import Reference
 from sealpoint.inspect import (
     container,
     coredump,
@@ -306,6 +313,20 @@ def criusec_writer(data: bytes) -> None:
     assert plain.pread(0, plain.size) == data
 
 
+def chunk_table_object(data: bytes) -> None:
+    """The table of a file that refers to a chunk store: it has one spelling."""
+    assert chunk_table.decode(data).encode() == data
+
+
+def stored_chunk(data: bytes) -> None:
+    """The file of a stored chunk, whose hash a hostile signer has signed."""
+    reference = Reference(data[32:64].ljust(32, b"\0"), blake3(data).digest(), len(data))
+    size = int.from_bytes(data[12:16], "little") % (1 << 21)
+    out = memoryview(bytearray(size))
+    chunk = stored.StoredChunk(reference, bytes(32), size)
+    stored.open_into(chunk, data[16:32], memoryview(data), out)
+
+
 @functools.cache
 def _criusec():
     files = criusec_helpers.unpack(criusec_helpers.load_vectors()["whole"])
@@ -318,6 +339,7 @@ TARGETS: dict[str, Target] = {
     for t in (
         *(image, json_image, dump, memory, report_page, core, secrets),
         *(archive, documents, tar_members, criusec, criusec_writer),
+        *(chunk_table_object, stored_chunk),
     )
 }
 
@@ -340,6 +362,18 @@ def seeds(name: str) -> Iterator[bytes]:
         yield from SECRETS
     elif name in ("dump", "report_page", "core"):
         yield from (bytes([n]) + TREE[image_name] for n, image_name in enumerate(NAMES))
+    elif name == "chunk_table_object":
+        runs = PageRuns()
+        for first, count in ((None, 2), (0, 3), (1, 1)):
+            runs.add(first, count)
+        table = chunk_table.ChunkTable(bytes(16), array("I", (2, 1)), bytearray(64))
+        table.images["pages-1.img"] = runs
+        yield table.encode()
+    elif name == "stored_chunk":
+        head = stored.Head(Suite.AES_256_GCM, Codec.LZ4, 4096, bytes(16), bytes(32), b"", b"")
+        cipher = AESGCM(bytes(32))
+        for coded in (lz4.block.compress(b"text " * 819 + b".", store_size=False), b"no LZ4"):
+            yield head.fixed() + bytes(80) + cipher.encrypt(bytes(12), coded, head.fixed())
     elif name == "memory":
         mm, pagemap = TREE["mm-10.img"], TREE["pagemap-10.img"]
         yield struct.pack("<HH", len(mm), len(pagemap)) + mm + pagemap + small_dump.pages()

@@ -28,12 +28,13 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "src")]
 import adversary
 import faults
 import prune_forge
+import stored_forge
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from forge import SIGNER, STRANGER, Forge, Sealed, Signatory, build_sample, rekeyed
-from vectors_reader import apply, identity_of, load, read, unpack
+from vectors_reader import apply, chunks_of, identity_of, load, read, unpack
 
 from sealpoint.format import dsse
 from sealpoint.format.constants import Role, Roots, StanzaKind, Suite
@@ -45,6 +46,7 @@ from sealpoint.keys.scrypt import PassphraseRecipient
 
 Vector = dict[str, Any]
 MAIN = "aes-256-gcm"  # the base of nearly all broken vectors
+STORED = "stored-chunks"  # of those that refer to a chunk store
 SMALL = {"inventory.img": b"inventory", "core-1.img": b"a register"}
 
 
@@ -159,6 +161,13 @@ def bases() -> Iterator[tuple[str, str, Callable[[], tuple[Sealed, Vector]]]]:
     yield "derived", "derived from another file", made(key("x25519"), **derived)
     yield "no-objects", "no objects at all", made(key("x25519"), objects={})
 
+    def stored() -> tuple[Sealed, Vector]:
+        sealed, chunks = stored_forge.sample(wrap=wrap_to([key("x25519")]))
+        sealed.chunks = encoded(chunks)
+        return sealed, key("x25519")
+
+    yield STORED, "pages that lie in a chunk store", stored
+
 
 def base_vector(name: str, what: str, make: Callable[[], tuple[Sealed, Vector]]) -> Vector:
     sealed, identity = make()
@@ -166,9 +175,18 @@ def base_vector(name: str, what: str, make: Callable[[], tuple[Sealed, Vector]])
     trust = [] if name == "unsigned" else [sealed.signer.spki.hex()]
     vector = {"name": name, "what": what, "outcome": "success", "file": packed}
     vector |= {"trust": trust, "identity": identity}
+    if sealed.chunks:
+        vector["chunks"] = sealed.chunks
     found = read(vector, sealed.data)
     assert found == sealed.contents, name
     return vector | {"objects": digests(found)}
+
+
+def encoded(chunks: stored_forge.Chunks) -> Vector:
+    return {
+        identifier.hex(): None if data is None else base64.b64encode(data).decode()
+        for identifier, data in chunks.items()
+    }
 
 
 def digests(objects: dict[str, bytes]) -> dict[str, str]:
@@ -298,6 +316,7 @@ def derived(stored: dict[str, Vector]) -> Iterator[Vector]:
     assert not wanted, wanted
 
     yield from pruned_vectors(vector, data)
+    yield from stored_vectors(vector, stored[STORED])
 
     for role, names, table in (
         (Role.MEMORY, MEMORY, faults.MEMORY),
@@ -316,6 +335,24 @@ def derived(stored: dict[str, Vector]) -> Iterator[Vector]:
         forge.set_payload(forge.payload() | faults.ORIGIN[fault], SIGNER)
         name = f"origin-{fault.replace(' ', '-').replace(',', '')}"
         yield vector(name, f"a properly signed origin statement: {fault}", forge.build())
+
+
+def stored_vectors(vector: Callable[..., Vector], base: Vector) -> Iterator[Vector]:
+    """Of a file that refers to a chunk store."""
+    data, chunks, roots = unpack(base), chunks_of(base), roots_of(base)
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", text.lower())
+
+    for name, changed in stored_forge.store_faults(chunks):
+        more = {"base": STORED, "chunks": encoded(changed)}
+        yield vector(f"{STORED}-{plain(name)}", f"a chunk in the store: {name}", data, **more)
+    for name, file in stored_forge.index_faults(data):
+        yield vector(f"{STORED}-{plain(name)}", name, file, base=STORED)
+    for name, file, changed in stored_forge.signed_faults(data, roots, chunks):
+        more = {"chunks": encoded(changed)} if changed else {}
+        what = f"properly signed: {name}"
+        yield vector(f"{STORED}-signed-{plain(name)}", what, file, base=STORED, **more)
 
 
 PRUNE = {

@@ -35,7 +35,7 @@ def refers(opened: OpenFile) -> bool:
     """Whether memory within reach lies in stored chunks.  Raises FileError where the file contradicts itself."""
     has_table = TABLE_NAME in opened.entries
     if opened.has_memory and has_table != (opened.authentic.index.references > 0):
-        raise FileError("the file refers to stored chunks and does not say for which pages")
+        raise FileError("references to stored chunks and a table of chunks go together")
     return opened.has_memory and has_table
 
 

@@ -97,7 +97,8 @@ def command(
     Example:
       sealpoint dump -t 4711 -o app.sealed -r keys/recipient.pub --sign keys/signer.key -- --shell-job
       sealpoint dump -t 4711 -o 2.sealed --parent 1.sealed -r recipient.pub --sign signer.key
-      sealpoint dump -t 4711 -o DIR/4711.sealed --store DIR --tenant-key tenant.key -r recipient.pub --sign signer.key
+      sealpoint dump -t 4711 --store store --tenant-key tenant.key -o store/app.sealed \\
+        -r recipient.pub --sign signer.key
     """
     config = configuration.load()
     options.protect()

@@ -123,7 +123,10 @@ def _indexes(directories: Sequence[str]) -> Iterator[tuple[str, int, Index]]:
             raise UsageError(f"{directory} is not a directory")
         try:
             with os.scandir(directory) as found:
-                paths = sorted(e.path for e in found if e.is_file())
+                # What was not finished refers to nothing: nobody is adding while the store is locked.
+                paths = sorted(
+                    e.path for e in found if e.is_file() and not e.name.endswith(".partial")
+                )
         except OSError as error:
             raise SystemEnvironmentError(f"cannot read {directory}: {error.strerror}") from None
         for path in paths:
