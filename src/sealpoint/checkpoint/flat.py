@@ -27,6 +27,10 @@ _PIECE: Final = CHUNK_SIZE  # bytes that `Flat.read` yields at a time
 _CACHE_BYTES: Final = 64 * 1024 * 1024  # decrypted chunks that one sequential reader keeps
 _MAX_TABLE: Final = 1 << 30  # bytes of a pagemap or delta
 
+# The place of a page is one number.
+_SOURCE_SHIFT: Final = 32
+_PAGE_MASK: Final = (1 << _SOURCE_SHIFT) - 1
+
 _NOTHING: Final = (0, 0, memoryview(b""))
 
 
@@ -252,26 +256,26 @@ class Flat:
 
         stop: number of a file whose whole images, and those behind it, count as stored; 0: none.  Raises FileError.
         """
-        # Page by page from the oldest file up, by slices of arrays: many short runs, each a few levels deep, would cost
-        # more one by one.
+        # Page by page from the oldest file up: most pages are where the parent has them, so each file is a copy of the
+        # one below it and what differs.  Many short runs, each a few levels deep, would cost more one by one.
         base = stop or len(self._deltas)
         sources: list[tuple[int, str]] = []
-        placed: dict[str, tuple[array[int], array[int]]] = {}
+        placed: dict[str, array[int]] = {}
         for name, pages in self.whole_images(base).items():
-            placed[name] = (array("I", [len(sources)]) * pages, array("Q", range(pages)))
+            placed[name] = _places(len(sources), pages)
             sources.append((base, name))
         for file in range(base - 1, -1, -1):
             table = self._deltas[file]
-            below = array("I"), array("Q")
+            below, begins = array("Q"), {}
             for name in table.parent:
-                for all_, some in zip(below, placed[name], strict=True):
-                    all_.extend(some)
+                begins[name] = len(below)
+                below.extend(placed[name])
             placed = {}
             for name, runs in table.images.items():
-                placed[name] = _laid(runs, len(sources), below)
+                placed[name] = _laid(runs, len(sources), below, begins.get(name, 0))
                 sources.append((file, name))
-        for name, (where, pages_) in placed.items():
-            yield name, [(*sources[n], page, count) for n, page, count in _grouped(where, pages_)]
+        for name, places in placed.items():
+            yield name, [(*sources[n], page, count) for n, page, count in _grouped(places)]
 
     def _assemble(self) -> None:
         for name, parts in self.located():
@@ -284,34 +288,39 @@ class Flat:
             self.images[name] = Image(name, runs.size, self.top.entries.get(name), runs=runs)
 
 
-def _laid(
-    runs: PageRuns, number: int, below: tuple[array[int], array[int]]
-) -> tuple[array[int], array[int]]:
-    """Of each page of an image its source and its page there; `below`: the same of all images of the parent."""
-    sources, pages = array("I"), array("Q")
-    mine, own_pages = array("I", [number]), array("Q", range(runs.own_pages))
-    for own, first, count in runs.runs():
-        end = first + count
-        if own:
-            sources.extend(mine * count)
-            pages.extend(own_pages[first:end])
-        else:
-            sources.extend(below[0][first:end])
-            pages.extend(below[1][first:end])
-    return sources, pages
+def _places(source: int, pages: int) -> array[int]:
+    """The place of each page of a stored image: its source above the number of the page."""
+    if pages > _PAGE_MASK:
+        raise FileError("a pages image is too large")
+    return array("Q", range(source << _SOURCE_SHIFT, (source << _SOURCE_SHIFT) + pages))
 
 
-def _grouped(sources: array[int], pages: array[int]) -> Iterator[tuple[int, int, int]]:
+def _laid(runs: PageRuns, source: int, below: array[int], begin: int) -> array[int]:
+    """The place of each page of an image; `below`: those of all images of the parent, from `begin` on of this one."""
+    mine = _places(source, runs.own_pages)
+    places = below[begin : begin + runs.pages]
+    places.frombytes(bytes(places.itemsize * (runs.pages - len(places))))
+    for start, (own, first, count) in zip(runs.starts, runs.runs(), strict=True):
+        if own and count == 1:
+            places[start] = mine[first]
+        elif own:
+            places[start : start + count] = mine[first : first + count]
+        elif first != begin + start:
+            places[start : start + count] = below[first : first + count]
+    return places
+
+
+def _grouped(places: array[int]) -> Iterator[tuple[int, int, int]]:
     """(source, first page, count) of pages that follow one another in their source."""
-    source, begin, expected = -1, 0, 0
-    for number, page in zip(sources, pages, strict=True):
-        if number != source or page != expected:
+    begin = expected = 0
+    for place in places:
+        if place != expected:
             if expected > begin:
-                yield source, begin, expected - begin
-            source, begin = number, page
-        expected = page + 1
+                yield begin >> _SOURCE_SHIFT, begin & _PAGE_MASK, expected - begin
+            begin = place
+        expected = place + 1
     if expected > begin:
-        yield source, begin, expected - begin
+        yield begin >> _SOURCE_SHIFT, begin & _PAGE_MASK, expected - begin
 
 
 class ChunkReader:
