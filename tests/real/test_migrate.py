@@ -413,6 +413,34 @@ def test_kill_9_while_the_tree_waits_for_its_permission(
     running.assert_continues(before)
 
 
+def test_a_tree_runs_on_while_the_link_is_slow_to_take_a_copy_of_it(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys, tap: Callable[..., Tap],
+) -> None:  # fmt: skip
+    running = workload("memory", "--mib", "32")  # more than a socket holds
+    before = running.assert_intact()
+    receiver = receive("--timeout", "60", *keys.open)
+    at_data, go_on = threading.Event(), threading.Event()
+
+    def moment(_: str, passing: int) -> str:
+        if passing == Tap.DATA:
+            at_data.set()
+            go_on.wait(60)
+        return "pass"
+
+    more = ["--timeout", "60", "--compress", "none"]
+    migration = sealpoint.start(*through(tap(moment), running, keys, *more))
+    try:
+        assert at_data.wait(60)
+        running.assert_continues(before)  # the first message of the first copy has not arrived yet
+    finally:
+        go_on.set()
+    migration.wait().ok()
+    receiver.wait().ok()
+    running.assert_continues(before)
+    assert where(running, far) == ["far"]
+
+
 def test_ctrl_c_leaves_the_tree_here(
     far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
     keys: sealed.Keys, tap: Callable[..., Tap],

@@ -1,7 +1,8 @@
 """The sending side of a migration (`migration` has the protocol).
 
-First the memory is copied while the tree runs, in rounds: each sends the pages that have changed since the one before.
-When few are left, or their number no longer shrinks, the last round ends the tree here.
+First the memory is copied in rounds: each sends the pages that have changed since the one before. The tree stands still
+while its memory is read, but not while the link takes it: what was not sent yet waits in memory. When few pages are
+left, or their number no longer shrinks, the last round ends the tree here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.checkpoint.track import Track
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import SealpointError
+from sealpoint.store.held import HeldOutput
 from sealpoint.store.link import Kind, Link, LinkError, LinkOutput
+from sealpoint.store.output import Target
 
 _LITTLE: Final = 8 << 20  # bytes of changed pages that are worth no further round
 _SHRINKING: Final = (
@@ -86,8 +89,7 @@ class Sender:
         """Rounds while the tree runs, until the next one would bring little."""
         while len(self._rounds) < self._request.rounds:
             track = self._next_track()
-            result = self._send(track, report, leave_running=True)
-            process.deliver_dropped()  # a signal that came too late for this round is in time for the next
+            result = self._round(track, report)
             self._link.expect(Kind.HAVE, patience=self._request.decision)
             self._track = track
             pages, total = track.changed
@@ -109,9 +111,22 @@ class Sender:
     def _last(self, report: Report) -> DumpResult:
         """The dump that ends the tree, once the far side has proved that it is ready."""
         track = self._next_track() if self._track is not None else None
-        return self._send(track, report, leave_running=False)
+        return self._send(track, LinkOutput(self._link), report, leave_running=False)
 
-    def _send(self, track: Track | None, report: Report, *, leave_running: bool) -> DumpResult:
+    def _round(self, track: Track, report: Report) -> DumpResult:
+        """A copy that does not wait for the link before the tree runs on."""
+        held = HeldOutput(LinkOutput(self._link))
+        try:
+            result = self._send(track, held, report, leave_running=True)
+            process.deliver_dropped()  # a signal that came too late for this round is in time for the next
+            held.drain()
+        finally:
+            held.close()
+        return result
+
+    def _send(
+        self, track: Track | None, out: Target, report: Report, *, leave_running: bool
+    ) -> DumpResult:
         request = replace(
             self._request.dump,
             leave_running=leave_running,
@@ -119,7 +134,10 @@ class Sender:
             acknowledge=None if leave_running else self._await_ready,
             properties=migration.properties(self._session, last=not leave_running),
         )
-        self._dump = Dump(request, LinkOutput(self._link))
+        if leave_running and request.compression == "auto":
+            # It follows what is waited for, and of the link nothing is seen here: what costs little.
+            request = replace(request, compression="lz4")
+        self._dump = Dump(request, out)
         return self._dump.run(report)
 
     def _await_ready(self, _: bytes, origin_digest: bytes) -> bool:
