@@ -46,8 +46,9 @@ from sealpoint.format.constants import (
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.index import Reference, frame_hash, frame_head
 from sealpoint.format.manifest import Entry, Manifest
+from sealpoint.format.opened import OpenFile
 from sealpoint.format.preamble import Preamble, Trailer
-from sealpoint.format.reader import OpenFile, SealedFile
+from sealpoint.format.reader import SealedFile
 from sealpoint.format.slot import Slot, decode_slot, encode_slot, make_slot
 from sealpoint.format.stanza import Stanza
 from sealpoint.format.writer import SealedWriter, Signing, StreamWriter, sign_slot

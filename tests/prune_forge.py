@@ -17,8 +17,8 @@ from sealpoint.format.constants import (
     PRUNE_TAIL_SIZE,
     PRUNE_TYPE,
 )
+from sealpoint.format.opened import OpenFile
 from sealpoint.format.prune import PruneStatement, PruneTail, bitmap
-from sealpoint.format.reader import OpenFile
 from sealpoint.format.statement import ParentRef, digest
 
 CHILD = ParentRef(blake3(b"child").digest(16), blake3(b"origin of the child").digest())

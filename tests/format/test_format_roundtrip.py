@@ -13,7 +13,8 @@ from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.format.codec import POLICIES, Coder, decode_into, is_zero
 from sealpoint.format.constants import MAX_CHUNK, Codec, Role, Suite
 from sealpoint.format.derive import RootKeys
-from sealpoint.format.reader import Scratch, SealedFile
+from sealpoint.format.opened import Scratch
+from sealpoint.format.reader import SealedFile
 from sealpoint.format.writer import Signing
 
 sizes = st.sampled_from([0, 1, 4095, 4096, 4097, 8191, 8192, 12288])

@@ -22,7 +22,7 @@ from sealpoint.checkpoint.access import Checkpoint
 from sealpoint.errors import SealpointError
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.manifest import Entry
-from sealpoint.format.reader import OpenFile, Scratch
+from sealpoint.format.opened import OpenFile, Scratch
 from sealpoint.keys import load_identity, load_trust
 
 sys.path.insert(0, str(harness.ROOT / "tests"))

@@ -13,8 +13,9 @@ from sealpoint.errors import FileError, IdentityError, PolicyError, UsageError
 from sealpoint.format import dsse
 from sealpoint.format.constants import ENVELOPE_TYPE, Roots, StanzaKind
 from sealpoint.format.derive import RootKeys
+from sealpoint.format.opened import OpenFile
 from sealpoint.format.preamble import Preamble
-from sealpoint.format.reader import AuthenticFile, OpenFile, SealedFile, Unwrap
+from sealpoint.format.reader import AuthenticFile, SealedFile, Unwrap
 from sealpoint.format.slot import Slot
 from sealpoint.format.stanza import Stanza, WrapContext
 from sealpoint.format.writer import UNSIGNED, Signing, Wrap

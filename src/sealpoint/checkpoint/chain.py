@@ -17,7 +17,8 @@ from typing import Final, Self
 from sealpoint.checkpoint.access import Checkpoint
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import ID_SIZE, MAGIC, MAX_CHAIN, PREAMBLE_SIZE
-from sealpoint.format.reader import OpenFile, SealedFile
+from sealpoint.format.opened import OpenFile
+from sealpoint.format.reader import SealedFile
 from sealpoint.format.statement import Origin, ParentRef
 from sealpoint.keys import Identity, TrustPolicy
 from sealpoint.keys.load import in_file

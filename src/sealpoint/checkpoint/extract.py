@@ -24,7 +24,7 @@ from sealpoint.checkpoint import tar
 from sealpoint.checkpoint.progress import Progress, Report
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
-from sealpoint.format.reader import OpenFile, Scratch
+from sealpoint.format.opened import OpenFile, Scratch
 from sealpoint.store.output import OutputFile, open_output, write_all
 
 if TYPE_CHECKING:

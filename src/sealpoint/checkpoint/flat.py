@@ -21,7 +21,7 @@ from sealpoint.criu.roles import is_pages
 from sealpoint.errors import FileError
 from sealpoint.format.constants import CHUNK_SIZE
 from sealpoint.format.manifest import Entry, Stream
-from sealpoint.format.reader import OpenFile, Scratch
+from sealpoint.format.opened import OpenFile, Scratch
 
 _PIECE: Final = CHUNK_SIZE  # bytes that `Flat.read` yields at a time
 _CACHE_BYTES: Final = 64 * 1024 * 1024  # decrypted chunks that one sequential reader keeps

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from sealpoint.criu import schema
-from sealpoint.format.reader import OpenFile
+from sealpoint.format.opened import OpenFile
 
 _REMAPS = "remap-fpath.img"
 _FILES = "files.img"

@@ -20,7 +20,7 @@ from sealpoint.criu.pagemap import PAGE
 from sealpoint.criu.roles import role_of
 from sealpoint.errors import UsageError
 from sealpoint.format.constants import Role, Suite
-from sealpoint.format.reader import OpenFile
+from sealpoint.format.opened import OpenFile
 from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.store.output import Target
 

@@ -17,7 +17,8 @@ from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import FileError
 from sealpoint.format.constants import Role
 from sealpoint.format.manifest import Stream
-from sealpoint.format.reader import AuthenticFile, OpenFile, Scratch, SealedFile
+from sealpoint.format.opened import OpenFile, Scratch
+from sealpoint.format.reader import AuthenticFile, SealedFile
 from sealpoint.format.statement import ParentRef
 from sealpoint.keys import Identity, TrustPolicy
 

@@ -13,7 +13,7 @@ from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.checkpoint.restore import Restore, RestoreRequest, RestoreResult
 from sealpoint.errors import FileError, PolicyError, SealpointError, SystemEnvironmentError
 from sealpoint.format.constants import Role
-from sealpoint.format.reader import OpenFile
+from sealpoint.format.opened import OpenFile
 from sealpoint.keys import Identity, TrustPolicy
 from sealpoint.store.link import Kind, Link, LinkError, LinkInput
 from sealpoint.store.output import OutputFile

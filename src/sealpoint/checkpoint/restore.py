@@ -25,7 +25,7 @@ from sealpoint.errors import (
     SealpointError,
     SystemEnvironmentError,
 )
-from sealpoint.format.reader import OpenFile
+from sealpoint.format.opened import OpenFile
 
 _POLL = 0.05
 _GIVE_UP = 20.0

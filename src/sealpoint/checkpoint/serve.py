@@ -19,7 +19,7 @@ from sealpoint.criu.splice import PageRing
 from sealpoint.errors import CriuError, FileError
 from sealpoint.format.constants import CHUNK_SIZE
 from sealpoint.format.manifest import Entry
-from sealpoint.format.reader import Scratch
+from sealpoint.format.opened import Scratch
 
 _SMALL = 64 * 1024  # fits any pipe: written at once, without a thread
 _RING = 5  # buffers of a chunk each per object being sent

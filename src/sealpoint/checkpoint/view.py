@@ -20,7 +20,7 @@ from sealpoint.checkpoint.flat import Flat, Image
 from sealpoint.criu.fuse import MAX_IO, ROOT, Attributes, Filesystem
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.format.manifest import Entry, Stream
-from sealpoint.format.reader import Scratch
+from sealpoint.format.opened import Scratch
 
 _CACHE: Final = 8  # decrypted chunks kept: CRIU compares pages of forked children one by one
 _CACHE_BYTES: Final = 64 * 1024 * 1024  # fewer than that of files with large chunks

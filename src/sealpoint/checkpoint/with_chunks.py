@@ -22,7 +22,8 @@ from sealpoint.errors import FileError
 from sealpoint.format import stored
 from sealpoint.format.constants import CHUNK_SIZE, MAX_STORED, MAX_STORED_FILE
 from sealpoint.format.manifest import Entry, Stream
-from sealpoint.format.reader import AuthenticFile, OpenFile, Scratch
+from sealpoint.format.opened import OpenFile, Scratch
+from sealpoint.format.reader import AuthenticFile
 from sealpoint.format.stored import StoredChunk
 from sealpoint.store.chunk_directory import ChunkFinder
 

@@ -14,7 +14,7 @@ from sealpoint.cli.printable import printable
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.access import Checkpoint
-    from sealpoint.format.reader import OpenFile
+    from sealpoint.format.opened import OpenFile
 
 
 @click.command()

@@ -21,7 +21,7 @@ from sealpoint.dropin import lazy_link
 from sealpoint.dropin.increments import Increment, Say, Step, dedup
 from sealpoint.errors import CriuError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC, Suite
-from sealpoint.format.reader import Scratch
+from sealpoint.format.opened import Scratch
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import Signer

@@ -19,12 +19,12 @@ from sealpoint.checkpoint.flat import Flat, Runs
 from sealpoint.criu.roles import SUMMARY_NAME, role_of
 from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.format.constants import MAGIC, PREAMBLE_SIZE, Role, Roots
-from sealpoint.format.reader import Scratch
+from sealpoint.format.opened import Scratch
 from sealpoint.inspect.source import PARENT_ELSEWHERE, READ_LIMIT, inside
 
 if TYPE_CHECKING:
     from sealpoint.format.manifest import Entry, Stream
-    from sealpoint.format.reader import OpenFile
+    from sealpoint.format.opened import OpenFile
     from sealpoint.inspect.source import Access, Source
 
 _CACHE: Final = 32 * 1024 * 1024  # bytes of decrypted chunks that are kept for small reads

@@ -17,7 +17,7 @@ from sealpoint.checkpoint.view import View
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.criu.roles import SUMMARY_NAME, is_pages
 from sealpoint.errors import FileError, IdentityError, SealpointError, UsageError
-from sealpoint.format.reader import OpenFile, Scratch
+from sealpoint.format.opened import OpenFile, Scratch
 from sealpoint.podman.broker import Broker
 from sealpoint.podman.checkpoint import IMAGES
 from sealpoint.podman.engine import Podman, PodmanError, check_options, parse
