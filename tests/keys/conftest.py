@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
-from keys_helpers import IDENTITIES, CheapPassphrase
+from keys_helpers import IDENTITIES, SIGNING_KEYS, CheapPassphrase, pem
 
 from sealpoint.format.constants import Roots, Suite
 from sealpoint.format.stanza import WrapContext
+from sealpoint.keys import load_signer
 
 
 @pytest.fixture(params=[*IDENTITIES, "passphrase"])
@@ -39,3 +40,29 @@ def write(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture(params=SIGNING_KEYS)
+def scheme(request):
+    return request.param
+
+
+@pytest.fixture
+def key(scheme):
+    return SIGNING_KEYS[scheme]()
+
+
+@pytest.fixture
+def signer(key, write):
+    return load_signer(write("signer.key", pem(key)))
+
+
+@pytest.fixture
+def make_signer(write):
+    """A signer from a private key and certificates."""
+
+    def make(key, *certificates, **options):
+        name = f"signer-{id(key)}.key"
+        return load_signer(write(name, pem(key), *(c.pem for c in certificates)), **options)
+
+    return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 from functools import cache
 
@@ -138,3 +139,18 @@ def signed(*signers, payload: bytes = b'{"x":"1"}') -> Envelope:
     """An envelope with a signature of each signer."""
     bare = Envelope(ORIGIN_TYPE, payload, ())
     return Envelope(ORIGIN_TYPE, payload, tuple(s.sign(bare.pae) for s in signers))
+
+
+SIGNING_KEYS = {
+    "ed25519": ed_key,
+    "ecdsa-p256": ec_key,
+    "ecdsa-p384": lambda: ec_key(ec.SECP384R1),
+    "rsa-pss": rsa_key,
+}
+"""Private keys of every scheme that signs."""
+
+
+def change(envelope, **changes):
+    """The envelope with its first signature changed."""
+    first = dataclasses.replace(envelope.signatures[0], **changes)
+    return dataclasses.replace(envelope, signatures=(first, *envelope.signatures[1:]))

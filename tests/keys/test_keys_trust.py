@@ -1,4 +1,4 @@
-"""Signers, signatures and the trust policy."""
+"""Signers, signatures and the trust policy; certificates in test_keys_trust_x509."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from keys_helpers import (
     DAY,
     NOW,
+    change,
     ec_key,
     ed_key,
     make_ca,
@@ -30,48 +31,6 @@ from sealpoint.format import dsse
 from sealpoint.format.constants import ENVELOPE_TYPE, ORIGIN_TYPE
 from sealpoint.keys import TrustPolicy, load_signer, load_trust, text
 from sealpoint.keys.generate import generate
-
-SIGNING_KEYS = {
-    "ed25519": ed_key,
-    "ecdsa-p256": ec_key,
-    "ecdsa-p384": lambda: ec_key(ec.SECP384R1),
-    "rsa-pss": rsa_key,
-}
-CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
-CODE_SIGNING = "1.3.6.1.5.5.7.3.3"
-
-
-@pytest.fixture(params=SIGNING_KEYS)
-def scheme(request):
-    return request.param
-
-
-@pytest.fixture
-def key(scheme):
-    return SIGNING_KEYS[scheme]()
-
-
-@pytest.fixture
-def signer(key, write):
-    return load_signer(write("signer.key", pem(key)))
-
-
-@pytest.fixture
-def make_signer(write):
-    """A signer from a private key and certificates."""
-
-    def make(key, *certificates, **options):
-        name = f"signer-{id(key)}.key"
-        return load_signer(write(name, pem(key), *(c.pem for c in certificates)), **options)
-
-    return make
-
-
-def change(envelope, **changes):
-    """The envelope with its first signature changed."""
-    first = dataclasses.replace(envelope.signatures[0], **changes)
-    return dataclasses.replace(envelope, signatures=(first, *envelope.signatures[1:]))
-
 
 # Signers
 
@@ -316,201 +275,6 @@ def test_a_raw_pinned_key_has_no_expiry(signer):
     verified = policy.evaluate(signed(signer))
     for captured in (0, NOW, 1 << 40, (1 << 64) - 1):
         policy.check_time(verified, captured)
-
-
-# Certificates
-
-
-def test_a_certificate_of_a_trusted_authority_is_trusted(key, make_signer, write):
-    ca = make_ca()
-    signer = make_signer(key, ca.issue("Sally", key, usage=("digital_signature",)))
-    by_path = load_trust([write("ca.pem", ca.pem)])
-    by_bundle = load_trust([], ca_bundles=[write("bundle.pem", ca.pem)])
-    for policy in (by_path, by_bundle):
-        assert policy.pinned == ()
-        verified = policy.evaluate(signed(signer))
-        policy.check_time(verified, NOW)
-        assert [v.name for v in verified.trusted] == ["CN=Sally"]
-        assert verified.trusted[0].certificate.subject == "CN=Sally"
-
-
-@pytest.mark.parametrize("ca_key", [ec_key, lambda: ec_key(ec.SECP384R1), lambda: rsa_key(1)])
-def test_authorities_may_have_ec_and_rsa_keys(ca_key, make_signer, write):
-    ca, key = make_ca(key=ca_key()), ed_key()
-    signer = make_signer(key, ca.issue("Sally", key))
-    assert load_trust([write("ca.pem", ca.pem)]).evaluate(signed(signer)).trusted
-
-
-def test_a_certificate_issued_by_an_ed25519_authority_can_be_pinned_only(make_signer, write):
-    ca, key = make_ca(key=ed_key()), ed_key()
-    leaf = ca.issue("Sally", key)
-    signer = make_signer(key, leaf)
-    with pytest.raises(PolicyError, match="no valid path"):
-        load_trust([write("ca.pem", ca.pem)]).evaluate(signed(signer))
-    assert load_trust([write("leaf.pem", leaf.pem)]).evaluate(signed(signer)).trusted
-
-
-def test_a_path_over_carried_intermediates_is_found(make_signer, write):
-    ca, key = make_ca(), ec_key()
-    middle = make_ca("Middle", issuer=ca)
-    leaf = middle.issue("Sally", key)
-    policy = load_trust([write("ca.pem", ca.pem)])
-    verified = policy.evaluate(signed(make_signer(key, leaf, middle)))
-    policy.check_time(verified, NOW)
-    with pytest.raises(PolicyError, match="no valid path"):
-        policy.evaluate(signed(make_signer(key, leaf)))
-
-
-UNTRUSTED = {
-    "another authority of the same name": lambda ca, key: make_ca().issue("x", key),
-    "a self-signed certificate": lambda _, key: make_cert("x", key),
-    "an issuer that is no authority": lambda ca, key: ca.issue("y", ca.key).issue("x", key),
-    "an unknown critical extension": lambda ca, key: ca.issue("x", key, critical_unknown=True),
-    "an authority that signs itself": lambda _, key: make_ca("x", key=key),
-}
-
-
-@pytest.mark.parametrize("make", UNTRUSTED.values(), ids=UNTRUSTED.keys())
-def test_a_certificate_is_not_trusted_if_it_is_of(make, make_signer, write):
-    ca, key = make_ca(), ec_key()
-    if make is UNTRUSTED["an authority that signs itself"]:
-        leaf = make_cert("x", key, ca=True, usage=("digital_signature", "key_cert_sign"))
-    else:
-        leaf = make(ca, key)
-    with pytest.raises(PolicyError, match="no valid path"):
-        load_trust([write("ca.pem", ca.pem)]).evaluate(signed(make_signer(key, leaf)))
-
-
-def test_a_path_of_one_authority_to_itself_is_trusted(make_signer, write):
-    key = ec_key()  # what `openssl req -x509` makes: CA:TRUE, no keyUsage
-    both = make_cert("x", key, ca=True)
-    policy = load_trust([write("c.pem", both.pem)])
-    policy.check_time(policy.evaluate(signed(make_signer(key, both))), NOW)
-
-
-def test_a_certificate_without_digital_signature_is_not_trusted(make_signer, write):
-    ca, key = make_ca(), ec_key()
-    signer = make_signer(key, ca.issue("x", key))
-    crippled = ca.issue("x", key, usage=("key_agreement",))
-    with pytest.raises(PolicyError, match="digitalSignature"):
-        load_trust([write("ca.pem", ca.pem)]).evaluate(
-            change(signed(signer), certificates=(crippled.der,))
-        )
-    with pytest.raises(PolicyError, match="digitalSignature"):
-        load_trust([write("leaf.pem", crippled.pem)])
-
-
-def test_a_required_extended_key_usage_is_required(make_signer, write):
-    ca, key = make_ca(), ec_key()
-    ca_file = write("ca.pem", ca.pem)
-    policy = load_trust([ca_file], extended_key_usage=CODE_SIGNING)
-    good = make_signer(key, ca.issue("good", key, extended=CODE_SIGNING))
-    any_usage = make_signer(key, ca.issue("good", key, extended="2.5.29.37.0"))
-    for signer in (good, any_usage):
-        policy.check_time(policy.evaluate(signed(signer)), NOW)
-    for options in ({}, {"extended": CLIENT_AUTH}):
-        bad = make_signer(key, ca.issue("bad", key, **options))
-        with pytest.raises(PolicyError, match="extendedKeyUsage"):
-            policy.evaluate(signed(bad))
-        assert load_trust([ca_file]).evaluate(signed(bad)).trusted
-
-
-def expired(ca, key):
-    return ca.issue("Sally", key, start=-10 * DAY, end=-5 * DAY)
-
-
-@pytest.mark.parametrize("captured", [NOW, NOW - 4 * DAY, NOW - 11 * DAY, 0, (1 << 64) - 1])
-def test_a_certificate_must_be_valid_at_the_capture_time(captured, make_signer, write):
-    ca, key = make_ca(start=-20 * DAY), ec_key()
-    signer = make_signer(key, expired(ca, key), allow_expired=True)
-    path = write("ca.pem", ca.pem)
-    policy = load_trust([path])
-    verified = policy.evaluate(signed(signer))
-    policy.check_time(verified, NOW - 7 * DAY)  # expired by now, valid then
-    with pytest.raises(PolicyError, match="no trusted signer was valid"):
-        policy.check_time(verified, captured)
-    load_trust([path], allow_expired=True).check_time(verified, captured)
-    load_trust([path], at=NOW - 7 * DAY).check_time(verified, captured)
-
-
-def test_an_authority_that_was_expired_at_the_capture_time_vouches_for_nothing(make_signer, write):
-    ca, key = make_ca(start=-10 * DAY, end=-5 * DAY), ec_key()
-    signer = make_signer(key, ca.issue("Sally", key, start=-9 * DAY))
-    policy = load_trust([write("ca.pem", ca.pem)])
-    verified = policy.evaluate(signed(signer))
-    policy.check_time(verified, NOW - 7 * DAY)
-    with pytest.raises(PolicyError, match="no valid path"):
-        policy.check_time(verified, NOW - 2 * DAY)
-
-
-def test_a_path_that_was_never_valid_is_refused_even_if_expiry_is_overlooked(make_signer, write):
-    ca, key = make_ca(start=-10 * DAY, end=-5 * DAY), ec_key()
-    signer = make_signer(key, ca.issue("Sally", key, start=-2 * DAY))
-    with pytest.raises(PolicyError, match="no valid path"):
-        load_trust([write("ca.pem", ca.pem)], allow_expired=True).evaluate(signed(signer))
-
-
-def test_a_pinned_certificate_counts_in_its_time(make_signer, write):
-    key = ec_key()
-    cert = make_cert("Sally", key, start=-10 * DAY, end=-5 * DAY)
-    path = write("leaf.pem", cert.pem)
-    for signer in (make_signer(key), make_signer(key, cert, allow_expired=True)):
-        policy = load_trust([path])
-        verified = policy.evaluate(signed(signer))
-        assert verified.trusted[0].name == "CN=Sally"
-        policy.check_time(verified, NOW - 7 * DAY)
-        with pytest.raises(PolicyError, match="CN=Sally expired on"):
-            policy.check_time(verified, NOW)
-        load_trust([path], allow_expired=True).check_time(verified, NOW)
-
-
-def test_a_key_pinned_raw_and_as_certificate_has_no_expiry(make_signer, write):
-    key = ec_key()
-    cert = make_cert("Sally", key, start=-10 * DAY, end=-5 * DAY)
-    signer = make_signer(key)
-    policy = load_trust([write("leaf.pem", cert.pem), signer.key_id])
-    policy.check_time(policy.evaluate(signed(signer)), NOW)
-
-
-def test_one_trusted_signer_that_was_valid_suffices(make_signer, write):
-    old, new = ec_key(), ed_key()
-    cert = make_cert("Sally", old, start=-10 * DAY, end=-5 * DAY)
-    first, second = make_signer(old), make_signer(new)
-    policy = load_trust([write("leaf.pem", cert.pem), second.key_id])
-    policy.check_time(policy.evaluate(signed(first, second)), NOW)
-
-
-def test_check_time_without_a_trusted_signer_is_refused_unless_none_is_asked_for(signer):
-    verified = TrustPolicy(names_only=True).evaluate(signed(signer))
-    with pytest.raises(PolicyError, match="there is none"):
-        TrustPolicy().check_time(verified, NOW)
-    TrustPolicy(names_only=True).check_time(verified, NOW)
-    TrustPolicy(allow_unsigned=True).check_time(verified, NOW)
-
-
-def test_the_name_of_a_pinned_signer_does_not_come_from_the_file(make_signer):
-    key = ec_key()
-    raw = make_signer(key)
-    # Anybody can issue a certificate for somebody else's public key and put it beside the signature.
-    flattering = make_ca("Mallory").issue("The President", key)
-    envelope = change(signed(raw), public_key=b"", certificates=(flattering.der,))
-    verified = load_trust([raw.key_id]).evaluate(envelope)
-    assert "President" not in verified.trusted[0].name
-
-
-def test_a_certificate_of_another_key_cannot_be_put_beside_a_signature(make_signer):
-    signer = make_signer(ec_key())
-    envelope = change(signed(signer), public_key=b"", certificates=(make_cert("x", ec_key()).der,))
-    with pytest.raises(FileError, match="names another key"):
-        load_trust([signer.key_id]).evaluate(envelope)
-
-
-def test_untrusted_names_are_fit_for_a_terminal(make_signer):
-    key = ec_key()
-    signer = make_signer(key, make_cert("a\x1b]0;b\x07\u202e", key))
-    with pytest.raises(PolicyError) as caught:
-        TrustPolicy().evaluate(signed(signer))
-    assert caught.value.message.isprintable()
 
 
 # load_trust
