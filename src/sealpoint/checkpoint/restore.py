@@ -13,6 +13,7 @@ from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.ghosts import Ghosts
 from sealpoint.checkpoint.progress import Progress, Report, silent
 from sealpoint.checkpoint.serve import Serve
+from sealpoint.checkpoint.with_chunks import require_chunks
 from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.gate import Gate
@@ -105,6 +106,7 @@ class Restore:
         request = self._request
         check_options(request.options)
         check_restorable(self._checkpoint)
+        require_chunks(self._files)
         started = time.monotonic()
         with PrivateDir() as directory:
             flat = Flat(self._files)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from typing import Final
@@ -126,6 +126,18 @@ class WithChunks(OpenFile):
             stored.open_into(chunk, self._table.tenant, data, out)
         except FileError as error:
             raise FileError(f"chunk {reference.identifier.hex()}: {error.message}") from None
+
+
+def require_chunks(files: Iterable[OpenFile]) -> None:
+    """See that every chunk is there, before anything is done that a missing one would spoil.
+
+    Raises FileError, SystemEnvironmentError.
+    """
+    for file in files:
+        if isinstance(file, WithChunks):
+            index = file.authentic.index
+            for number in range(index.references):
+                file.finder.require(index.reference(number))
 
 
 def check_references(

@@ -14,6 +14,7 @@ from sealpoint.checkpoint.chain import IMAGE, Chain
 from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.restore import check_restorable
 from sealpoint.checkpoint.view import View
+from sealpoint.checkpoint.with_chunks import require_chunks
 from sealpoint.config import Config
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.criu.roles import is_pages
@@ -229,6 +230,7 @@ class RestoreWork:
                 files[0], os.path.dirname(_path(directory)), policy, identities
             )
             check_restorable(files[0])
+            require_chunks(files)
             flat = Flat(files)
             self._view = View(flat)
             scratch = Scratch()

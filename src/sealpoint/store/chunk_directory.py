@@ -206,6 +206,18 @@ class ChunkFinder:
 
     def read_into(self, reference: Reference, buffer: memoryview) -> memoryview:
         """The file of a chunk, as long as the reference says.  Raises FileError, SystemEnvironmentError."""
+        fd = self._open(reference)
+        try:
+            have = _read_into(fd, buffer[: reference.length])
+            return buffer[:have]
+        finally:
+            os.close(fd)
+
+    def require(self, reference: Reference) -> None:
+        """See that a chunk is there, and as long as it should be.  Raises FileError, SystemEnvironmentError."""
+        os.close(self._open(reference))
+
+    def _open(self, reference: Reference) -> int:
         name = f"chunk {reference.identifier.hex()}"
         if not self.stores:
             raise FileError(
@@ -216,13 +228,10 @@ class ChunkFinder:
             fd = _open_chunk(os.path.join(store, CHUNKS), reference.identifier)
             if fd is None:
                 continue
-            try:
-                if os.fstat(fd).st_size == reference.length:
-                    have = _read_into(fd, buffer[: reference.length])
-                    return buffer[:have]
-                raise FileError(f"{name} in {store} has another length than it had")
-            finally:
-                os.close(fd)
+            if os.fstat(fd).st_size == reference.length:
+                return fd
+            os.close(fd)
+            raise FileError(f"{name} in {store} has another length than it had")
         raise FileError(f"{name} is missing in {', '.join(self.stores)}")
 
 
