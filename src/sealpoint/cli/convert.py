@@ -143,7 +143,8 @@ def _to_criusec(
         click.echo(json.dumps(values, indent=2))
     else:
         click.echo(
-            f"{printable(source)} encrypted in the CRIUsec format: {len(items)} files in {output}\n"
+            f"{printable(source)} encrypted in the CRIUsec format: "
+            f"{options.show_count(len(items), 'file')} in {output}\n"
             f"restore: criu restore -D {os.path.abspath(output)} --tls-key KEY, with a CRIU that has the patches"
         )
 

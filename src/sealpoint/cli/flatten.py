@@ -85,7 +85,7 @@ def command(
         click.echo(json.dumps(values, indent=2), err=piped)
     else:
         click.echo(
-            f"{len(files)} files in {'standard output' if piped else output}: "
+            f"{options.show_count(len(files), 'file')} in {'standard output' if piped else output}: "
             f"{options.show_size(result.file_size)}\ncheckpoint {result.checkpoint_id.hex()}",
             err=piped,
         )

@@ -402,6 +402,11 @@ def protect() -> None:
         warn(warning)
 
 
+def show_count(number: int, noun: str) -> str:
+    """As in 1 file, 2 files."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def show_size(size: int) -> str:
     """For people: 1.03 GiB."""
     value = float(size)

@@ -212,7 +212,9 @@ def described(store: ChunkAdder) -> dict[str, int]:
 
 def in_words(store: ChunkAdder) -> str:
     """What was added."""
-    return f"{store.added} new chunks of {options.show_size(store.added_size)}"
+    return (
+        f"{options.show_count(store.added, 'new chunk')} of {options.show_size(store.added_size)}"
+    )
 
 
 def warn_damaged(store: ChunkAdder) -> None:
