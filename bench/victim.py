@@ -1,14 +1,16 @@
 """A process to be dumped: `victim.py KIND SIZE DIRECTORY`, started by bench.workloads with `python -I -S`.
 
 `random` holds SIZE bytes of random data in one private anonymous mapping, and little besides. `heap` holds what a
-Python service holds: many small records of dicts, lists and strings, about SIZE bytes of them. `busy` is like `random`,
+Python service holds: many small records of dicts, lists and strings, about SIZE bytes of them. `sessions` is like
+`heap`; `model` like `random`, but with the same data in every process. `busy` is like `random`,
 but goes on writing: DIRTY_PAGES pages every TICK seconds, in turn those of a sixteenth of the memory.
 
 Writes DIRECTORY/ready when it is complete. Upon SIGUSR1 it checks its memory and writes "ok" or "BAD" into
-DIRECTORY/answer. Upon SIGUSR2 a `random` one changes as many percent of its pages as DIRECTORY/percent says, and
-answers how many pages those were; a `busy` one answers how many seconds it stood still, each time that it did since it
-was last asked, and whether it was in another pid namespace afterwards (a JSON list of pairs). Otherwise it sleeps, so
-that it costs no CPU time of its own while it is measured.
+DIRECTORY/answer.
+Upon SIGUSR2 it changes as many percent as DIRECTORY/percent says, and answers how many: a `random` one of its pages, a
+`heap` of its records, scattered, `sessions` of its records as well, but those made last. A `busy` one answers how many
+seconds it stood still, each time that it did since it was last asked, and whether it was in another pid namespace
+afterwards (a JSON list of pairs). Otherwise it sleeps, so that it costs no CPU time of its own while it is measured.
 """
 
 import mmap
@@ -102,6 +104,7 @@ class Heap:
     def __init__(self, size: int) -> None:
         dice = random.Random(20240917)  # the same heap in every run
         self.records = {}
+        self.made = 0
         for number in range(size // RECORD_BYTES):
             self.records[f"order-{number:08d}"] = self.record(dice, number)
 
@@ -120,6 +123,15 @@ class Heap:
             ],
         }
 
+    def change(self, percent: int) -> int:
+        """Make that share of the records anew, scattered; returns how many."""
+        dice = random.Random(self.made)
+        keys = dice.sample(sorted(self.records), len(self.records) * percent // 100)
+        for key in keys:
+            self.made += 1
+            self.records[key] = self.record(dice, self.made)
+        return len(keys)
+
     def checksum(self) -> int:
         value = 0
         for key, record in self.records.items():
@@ -127,9 +139,42 @@ class Heap:
         return value
 
 
+class Sessions(Heap):
+    """Most of it stays as it is; some records, made after all others, are replaced by new ones."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.sessions = {}
+
+    def change(self, percent: int) -> int:
+        dice = random.Random(self.made)
+        self.sessions.clear()
+        for _ in range(len(self.records) * percent // 100):
+            self.made += 1
+            self.sessions[f"session-{self.made:08d}"] = self.record(dice, self.made)
+        return len(self.sessions)
+
+
+class Model(RandomMemory):
+    def __init__(self, size: int) -> None:
+        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        dice = random.Random(20240917)
+        for _ in range(0, size, PIECE):
+            self.map.write(dice.randbytes(PIECE))
+
+
+KINDS = {
+    "random": RandomMemory,
+    "busy": BusyMemory,
+    "heap": Heap,
+    "sessions": Sessions,
+    "model": Model,
+}
+
+
 def main() -> None:
     kind, size, directory = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    memory = {"random": RandomMemory, "busy": BusyMemory, "heap": Heap}[kind](size)
+    memory = KINDS[kind](size)
     expected = memory.checksum()
 
     # Blocked and waited for, so that a signal that comes while CRIU lets go of the process is not missed.

@@ -22,8 +22,17 @@ KINDS = {
     "stress-ng": "stress-ng --vm (patterns, compressible)",
     "heap": "a Python process with a heap of small records",
 }
-BUSY = "busy"  # random memory to which it goes on writing; not among the kinds whose dumps are compared
-_SHARE = {"random": 1.0, BUSY: 1.0, "stress-ng": 0.5, "heap": 0.3}  # of --size
+# Not among the kinds whose dumps are compared: random memory to which it goes on writing; for the chunk store a heap of
+# which a part is made anew, and data that is the same in every process.
+BUSY, SESSIONS, MODEL = "busy", "sessions", "model"
+_SHARE = {
+    "random": 1.0,
+    BUSY: 1.0,
+    "stress-ng": 0.5,
+    "heap": 0.3,
+    SESSIONS: 0.3,
+    MODEL: 0.3,
+}  # of --size
 
 
 def size_of(kind: str, size: int) -> int:
@@ -115,7 +124,7 @@ class Workload:
             raise BenchError(f"the memory of the workload {self.kind} is damaged")
 
     def change(self, percent: int, timeout: float = 120.0) -> int:
-        """Have the random one change that share of its pages; returns how many it were. Raises BenchError."""
+        """Have it change that share of its pages or records; returns how many. Raises BenchError."""
         (self._dir / "percent").write_text(str(percent))
         return int(self._ask(signal.SIGUSR2, timeout))
 

@@ -226,6 +226,20 @@ def test_increments_are_measured_against_stock_dumps_and_restored(tmp_path: Path
 @pytest.mark.criu
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_ten_checkpoints_are_measured_with_a_chunk_store_and_without(tmp_path: Path) -> None:
+    data = run_of(tmp_path, "store", "--size", "48")
+    cases = data["cases"]
+    assert len(cases) == 5
+    for found in cases.values():
+        assert 0 < found["together"] < found["alone"] * 1.2
+        assert found["ratio"] == pytest.approx(found["together"] / found["alone"], rel=1e-3)
+    assert cases["service, 1 % new"]["ratio"] < 0.6
+    assert cases["replicas, model"]["ratio"] < 0.5
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_migration_is_measured_by_the_process_that_moves(tmp_path: Path) -> None:
     if reason := far.why_not():
         pytest.skip(reason)

@@ -72,6 +72,23 @@ def test_secrets_of_a_process_are_counted_while_it_is_dumped_and_found_afterward
     assert planted["private-key"].encode()[40:80] not in said
 
 
+def test_secrets_are_counted_in_a_dump_into_a_chunk_store_too(
+    sealpoint, keys, planted, process, tmp_path: Path
+):
+    pytest.importorskip("hyperscan")
+    store, key = tmp_path / "store", tmp_path / "tenant.key"
+    sealpoint.run("store", "init", store, "--tenant-key", key).ok()
+    file = store / "app.sealed"
+    dumped = sealpoint.run(
+        "dump", "-t", process.pid, "-R", "-o", file, "--scan", "--json", *keys.seal,
+        "--store", store, "--tenant-key", key,
+    ).ok()  # fmt: skip
+    counts = json.loads(dumped.out)["secrets"]
+    assert counts["github-token"] == counts["private-key"] == 1
+    report = json.loads(sealpoint.run("secrets", file, "--json", *keys.open).ok().out)
+    assert report["counts"]["github-token"] == 1
+
+
 def test_a_dump_is_the_same_whether_it_is_scanned_or_not(sealpoint, keys, process, tmp_path: Path):
     pytest.importorskip("hyperscan")
     names = []

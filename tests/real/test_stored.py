@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,7 +139,7 @@ def test_increments_lie_in_a_store_too(
     running.assert_continues(before)
 
 
-def test_a_dump_into_a_full_or_foreign_store_leaves_the_process_running(
+def test_a_foreign_tenant_key_leaves_the_process_running(
     store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path
 ) -> None:
     running = workload("secret")
@@ -149,3 +151,73 @@ def test_a_dump_into_a_full_or_foreign_store_leaves_the_process_running(
     running.assert_intact()
     assert not target.exists()
     assert store.chunks() == []
+
+
+def test_a_full_disk_under_the_store_fails_the_dump_and_the_process_runs_on(
+    workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path: Path
+) -> None:
+    running = workload("memory", "--mib", "32")
+    before = running.assert_intact()
+    with sealed.small_filesystem(tmp_path / "small", "size=6m") as small:
+        made = Store(sealpoint, keys, small)
+        target = tmp_path / "1.sealed"
+        sealpoint.run(
+            "dump", "-t", running.pid, "-o", target, "--compress", "none", *made.options, *keys.seal
+        ).fails(6, "no space left")
+        assert not target.exists()
+        running.assert_continues(before)
+        sealpoint.run("store", "gc", made.path).ok()
+        assert made.chunks() == []
+
+
+def test_killed_at_random_moments_the_store_stays_sound_and_the_process_runs_on(
+    store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys
+) -> None:
+    running = workload("secret")
+    target = store.path / "1.sealed"
+    for n in range(5):
+        before = running.assert_intact()
+        command = sealpoint.start(
+            "dump", "-R", "-t", running.pid, "-o", target, *store.options, *keys.seal
+        )
+        command.criu()
+        time.sleep(n * 0.04)
+        command.signal(signal.SIGKILL)
+        command.wait()
+        sealpoint.settle()
+        running.assert_continues(before)
+        sealpoint.run("store", "gc", store.path).ok()  # the lock of the dead one is gone
+        if target.exists():
+            sealpoint.run("verify", target, *keys.open).ok()
+            target.unlink()
+    store.dump(running.pid, "2.sealed")
+    running.wait_gone()
+    sealpoint.run("verify", store.path / "2.sealed", *keys.open).ok()
+
+
+def test_what_lies_in_a_store_can_be_mounted_inspected_and_edited(
+    store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path
+) -> None:
+    running = workload("secret")
+    path, point, images = store.path / "1.sealed", tmp_path / "view", tmp_path / "images"
+    store.dump(running.pid, path.name, "-R", "--scan")
+    point.mkdir()
+    sealpoint.run("open", path, "-o", images, *keys.open).ok()
+    sealpoint.run("mount", path, point, *keys.open).ok()
+    try:
+        assert sorted(p.name for p in point.iterdir()) == sorted(p.name for p in images.iterdir())
+        assert (point / "pages-1.img").read_bytes() == (images / "pages-1.img").read_bytes()
+        assert "sealpoint-chunks" not in {p.name for p in images.iterdir()}
+    finally:
+        sealpoint.run("umount", point).ok()
+    shown = sealpoint.run("memparse", path, *keys.open).ok()
+    assert str(running.pid).encode() in shown.out
+    json_file, edited = tmp_path / "files.json", tmp_path / "edited.sealed"
+    sealpoint.run("crit", "decode", f"{path}:files.img", "-o", json_file, *keys.open).ok()
+    sealpoint.run(
+        "crit", "encode", json_file, "--into", f"{path}:files.img", "-o", edited,
+        *keys.open, *keys.seal,
+    ).ok()  # fmt: skip
+    sealpoint.run("open", edited, "-o", tmp_path / "again", *keys.open).ok()
+    again = tmp_path / "again" / "pages-1.img"
+    assert again.read_bytes() == (images / "pages-1.img").read_bytes()

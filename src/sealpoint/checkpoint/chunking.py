@@ -26,9 +26,9 @@ from sealpoint.format.constants import MAX_REFERENCES, Suite
 from sealpoint.format.stored import StoredChunk, Tenant
 from sealpoint.store.chunk_directory import ChunkDirectory
 
-LEAST: Final = 8  # pages of a chunk, but of the last of an image and one before zeros
-MOST: Final = 128
-_CUT: Final = b"\x08"  # digests below this end a chunk: one in 32
+LEAST: Final = 4  # pages of a chunk, but of the last of an image and one before zeros
+MOST: Final = 64
+_CUT: Final = b"\x10"  # digests below this end a chunk: one in 16
 _WORKERS: Final = 2
 _AHEAD: Final = 8  # chunks that are in work at a time, for each image
 
@@ -65,10 +65,9 @@ class Cutter:
         return self._end(memoryview(b""))
 
     def _end(self, data: memoryview) -> tuple[bytes, bool]:
-        self._run += data
-        run, zeros = bytes(self._run), self._only_zeros
+        run = bytes(data) if not self._run else b"".join((self._run, data))
+        zeros, self._only_zeros = self._only_zeros, True
         self._run.clear()
-        self._only_zeros = True
         return run, zeros
 
 

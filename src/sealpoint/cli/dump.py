@@ -7,7 +7,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from sealpoint.cli import options
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
+    from sealpoint.checkpoint.chunking import ChunkAdder
     from sealpoint.checkpoint.dump import DumpResult
     from sealpoint.checkpoint.track import Track
     from sealpoint.format.writer import Signing
@@ -129,7 +130,7 @@ def command(
     tracked = None
     if track or parent:
         tracked = _track(parent, state, workload, output, config, prepared["signing"])
-    opened: Any = nullcontext()
+    opened: AbstractContextManager[ChunkAdder | None] = nullcontext()
     if store and tenant_key:
         opened = open_store(store, tenant_key, prepared, observe=tally)
     request = DumpRequest(

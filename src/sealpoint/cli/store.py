@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +17,8 @@ from sealpoint.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.chunking import ChunkAdder
+    from sealpoint.checkpoint.merge import MergeResult
+    from sealpoint.keys import Identity, TrustPolicy
     from sealpoint.store.collect import Statistics
 
 
@@ -140,13 +144,13 @@ def _add(
     file: str,
     target: str,
     store: ChunkAdder,
-    policy: Any,
-    keys: Any,
+    policy: TrustPolicy,
+    keys: Sequence[Identity],
     parents: tuple[str, ...],
     prepared: dict[str, Any],
     *,
     force: bool,
-) -> Any:
+) -> MergeResult:
     from sealpoint.checkpoint import pages_file
     from sealpoint.checkpoint.chain import Chain
     from sealpoint.checkpoint.merge import merge
@@ -164,24 +168,14 @@ def _add(
             return merge(opened, out, report=bar, store=store, **prepared)
 
 
-class _OpenStore:
-    """A ChunkAdder and its directory, closed together."""
-
-    def __init__(self, adder: ChunkAdder) -> None:
-        self._adder = adder
-
-    def __enter__(self) -> ChunkAdder:
-        return self._adder
-
-    def __exit__(self, *_: object) -> None:
-        self._adder.close()
-        self._adder.directory.close()
-
-
+@contextmanager
 def open_store(
-    directory: str, tenant_key: str, prepared: dict[str, Any], **more: Any
-) -> _OpenStore:
-    """For adding to it what is sealed as `prepared` says (`dump.sealing`); more: see ChunkAdder."""
+    directory: str,
+    tenant_key: str,
+    prepared: dict[str, Any],
+    observe: Callable[[memoryview], None] | None = None,
+) -> Iterator[ChunkAdder]:
+    """For adding to it what is sealed as `prepared` says (`dump.sealing`); observe: see ChunkAdder."""
     from sealpoint import keys
     from sealpoint.checkpoint.chunking import ChunkAdder
     from sealpoint.format.stored import Tenant
@@ -191,13 +185,12 @@ def open_store(
     tenant = Tenant(tenant_file.load(tenant_key))
     if warning := keys.permissions_warning(tenant_key):
         options.warn(warning)
-    opened = ChunkDirectory(directory)
-    try:
-        suite, compression = prepared["suite"], prepared["compression"]
-        return _OpenStore(ChunkAdder(opened, tenant, suite=suite, compression=compression, **more))
-    except BaseException:
-        opened.close()
-        raise
+    suite, compression = prepared["suite"], prepared["compression"]
+    with (
+        ChunkDirectory(directory) as opened,
+        ChunkAdder(opened, tenant, suite=suite, compression=compression, observe=observe) as adder,
+    ):
+        yield adder
 
 
 def described(store: ChunkAdder) -> dict[str, int]:
