@@ -123,12 +123,12 @@ class ChunkAdder:
         try:
             data = self.directory.read(identifier)
             if data is None:
-                data, chunk = stored.seal(
+                made, chunk = stored.seal(
                     self.tenant, identifier, plain, self._coder(), self._suite
                 )
-                if self.directory.put(identifier, data):
+                if self.directory.put(identifier, made):
                     with self._lock:
-                        self.added, self.added_size = self.added + 1, self.added_size + len(data)
+                        self.added, self.added_size = self.added + 1, self.added_size + len(made)
                     return identifier, chunk
                 data = self.directory.read(identifier)  # somebody was faster
             if data is None:

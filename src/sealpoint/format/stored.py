@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sealpoint.errors import FileError
-from sealpoint.format.chunks import aead
+from sealpoint.format.chunks import Buffer, aead
 from sealpoint.format.codec import Coder, decode_into
 from sealpoint.format.constants import (
     HASH_SIZE,
@@ -62,7 +62,7 @@ class Tenant:
         info = b"".join(len(p).to_bytes(2, "little") + p for p in parts)
         return HKDF(hashes.SHA256(), KEY_SIZE, salt, info).derive(self._key)
 
-    def chunk_id(self, plain: bytes | bytearray | memoryview) -> bytes:
+    def chunk_id(self, plain: Buffer) -> bytes:
         """32 bytes: keyed BLAKE3 of the plaintext."""
         return blake3.blake3(plain, key=self._id_key).digest()
 
@@ -105,7 +105,7 @@ class Head:
         )
 
     @classmethod
-    def decode(cls, data: bytes | memoryview) -> Head:
+    def decode(cls, data: Buffer) -> Head:
         """data: the whole file.  Raises FileError."""
         if len(data) < STORED_HEAD_SIZE + TAG_SIZE:
             raise FileError("it is cut short")
@@ -137,7 +137,7 @@ class Head:
 
 def seal(
     tenant: Tenant, identifier: bytes, plain: memoryview, coder: Coder, suite: Suite
-) -> tuple[bytes, StoredChunk]:
+) -> tuple[bytearray, StoredChunk]:
     """The file of a new chunk, and how to refer to it.  identifier: of `plain`, whole pages."""
     key, salt = os.urandom(KEY_SIZE), os.urandom(_SALT)
     codec, coded = coder.encode(plain)
@@ -145,12 +145,14 @@ def seal(
     wrapped = aead(suite, tenant.wrap_key(salt, suite, identifier)).encrypt(
         _NONCE, key, fixed + salt
     )
-    data = b"".join((fixed, salt, wrapped, aead(suite, key).encrypt(_NONCE, coded, fixed)))
+    data = bytearray(STORED_HEAD_SIZE + len(coded) + TAG_SIZE)
+    data[:STORED_HEAD_SIZE] = fixed + salt + wrapped
+    aead(suite, key).encrypt_into(_NONCE, coded, fixed, memoryview(data)[STORED_HEAD_SIZE:])
     reference = Reference(identifier, blake3.blake3(data).digest(), len(data))
     return data, StoredChunk(reference, key, len(plain))
 
 
-def unwrap(tenant: Tenant, identifier: bytes, data: bytes, plain: memoryview) -> StoredChunk:
+def unwrap(tenant: Tenant, identifier: bytes, data: Buffer, plain: memoryview) -> StoredChunk:
     """How to refer to a chunk that is there already, after seeing that it holds `plain`.  Raises FileError."""
     head = Head.decode(data)
     if head.tenant != tenant.identifier or head.identifier != identifier:
@@ -172,7 +174,7 @@ def unwrap(tenant: Tenant, identifier: bytes, data: bytes, plain: memoryview) ->
     )
 
 
-def check(reference: Reference, data: bytes | memoryview) -> None:
+def check(reference: Reference, data: Buffer) -> None:
     """Whether a file is the one that a signed index refers to.  Raises FileError."""
     if len(data) != reference.length or not hmac.compare_digest(
         blake3.blake3(data).digest(), reference.digest

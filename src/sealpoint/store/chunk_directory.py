@@ -40,6 +40,7 @@ class ChunkDirectory:
         self.path = os.path.abspath(path)
         self.chunks = os.path.join(self.path, CHUNKS)
         self.tenant = _read_about(self.chunks, path)
+        self._shards: set[str] = set()  # directories of chunks that are known to be there
         try:
             self._lock = os.open(
                 f"{self.chunks}/{_LOCK}",
@@ -108,7 +109,7 @@ class ChunkDirectory:
             else:
                 return
 
-    def read(self, identifier: bytes) -> bytes | None:
+    def read(self, identifier: bytes) -> memoryview | None:
         """The file of a chunk, None if there is none.  Raises FileError, SystemEnvironmentError."""
         fd = _open_chunk(self.chunks, identifier)
         if fd is None:
@@ -118,17 +119,19 @@ class ChunkDirectory:
             if size > MAX_STORED_FILE:
                 raise FileError("it is too large to be a chunk")
             buffer = memoryview(bytearray(size))
-            return bytes(buffer[: _read_into(fd, buffer)])
+            return buffer[: _read_into(fd, buffer)]
         finally:
             os.close(fd)
 
-    def put(self, identifier: bytes, data: bytes) -> bool:
+    def put(self, identifier: bytes, data: bytes | bytearray) -> bool:
         """Add a chunk; False if somebody has added one of that id.  Raises SystemEnvironmentError."""
         path = chunk_path(self.chunks, identifier)
         directory = os.path.dirname(path)
         try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(directory, 0o700)
+            if directory not in self._shards:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(directory, 0o700)
+                self._shards.add(directory)
             return _write_new(directory, path, data)
         except OSError as error:
             raise _error(error, self.path) from None
@@ -287,7 +290,7 @@ def _read_into(fd: int, buffer: memoryview) -> int:
     return have
 
 
-def _write_new(directory: str, path: str, data: bytes) -> bool:
+def _write_new(directory: str, path: str, data: bytes | bytearray) -> bool:
     """Raises OSError, SystemEnvironmentError."""
     temporary = None
     try:
