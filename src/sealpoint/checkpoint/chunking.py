@@ -1,64 +1,79 @@
 """Pages images cut into chunks that a store keeps once, while they stream by.
 
-Keyed digests of pages decide where a chunk ends, not offsets: the same pages make the same chunks wherever they are.
+Pages decide where a chunk ends, not offsets: the same pages make the same chunks wherever they are.
 Pages of zeros and what cannot be referred to stay in the sealed file itself.
 """
 
 from __future__ import annotations
 
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
 
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
 from sealpoint.checkpoint.beside import PagesBeside
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.chunk_table import TABLE_NAME, ChunkTable
 from sealpoint.checkpoint.delta import MAX_PAGES, PageRuns
-from sealpoint.checkpoint.matching import digests_of
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError, SealpointError
 from sealpoint.format import stored
-from sealpoint.format.codec import Coder
+from sealpoint.format.codec import Coder, is_zero
 from sealpoint.format.constants import MAX_REFERENCES, Suite
 from sealpoint.format.stored import StoredChunk, Tenant
 from sealpoint.store.chunk_directory import ChunkDirectory
 
-LEAST: Final = 4  # pages of a chunk, but of the last of an image and one before zeros
+LEAST: Final = 4  # pages of a chunk, but of the last of an image
 MOST: Final = 64
-_CUT: Final = b"\x10"  # digests below this end a chunk: one in 16
+_WORDS: Final = PAGE // 8
+_SAMPLED: Final = (0, _WORDS // 2)  # words of a page that decide whether a chunk ends behind it
+_CUTS: Final = bytes(byte < 16 for byte in range(256))  # one in 16
 _WORKERS: Final = 2
 _AHEAD: Final = 8  # chunks that are in work at a time, for each image
 
 
 class Cutter:
-    """Cuts one image into runs of pages, each all zero or a chunk."""
+    """Cuts one image into runs of pages, each all zero or a chunk.
+
+    Two words of a page, encrypted as one AES block, say whether a run ends behind it: so the same pages are cut in the
+    same places, and nobody without the key can tell where.
+    """
 
     def __init__(self, key: bytes) -> None:
-        """key: of the digests."""
-        self._key = key
-        self._zero = digests_of(memoryview(bytes(PAGE)), key)[0]
+        """key: 32 bytes."""
+        # A permutation of single blocks is what is wanted here: equal samples give equal answers.
+        self._block = Cipher(algorithms.AES256(key), modes.ECB()).encryptor()  # noqa: S305
         self._run = bytearray()
-        self._only_zeros = True
         self._was_zero = False
 
     def cut(self, data: memoryview) -> Iterator[tuple[bytes, bool]]:
         """The runs that end in `data`, whole pages, and whether they are all zero."""
         begin, length = 0, len(self._run) // PAGE
-        for number, digest in enumerate(digests_of(data, self._key)):
-            zero = digest == self._zero
+        # Only samples are looked at here: a run that seems to be zero is compared as a whole in the end.
+        for number, (cut, zero) in enumerate(zip(*self._marks(data), strict=True)):
             if length >= LEAST and zero != self._was_zero:
                 yield self._end(data[begin * PAGE : number * PAGE])
                 begin, length = number, 0
             self._was_zero = zero
-            self._only_zeros = self._only_zeros and zero
             length += 1
-            if length == MOST or (length >= LEAST and not zero and digest < _CUT):
+            if length == MOST or (cut and length >= LEAST and not zero):
                 yield self._end(data[begin * PAGE : (number + 1) * PAGE])
                 begin, length = number + 1, 0
         self._run += data[begin * PAGE :]
+
+    def _marks(self, data: memoryview) -> tuple[bytes, list[bool]]:
+        """Of each page: whether a run may end behind it, and whether its samples are zero."""
+        words = data.cast("B").cast("Q")
+        first, second = (words[at::_WORDS].tolist() for at in _SAMPLED)
+        blocks = array("Q", bytes(16 * len(first)))
+        blocks[::2], blocks[1::2] = array("Q", first), array("Q", second)
+        cuts = self._block.update(blocks.tobytes())[::16].translate(_CUTS)
+        return cuts, [not (a or b) for a, b in zip(first, second, strict=True)]
 
     def rest(self) -> tuple[bytes, bool]:
         """What is left at the end of the image, maybe nothing."""
@@ -66,9 +81,8 @@ class Cutter:
 
     def _end(self, data: memoryview) -> tuple[bytes, bool]:
         run = bytes(data) if not self._run else b"".join((self._run, data))
-        zeros, self._only_zeros = self._only_zeros, True
         self._run.clear()
-        return run, zeros
+        return run, is_zero(memoryview(run))
 
 
 class ChunkAdder:
