@@ -24,14 +24,21 @@ from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError, SealpointError
 from sealpoint.format import stored
 from sealpoint.format.codec import Coder, is_zero
-from sealpoint.format.constants import MAX_REFERENCES, Suite
+from sealpoint.format.constants import MAX_REFERENCES, MAX_U64, Suite
 from sealpoint.format.stored import StoredChunk, Tenant
 from sealpoint.store.chunk_directory import ChunkDirectory
 
 LEAST: Final = 4  # pages of a chunk, but of the last of an image
 MOST: Final = 64
 _WORDS: Final = PAGE // 8
-_SAMPLED: Final = (0, _WORDS // 2)  # words of a page that decide whether a chunk ends behind it
+_SAMPLED: Final = (
+    1,
+    90,
+    175,
+    268,
+    353,
+    446,
+)  # words of a page that decide whether a chunk ends behind it
 _CUTS: Final = bytes(byte < 16 for byte in range(256))  # one in 16
 _WORKERS: Final = 2
 _AHEAD: Final = 8  # chunks that are in work at a time, for each image
@@ -40,8 +47,8 @@ _AHEAD: Final = 8  # chunks that are in work at a time, for each image
 class Cutter:
     """Cuts one image into runs of pages, each all zero or a chunk.
 
-    Two words of a page, encrypted as one AES block, say whether a run ends behind it: so the same pages are cut in the
-    same places, and nobody without the key can tell where.
+    A few words of a page, summed up to one AES block and encrypted, say whether a run ends behind it: so the same pages
+    are cut in the same places, and nobody without the key can tell where.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -69,11 +76,15 @@ class Cutter:
     def _marks(self, data: memoryview) -> tuple[bytes, list[bool]]:
         """Of each page: whether a run may end behind it, and whether its samples are zero."""
         words = data.cast("B").cast("Q")
-        first, second = (words[at::_WORDS].tolist() for at in _SAMPLED)
-        blocks = array("Q", bytes(16 * len(first)))
-        blocks[::2], blocks[1::2] = array("Q", first), array("Q", second)
+        samples = [words[at::_WORDS].tolist() for at in _SAMPLED]
+        halves = [
+            array("Q", [(a + 3 * b + 5 * c) & MAX_U64 for a, b, c in zip(*three, strict=True)])
+            for three in (samples[:3], samples[3:])
+        ]
+        blocks = array("Q", bytes(16 * len(halves[0])))
+        blocks[::2], blocks[1::2] = halves
         cuts = self._block.update(blocks.tobytes())[::16].translate(_CUTS)
-        return cuts, [not (a or b) for a, b in zip(first, second, strict=True)]
+        return cuts, [not any(page) for page in zip(*samples, strict=True)]
 
     def rest(self) -> tuple[bytes, bool]:
         """What is left at the end of the image, maybe nothing."""
