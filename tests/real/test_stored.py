@@ -11,6 +11,7 @@ from pathlib import Path
 import harness
 import pytest
 import sealed
+from typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 
@@ -221,3 +222,25 @@ def test_what_lies_in_a_store_can_be_mounted_inspected_and_edited(
     sealpoint.run("open", edited, "-o", tmp_path / "again", *keys.open).ok()
     again = tmp_path / "again" / "pages-1.img"
     assert again.read_bytes() == (images / "pages-1.img").read_bytes()
+
+
+def test_the_drop_in_restores_what_lies_in_a_store_or_says_why_not(
+    workload: StartWorkload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    dropin: DropIn,
+    tmp_path,
+) -> None:
+    running = workload("secret")
+    made = Store(sealpoint, keys, tmp_path)
+    made.dump(running.pid, "inventory.img")
+    running.wait_gone()
+    chunks, away = made.path / "chunks", tmp_path / "away"
+    chunks.rename(away)
+    status, said = dropin.run("restore", "-d", "-D", made.path)
+    assert status != 0
+    assert "chunk store" in said
+    away.rename(chunks)
+    status, said = dropin.run("restore", "-d", "-D", made.path)
+    assert status == 0, said
+    running.assert_intact()

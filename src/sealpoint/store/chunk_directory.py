@@ -221,7 +221,7 @@ class ChunkFinder:
         os.close(self._open(reference))
 
     def _open(self, reference: Reference) -> int:
-        name = f"chunk {reference.identifier.hex()}"
+        name = reference.identifier.hex()
         if not self.stores:
             raise FileError(
                 "its memory is in a chunk store, and there is none beside it",
@@ -234,8 +234,8 @@ class ChunkFinder:
             if os.fstat(fd).st_size == reference.length:
                 return fd
             os.close(fd)
-            raise FileError(f"{name} in {store} has another length than it had")
-        raise FileError(f"{name} is missing in {', '.join(self.stores)}")
+            raise FileError(f"chunk {name} in {store} has another length than it had")
+        raise FileError(f"chunk {name} is missing in {', '.join(self.stores)}")
 
 
 def chunk_path(chunks: str, identifier: bytes) -> str:
