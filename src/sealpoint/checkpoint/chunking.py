@@ -41,7 +41,7 @@ _SAMPLED: Final = (
     446,
 )  # words of a page that decide whether a chunk ends behind it
 _CUTS: Final = bytes(byte < 16 for byte in range(256))  # one in 16
-# Each chunk is a dozen short calls, between which threads wait for the interpreter: more of them are slower, not faster.
+# Each chunk is a dozen short calls, between which threads wait for the interpreter: more of them are slower.
 _WORKERS: Final = max(1, min(2, (os.cpu_count() or 1) - 1))
 _AHEAD: Final = 8  # chunks that are in work at a time, for each image
 
