@@ -29,6 +29,7 @@ from sealpoint.format.constants import (
     FRAME_HEAD_SIZE,
     INDEX_ENTRY_SIZE,
     PREAMBLE_SIZE,
+    REFERENCE_SIZE,
     SLOT_HEAD_SIZE,
     TRAILER_SIZE,
     Role,
@@ -116,6 +117,9 @@ def bit_flips(data: bytes) -> Iterator[Mutation]:
         places.append((f"frame {p} tag", start + FRAME_HEAD_SIZE + size - 16))
         entry = forge.trailer.index_offset + p * INDEX_ENTRY_SIZE
         places += [(f"index entry {p}", entry + n) for n in (0, 3, 4, 7, 8, 39)]
+    start = forge.trailer.origin_offset - len(forge.references)
+    for at in range(0, len(forge.references), REFERENCE_SIZE):
+        places += [(f"reference {at}", start + at + n) for n in (0, 31, 32, 63, 64, 67, 68, 71)]
     places += [
         ("origin", at) for at in spread(forge.trailer.origin_offset, forge.trailer.origin_size, 150)
     ]
@@ -238,11 +242,27 @@ def frame_faults(data: bytes) -> Iterator[Mutation]:
             forge = Forge(data)
             forge.frames = frames
             yield from dressed(name, forge)
-    entries = pieces_exact(base.stored_index, INDEX_ENTRY_SIZE)
-    yield Mutation("index sorted by object", base.build(index=b"".join(sorted(entries))))
-    yield Mutation("index entries swapped", base.build(index=b"".join(_swapped(entries, a, b))))
-    yield Mutation("index entry repeated", base.build(index=b"".join([*entries, entries[-1]])))
-    yield Mutation("index entry dropped", base.build(index=b"".join(entries[:-1])))
+    size = len(base.stored_index) - len(base.references)
+    entries = pieces_exact(base.stored_index[:size], INDEX_ENTRY_SIZE)
+    for name, made in (
+        ("index sorted by object", sorted(entries)),
+        ("index entries swapped", _swapped(entries, a, b)),
+        ("index entry repeated", [*entries, entries[-1]]),
+        ("index entry dropped", entries[:-1]),
+    ):
+        yield Mutation(name, base.build(index=b"".join([*made, base.references])))
+    references = pieces_exact(base.references, REFERENCE_SIZE)
+    if references:
+        for name, made in (
+            ("references swapped", _swapped(references, 0, -1)),
+            ("reference repeated", [*references, references[-1]]),
+            ("reference dropped", references[:-1]),
+            ("references dropped", []),
+            ("entry for a reference", [*references[:-1], entries[-1] + bytes(32)]),
+        ):
+            forge = Forge(data)
+            forge.references = b"".join(made)
+            yield from dressed(name, forge)
 
 
 def _swapped(items: list, a: int, b: int) -> list:

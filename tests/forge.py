@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blake3 import blake3
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -86,7 +86,7 @@ def trusting(*key_ids: str):
         for s in envelope.signatures:
             try:
                 load_der_public_key(s.public_key).verify(s.sig, envelope.pae)
-            except (InvalidSignature, ValueError, TypeError, AttributeError):
+            except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError, AttributeError):
                 raise FileError("the signature does not verify") from None
             found.append(hashlib.sha256(s.public_key).hexdigest())
         if key_ids and not set(key_ids) & set(found):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import stored_forge
 from adversary import mutations
 from forge import build_sample, read_all, rekeyed, sample
 
@@ -66,6 +67,23 @@ def test_every_kind_of_attack_of_the_design_is_among_them(material):
         "suite 3", "a codec changed",
     ):  # fmt: skip
         assert attack in text, attack
+
+
+def test_a_file_that_refers_to_stored_chunks_is_no_easier_to_change():
+    sealed, _ = stored_forge.sample()
+    other, _ = stored_forge.sample()
+    made = list(
+        mutations(rekeyed(sealed), roots=sealed.roots, other=rekeyed(other), before=sealed.data)
+    )
+    names = "\n".join(m.name for m in made)
+    for attack in (
+        "bit flipped in reference",
+        "reference dropped; re-derived",
+        "references swapped",
+    ):
+        assert attack in names
+    for roots in (sealed.roots, None):
+        assert accepted((sealed, made), roots) == []
 
 
 def test_any_flipped_bit_of_a_small_part_is_noticed(material):
