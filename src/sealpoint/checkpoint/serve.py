@@ -8,6 +8,7 @@ end, asked for or not; CRIU alone would ignore read errors of shared memory.
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import threading
 from collections.abc import Callable
@@ -22,13 +23,8 @@ from sealpoint.format.manifest import Entry
 from sealpoint.format.opened import Scratch
 
 _SMALL = 64 * 1024  # fits any pipe: written at once, without a thread
-_RING = 5  # buffers of a chunk each per object being sent
-_READERS = 2  # threads that decrypt for it: one is slower than CRIU reads
+_RING = 4  # buffers of a chunk each per object being sent
 _CACHE = 32 * 1024 * 1024  # bytes of small verified objects kept for serving
-
-
-_Read = Callable[[memoryview, int], int]
-"""(buffer, number of a chunk) -> size of the chunk, which is in the buffer then."""
 
 
 class Serve:
@@ -148,13 +144,12 @@ class Serve:
             if image.runs is not None:
                 count = -(-image.size // CHUNK_SIZE)
                 ring = PageRing(fd, CHUNK_SIZE, _RING)
-                self._send_stream(image, ring, count, [self._assembler(image.runs)])
+                self._send_stream(image, ring, count, self._assembler(image.runs))
             elif entry is None or entry.offset or entry.stream.chunk_size < CHUNK_SIZE:
                 self._send_packed(image, fd)
             else:
                 ring = PageRing(fd, entry.stream.chunk_size, _RING)
-                readers = [self._reader(entry) for _ in range(_READERS)]
-                self._send_stream(image, ring, entry.stream.chunks, readers)
+                self._send_stream(image, ring, entry.stream.chunks, self._reader(entry))
         except BrokenPipeError:
             return  # CRIU closed early; what it did not take stays unverified and is verified at the gate
         finally:
@@ -162,28 +157,50 @@ class Serve:
         with self._lock:
             self._unverified.discard(image.name)
 
-    def _reader(self, entry: Entry) -> _Read:
+    def _reader(self, entry: Entry) -> Callable[[memoryview, int], int]:
         scratch = Scratch()
         return lambda out, n: self._flat.top.read_chunk_into(entry.stream, n, out, scratch)
 
-    def _assembler(self, runs: Runs) -> _Read:
+    def _assembler(self, runs: Runs) -> Callable[[memoryview, int], int]:
         reader = self._flat.chunk_reader()
         return lambda out, n: runs.fill(out[:CHUNK_SIZE], n * CHUNK_SIZE, reader)
 
-    def _send_stream(self, image: Image, ring: PageRing, count: int, readers: list[_Read]) -> None:
-        # Reading, hashing and decrypting run ahead in other threads while this one waits for CRIU to read.
+    def _send_stream(
+        self, image: Image, ring: PageRing, count: int, produce: Callable[[memoryview, int], int]
+    ) -> None:
+        # Reading, hashing and decrypting run ahead in a second thread while this one waits for CRIU to read.
         left = image.size
-        ahead = _Ahead(ring, count, readers)
+        filled: queue.SimpleQueue[memoryview | BaseException] = queue.SimpleQueue()
+        free = threading.Semaphore(ring.ahead)
+        stopped = threading.Event()
+
+        def fill() -> None:
+            try:
+                for number in range(count):
+                    free.acquire()
+                    if stopped.is_set():
+                        return
+                    buffer = ring.buffer()
+                    filled.put(buffer[: produce(buffer, number)])
+            except BaseException as error:  # noqa: BLE001 - raised again by the sending thread
+                filled.put(error)
+
+        filler = threading.Thread(target=fill, name=f"{image.name} ahead", daemon=True)
+        filler.start()
         try:
-            for number in range(count):
-                data = ahead.take(number)
+            for _ in range(count):
+                data = filled.get()
                 self._raise()  # no use in serving a restore that will be refused
+                if isinstance(data, BaseException):
+                    raise data
                 ring.send(data[:left])
-                ahead.sent()
+                free.release()
                 left -= min(len(data), left)
                 self.served += len(data)
         finally:
-            ahead.close()
+            stopped.set()
+            free.release()
+            filler.join()
             ring.drain()
         if left:
             raise FileError(f"object {image.name!r} is shorter than its manifest says")
@@ -194,66 +211,6 @@ class Serve:
             while view:
                 view = view[os.write(fd, view) :]
             self.served += len(piece)
-
-
-class _Ahead:
-    """Chunks 0 to `count` - 1, each put into the next buffer of a ring by whichever reader is free."""
-
-    def __init__(self, ring: PageRing, count: int, readers: list[_Read]) -> None:
-        self._ring = ring
-        self._count = count
-        self._next = 0
-        self._stopped = False
-        self._free = threading.Semaphore(ring.ahead)
-        self._order = threading.Lock()
-        self._changed = threading.Condition()
-        self._ready: dict[int, memoryview | BaseException] = {}
-        self._threads = [
-            threading.Thread(target=self._run, args=(read,), name="ahead", daemon=True)
-            for read in readers
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def take(self, number: int) -> memoryview:
-        """A chunk, when it is there.  Raises what went wrong with it."""
-        with self._changed:
-            self._changed.wait_for(lambda: number in self._ready)
-            data = self._ready.pop(number)
-        if isinstance(data, BaseException):
-            raise data
-        return data
-
-    def sent(self) -> None:
-        """One more chunk is on its way."""
-        self._free.release()
-
-    def close(self) -> None:
-        """No more chunks are wanted."""
-        self._stopped = True
-        for _ in self._threads:
-            self._free.release()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, read: _Read) -> None:
-        while True:
-            self._free.acquire()
-            with self._order:
-                number = self._next
-                if self._stopped or number == self._count:
-                    self._free.release()  # for the next one, which is to see that, too
-                    return
-                self._next += 1
-                buffer = self._ring.buffer()
-            data: memoryview | BaseException
-            try:
-                data = buffer[: read(buffer, number)]
-            except BaseException as error:  # noqa: BLE001 - raised again by the sending thread
-                data = error
-            with self._changed:
-                self._ready[number] = data
-                self._changed.notify_all()
 
 
 def _place(image: Image) -> tuple[int, int]:

@@ -24,7 +24,6 @@ from sealpoint.format.opened import Scratch
 
 _CACHE: Final = 8  # decrypted chunks kept: CRIU compares pages of forked children one by one
 _CACHE_BYTES: Final = 64 * 1024 * 1024  # fewer than that of files with large chunks
-_AHEAD: Final = 2  # chunks that are decrypted ahead, each in a thread of its own
 _PINS: Final = 12  # chunks in use at once where an image is put together
 _TYPES: Final = {
     "file": stat.S_IFREG,
@@ -248,7 +247,7 @@ class _Chunk:
 class _ChunkCache:
     """Recently decrypted chunks.  A chunk stays as it is until the thread that got it asks for the next ones.
 
-    Who reads front to back gets the next chunks decrypted meanwhile: CRIU asks for a megabyte at a time, and is busy
+    Who reads front to back gets the next chunk decrypted meanwhile: CRIU asks for a megabyte at a time, and is busy
     with it for about as long as decrypting takes.
     """
 
@@ -258,10 +257,11 @@ class _ChunkCache:
         self._chunks: OrderedDict[tuple[int, int, int], _Chunk] = OrderedDict()
         self._local = threading.local()
         self._limit = _CACHE * len(flat.files)  # pages of a chain lie in as many places
-        # By file and stream: the chunk that was asked for last.
-        self._latest: dict[tuple[int, int], int] = {}
+        self._latest: dict[
+            tuple[int, int], int
+        ] = {}  # chunk that was asked for last, by file and stream
         self._wanted: list[tuple[int, Stream, int]] = []
-        self._readers: list[threading.Thread] = []
+        self._ahead: threading.Thread | None = None
         self._closed = False
         self.verified: set[tuple[int, int, int]] = set()
 
@@ -270,8 +270,8 @@ class _ChunkCache:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for reader in self._readers:
-            reader.join()
+        if self._ahead is not None:
+            self._ahead.join()
 
     def start(self) -> None:
         """The calling thread is done with what it got before."""
@@ -318,22 +318,16 @@ class _ChunkCache:
 
     def _look_ahead(self, file: int, stream: Stream, counter: int) -> None:
         with self._changed:
-            before = self._latest.get((file, stream.number), -1)
+            before = self._latest.get((file, stream.number))
             self._latest[file, stream.number] = counter
-            if before != counter - 1 or self._closed:
+            following = counter + 1
+            known = (file, stream.number, following) in self._chunks
+            if before != counter - 1 or following >= stream.chunks or known or self._closed:
                 return
-            following = range(counter + 1, min(counter + 1 + _AHEAD, stream.chunks))
-            # What was wanted before that is too late.
-            self._wanted = [
-                (file, stream, n) for n in following if (file, stream.number, n) not in self._chunks
-            ]
-            if self._wanted and not self._readers:
-                self._readers = [
-                    threading.Thread(target=self._run, name="read-ahead", daemon=True)
-                    for _ in range(_AHEAD)
-                ]
-                for reader in self._readers:
-                    reader.start()
+            if self._ahead is None:
+                self._ahead = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+                self._ahead.start()
+            self._wanted.append((file, stream, following))
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -342,7 +336,8 @@ class _ChunkCache:
                 self._changed.wait_for(lambda: self._wanted or self._closed)
                 if self._closed:
                     return
-                file, stream, counter = self._wanted.pop(0)
+                file, stream, counter = self._wanted.pop()
+                self._wanted.clear()  # what was wanted before that is too late
             try:
                 chunk = self._load(file, stream, counter)
             except Exception:  # noqa: BLE001, S112 - who really reads it gets the error
