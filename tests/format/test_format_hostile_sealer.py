@@ -151,7 +151,7 @@ def test_an_index_is_never_longer_than_its_limit():
 
 @pytest.mark.parametrize("text", [b"[]", b"{}", b'""'])
 def test_json_of_very_many_values_is_refused_before_it_is_parsed(text):
-    data = b'{"a":[' + b",".join([text] * 7_000_000) + b"]}"
+    data = b'{"a":[' + (text + b",") * 6_999_999 + text + b"]}"
     assert peak(refuses(lambda d: strictjson.decode(d, "x"), data)) < 4 * len(data)
 
 

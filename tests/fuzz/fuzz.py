@@ -8,6 +8,7 @@ New inputs go to a temporary directory unless one is given with --keep DIR; cras
 
 from __future__ import annotations
 
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,11 @@ from pathlib import Path
 import atheris
 
 HERE = Path(__file__).resolve().parent
+# What libFuzzer takes for this process's peak of memory starts with that of the process that started it
+# (exec_mmap in Linux's fs/exec.c hands it on), which says nothing of the target.
+INHERITED_MIB = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+RSS_LIMIT_MIB = 1024
+
 sys.path.insert(0, str(HERE))
 
 with atheris.instrument_imports(include=["sealpoint"]):
@@ -48,7 +54,8 @@ def main() -> None:
         for n, data in enumerate(targets.seeds(name)):
             (seeds / f"seed-{n}").write_bytes(data)
         corpora = [str(found), str(seeds), *([str(kept)] if kept.is_dir() else [])]
-        limits = ["-rss_limit_mb=1024", "-timeout=20", "-max_len=65536", "-print_final_stats=1"]
+        rss = f"-rss_limit_mb={INHERITED_MIB + RSS_LIMIT_MIB}"
+        limits = [rss, "-timeout=20", "-max_len=65536", "-print_final_stats=1"]
         atheris.Setup([sys.argv[0], *limits, *arguments, *corpora], one)
         atheris.Fuzz()
 
