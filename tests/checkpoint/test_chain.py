@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+from array import array
 
 import pytest
 from chain_helpers import NAME, PAGES, Memory, Steps, seal_images
@@ -251,19 +253,27 @@ def test_noise_is_no_pagemap_or_a_consistent_one(data):
 @settings(deadline=None)
 @given(st.data())
 def test_runs_give_the_bytes_from_where_they_say(data):
-    chunk = 4096
-    contents = [bytes(n * 31 + i * 7 & 255 for i in range(3 * chunk)) for n in range(3)]
+    chunk, pages = 2 * PAGE, 7
+    offset = data.draw(st.sampled_from([0, PAGE, 2 * PAGE, 100]))  # of the images in their streams
+    before = bytes([99]) * offset
+    contents = [random.Random(n).randbytes(pages * PAGE) for n in range(3)]
+    streams = [before + c for c in contents]
     entries = [
-        Entry(n, f"pages-{n}.img", None, len(c), Stream(n, chunk, len(c), bytes(4)))
-        for n, c in enumerate(contents)
+        Entry(n, f"pages-{n}.img", None, len(c), Stream(n, chunk, len(s), bytes(5)), offset=offset)
+        for n, (c, s) in enumerate(zip(contents, streams, strict=True))
     ]
-    runs, expected = Runs(), b""
+    runs, expected, places = Runs(), b"", array("Q")
     for _ in range(data.draw(st.integers(1, 12))):
         file = data.draw(st.integers(0, 2))
-        begin = data.draw(st.integers(0, 3 * chunk - 1))
-        size = data.draw(st.integers(1, 3 * chunk - begin))
-        runs.add(file, entries[file], begin, size)
-        expected += contents[file][begin : begin + size]
+        first = data.draw(st.integers(0, pages - 1))
+        count = data.draw(st.integers(1, pages - first))
+        runs.add(file, entries[file], first, count)
+        expected += contents[file][first * PAGE : (first + count) * PAGE]
+        source = runs.objects.index((file, entries[file]))
+        places.extend(range((source << 32) + first, (source << 32) + first + count))
+    if data.draw(st.booleans()):
+        assert list(Runs.of(runs.objects, places).parts()) == list(runs.parts())
+        runs = Runs.of(runs.objects, places)
     asked = set()
 
     class Reader:
@@ -280,13 +290,24 @@ def test_runs_give_the_bytes_from_where_they_say(data):
                 if len(self.kept) == 2:
                     gone = self.kept.pop(next(iter(self.kept)))
                     gone[:] = bytes(len(gone))
-                self.kept[key] = bytearray(contents[file][counter * chunk : (counter + 1) * chunk])
+                self.kept[key] = bytearray(streams[file][counter * chunk : (counter + 1) * chunk])
             return memoryview(self.kept[key])
 
+        def into(self, out, file, stream, counter):
+            if not straight:
+                return False
+            asked.add((file, stream.number, counter))
+            out[:] = streams[file][counter * chunk : (counter + 1) * chunk]
+            return True
+
+    straight = data.draw(st.booleans())
     read = Reader()
 
     begin = data.draw(st.integers(0, len(expected) - 1))
-    out = memoryview(bytearray(data.draw(st.integers(1, 5 * chunk))))
+    size = data.draw(st.integers(1, 5 * chunk))
+    if data.draw(st.booleans()):  # as a restore asks
+        begin, size = begin // chunk * chunk, chunk
+    out = memoryview(bytearray(size))
     size = runs.fill(out, begin, read)
     assert size == min(len(out), len(expected) - begin)
     assert out[:size] == expected[begin : begin + size]

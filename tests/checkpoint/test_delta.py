@@ -315,8 +315,8 @@ def test_noise_is_no_delta_or_a_consistent_one(noise, data):
             continue
         total = sum(found.parent.values())
         for runs in found.images.values():
-            for own, first, count in runs.runs():
-                assert own or first + count <= total
+            for first, count in runs.runs():
+                assert first == delta.OWN or first + count <= total
 
 
 @pytest.mark.parametrize(

@@ -367,4 +367,4 @@ def test_noise_is_no_table_or_a_consistent_one(noise_, at, piece):
         assert table.encode() == data
         assert len(table.keys) == 32 * len(table.pages)
         for runs in table.images.values():
-            assert runs.pages == sum(count for _, _, count in runs.runs())
+            assert runs.pages == sum(count for _, count in runs.runs())

@@ -265,7 +265,7 @@ class StoredPages(PagesBeside):
         while self._waiting:
             self._settle()
         self.target.finish()
-        if any(not own for own in self._runs.own):
+        if self._runs.own_pages < self._runs.pages:
             self._adder.image(self._name, self._runs)
             self._builder.summary.pages(self._name, self._runs.pages * PAGE)
 

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, compress, islice
-from operator import add, mul, not_, sub
+from operator import add
 from typing import Final
 
 from sealpoint.criu.roles import is_pages
@@ -22,7 +22,9 @@ _MAGIC: Final = b"SPDELTA\x01"
 _COUNT: Final = struct.Struct("<I")
 _NAME: Final = struct.Struct("<H")
 _NUMBER: Final = struct.Struct("<Q")
-_OWN: Final = (1 << 64) - 1  # in place of a page of the parent: the next pages of the file itself
+OWN: Final = (1 << 64) - 1  # in place of a page of the parent: the next pages of the file itself
+_NOT_OWN: Final = bytes([1] * 255 + [0])
+_IS_OWN: Final = bytes([0] * 255 + [1])
 _MAX_IMAGES: Final = 1 << 18
 MAX_PAGES: Final = 1 << 28  # of an image, 1 TiB: bounds the tables that are made of it
 # A small table could claim any number of pages.  Forked processes have the same pages, but not so often.
@@ -32,56 +34,64 @@ _FEW_PAGES: Final = 1 << 20
 
 @dataclass(slots=True)
 class PageRuns:
-    """Where the pages of one image come from.
+    """Where the pages of one image come from, run by run.
 
-    Run k: pages from `starts[k]` of the image to the start of the next.  firsts: the first of them in the file's own
-    image if `own[k]`, else counted through all images of the parent.
+    firsts: the first page of a run, counted through all images of the parent, or OWN: the next pages of the file's own
+    image.  counts: pages of each run.  pages: their sum; own_pages: of those that are the file's own.
     """
 
-    starts: array[int] = field(default_factory=lambda: array("Q"))
     firsts: array[int] = field(default_factory=lambda: array("Q"))
-    own: bytearray = field(default_factory=bytearray)
+    counts: array[int] = field(default_factory=lambda: array("Q"))
     pages: int = 0
     own_pages: int = 0
 
     def add(self, first: int | None, count: int) -> None:
         """Append `count` pages from `first` of the parent, or if None of the file itself."""
-        own = first is None
-        place = self.own_pages if first is None else first
-        last = len(self.starts) - 1
-        if not (
-            self.starts
-            and bool(self.own[last]) == own
-            and self.firsts[last] + self.pages - self.starts[last] == place
-        ):
-            self.starts.append(self.pages)
+        place = OWN if first is None else first
+        follows = bool(self.firsts) and (
+            self.firsts[-1] == OWN if first is None else self.firsts[-1] + self.counts[-1] == first
+        )
+        if follows:
+            self.counts[-1] += count
+        else:
             self.firsts.append(place)
-            self.own.append(own)
+            self.counts.append(count)
         self.pages += count
-        if own:
+        if first is None:
             self.own_pages += count
 
-    def runs(self) -> Iterator[tuple[int, int, int]]:
-        """(own, first, count) of each; own: 1 or 0."""
-        ends = self.starts[1:]
-        ends.append(self.pages)
-        return zip(self.own, self.firsts, map(sub, ends, self.starts), strict=True)
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """(first, count) of each; first: or OWN."""
+        return zip(self.firsts, self.counts, strict=True)
+
+    def starts(self) -> array[int]:
+        """The first page of each run, counted through the image."""
+        return array("Q", islice(accumulate(self.counts, initial=0), len(self.counts)))
+
+    def encode(self) -> bytes:
+        """The stored table."""
+        numbers = array("Q", bytes(16 * len(self.firsts)))
+        numbers[::2], numbers[1::2] = self.firsts, self.counts
+        return numbers.tobytes()
 
     @classmethod
-    def of(cls, firsts: array[int], counts: array[int], total: int) -> PageRuns:
+    def decode(cls, table: bytes, total: int) -> PageRuns:
         """From a stored table; `total`: pages of the parent.  Raises FileError."""
         # Without a step of Python's for each run: a page in ten that changed makes very many.
-        own = bytearray(map(_OWN.__eq__, firsts))
-        theirs = bytearray(map(not_, own))
-        pages = sum(counts)
-        own_counts = list(map(mul, counts, own))
+        numbers = array("Q", table)
+        firsts, counts = numbers[::2], numbers[1::2]
+        own = table[7::16]  # the upper bytes of the firsts: of no page of a parent that of OWN
+        theirs = own.translate(_NOT_OWN)
         ends = map(add, compress(firsts, theirs), compress(counts, theirs))
-        if (counts and min(counts) == 0) or pages > MAX_PAGES or max(ends, default=0) > total:
+        pages, others = sum(counts), sum(compress(counts, theirs))
+        if (
+            (counts and min(counts) == 0)
+            or pages > MAX_PAGES
+            or max(ends, default=0) > total
+            or sum(compress(firsts, own.translate(_IS_OWN))) != OWN * own.count(OWN & 0xFF)
+        ):
             raise FileError("the table of pages contradicts itself")
-        places = accumulate(own_counts, initial=0)
-        firsts = array("Q", map(add, map(mul, places, own), map(mul, firsts, theirs)))
-        starts = array("Q", islice(accumulate(counts, initial=0), len(counts)))
-        return cls(starts, firsts, own, pages, sum(own_counts))
+        return cls(firsts, counts, pages, pages - others)
 
 
 @dataclass(slots=True)
@@ -111,11 +121,8 @@ def encode_images(images: dict[str, PageRuns]) -> list[bytes]:
     """Their number, then of each its name, the number of its runs, and those."""
     parts = [_COUNT.pack(len(images))]
     for name, table in images.items():
-        parts += [_encode_name(name), _NUMBER.pack(len(table.starts))]
-        numbers = array("Q")
-        for own, first, count in table.runs():
-            numbers.extend((_OWN if own else first, count))
-        parts.append(numbers.tobytes())
+        parts += [_encode_name(name), _NUMBER.pack(len(table.counts))]
+        parts.append(table.encode())
     return parts
 
 
@@ -166,8 +173,7 @@ class TableReader:
             name, runs = self.name(), self.number(_NUMBER)
             if runs * 16 > self.left():
                 raise FileError("the table of pages is cut short")
-            numbers = array("Q", self.take(runs * 16))
-            images[name] = PageRuns.of(numbers[::2], numbers[1::2], total)
+            images[name] = PageRuns.decode(self.take(runs * 16), total)
         if self.left() or len(images) != count:
             raise FileError("the table of pages contradicts itself")
         return images

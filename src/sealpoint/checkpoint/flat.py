@@ -7,14 +7,15 @@ chains.  Each page is taken from one place; what a later file replaced is never 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
-from collections import OrderedDict
+from bisect import bisect_left, bisect_right
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import sub
 from typing import Final, Protocol
 
 from sealpoint.checkpoint import delta
-from sealpoint.checkpoint.delta import DELTA_NAME, Delta, PageRuns
+from sealpoint.checkpoint.delta import DELTA_NAME, OWN, Delta, PageRuns
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import PAGE, PRESENT, Pagemap
 from sealpoint.criu.roles import is_pages
@@ -42,48 +43,75 @@ class Reader(Protocol):
     def chunk(self, file: int, stream: Stream, counter: int) -> memoryview:
         """Plaintext of a chunk of the chain's file number `file`.  Raises FileError."""
 
+    def into(self, out: memoryview, file: int, stream: Stream, counter: int) -> bool:
+        """Put the plaintext of a chunk into `out`, if that saves a copy.  Raises FileError."""
+
 
 @dataclass(slots=True)
 class Runs:
-    """Where the bytes of an assembled image lie.
+    """Where the pages of an assembled image are stored.
 
-    Run k: from byte `starts[k]` of the image to the start of the next, in `objects[sources[k]]` from byte `offsets[k]`.
+    Run k: pages from `starts[k]` of the image to the start of the next, in their object one after another from
+    `places[k]` on: the number of a page in `objects[n]`, with n above it.
     """
 
     objects: list[tuple[int, Entry]] = field(default_factory=list)
     starts: array[int] = field(default_factory=lambda: array("Q"))
-    sources: array[int] = field(default_factory=lambda: array("I"))
-    offsets: array[int] = field(default_factory=lambda: array("Q"))
-    size: int = 0
+    places: array[int] = field(default_factory=lambda: array("Q"))
+    pages: int = 0
     _numbers: dict[tuple[int, str], int] = field(default_factory=dict)
 
-    def add(self, file: int, entry: Entry, offset: int, size: int) -> None:
-        """Append `size` bytes of an object of the chain's file `file`."""
+    @property
+    def size(self) -> int:
+        """Bytes of the image."""
+        return self.pages * PAGE
+
+    def add(self, file: int, entry: Entry, first: int, count: int) -> None:
+        """Append `count` pages from `first` of an object of the chain's file `file`."""
         source = self._numbers.setdefault((file, entry.name), len(self.objects))
         if source == len(self.objects):
             self.objects.append((file, entry))
-        joined = (
-            self.sources
-            and self.sources[-1] == source
-            and self.offsets[-1] + self.size - self.starts[-1] == offset
-        )
-        if not joined:
-            self.starts.append(self.size)
-            self.sources.append(source)
-            self.offsets.append(offset)
-        self.size += size
+        place = (source << _SOURCE_SHIFT) + first
+        if not self.places or self.places[-1] + self.pages - self.starts[-1] != place:
+            self.starts.append(self.pages)
+            self.places.append(place)
+        self.pages += count
+
+    @classmethod
+    def of(cls, objects: list[tuple[int, Entry]], places: array[int]) -> Runs:
+        """From the place of each page."""
+        runs = cls(objects, pages=len(places))
+        expected = None
+        for page, place in enumerate(places):
+            if place != expected:
+                runs.starts.append(page)
+                runs.places.append(place)
+            expected = place + 1
+        return runs
+
+    def parts(self) -> Iterator[tuple[int, int, int]]:
+        """(number of the object, first page, count) of each run."""
+        ends = [*self.starts[1:], self.pages]
+        for place, start, end in zip(self.places, self.starts, ends, strict=True):
+            yield place >> _SOURCE_SHIFT, place & _PAGE_MASK, end - start
 
     def fill(self, out: memoryview, begin: int, reader: Reader) -> int:
         """Put the bytes from `begin` on into `out`; returns how many.  Raises FileError."""
-        starts, sources, offsets = self.starts, self.sources, self.offsets
+        starts, places = self.starts, self.places
         end = min(begin + len(out), self.size)
-        at, done = bisect_right(starts, begin) - 1, 0
+        at, done = bisect_right(starts, begin // PAGE) - 1, 0
+        there = self._begin(out[: end - begin], begin, at, reader)
         # A page in ten that changed makes very many short runs, in turn from a few chunks: those are kept at hand.
         held: dict[int, tuple[int, int, memoryview]] = {}
         loads = reader.loads
         while begin < end:
-            stop = starts[at + 1] if at + 1 < len(starts) else self.size
-            source, place = sources[at], offsets[at] + begin - starts[at]
+            stop = (starts[at + 1] if at + 1 < len(starts) else self.pages) * PAGE
+            if places[at] - starts[at] == there:
+                take = min(stop, end) - begin
+                done, begin, at = done + take, begin + take, at + 1
+                continue
+            source = places[at] >> _SOURCE_SHIFT
+            place = ((places[at] & _PAGE_MASK) - starts[at]) * PAGE + begin
             low, high, plain = held.get(source, _NOTHING)
             if not low <= place < high:
                 file, entry = self.objects[source]
@@ -104,16 +132,34 @@ class Runs:
                 at += 1
         return done
 
+    def _begin(self, out: memoryview, begin: int, at: int, reader: Reader) -> int | None:
+        """Decrypt the chunk that most of `out` comes from straight into it, if it lies there as it lies in `out`.
+
+        Returns the distance of place and page by which its runs are known.
+        """
+        first, odd = divmod(begin, PAGE)
+        last = bisect_left(self.starts, first + len(out) // PAGE, at)
+        if odd or at == last:
+            return None
+        distances = Counter(map(sub, self.places[at:last], self.starts[at:last]))
+        ((distance, _),) = distances.most_common(1)
+        # Where the object would have to begin before its first page, this is far behind the last one of another.
+        source, page = (first + distance) >> _SOURCE_SHIFT, (first + distance) & _PAGE_MASK
+        file, entry = self.objects[source]
+        stream = entry.stream
+        counter, skip = divmod(entry.offset + page * PAGE, stream.chunk_size)
+        if skip or counter >= stream.chunks or stream.plain_size(counter) != len(out):
+            return None
+        return distance if reader.into(out, file, stream, counter) else None
+
     def chunks(self) -> Iterator[tuple[int, Stream, int]]:
         """Every chunk that some byte comes from, once each, file by file."""
         seen: dict[int, set[int]] = {}
-        for source, offset, start, stop in zip(
-            self.sources, self.offsets, self.starts, [*self.starts[1:], self.size], strict=True
-        ):
+        for source, first, count in self.parts():
             entry = self.objects[source][1]
-            begin = entry.offset + offset
+            begin = entry.offset + first * PAGE
             size = entry.stream.chunk_size
-            wanted = range(begin // size, (begin + stop - start - 1) // size + 1)
+            wanted = range(begin // size, (begin + count * PAGE - 1) // size + 1)
             seen.setdefault(source, set()).update(wanted)
         for source, counters in seen.items():
             file, entry = self.objects[source]
@@ -206,7 +252,7 @@ class Flat:
             if flags & PRESENT:
                 pages = self._table(file, name)[1]
                 assert pages is not None
-                runs.add(file, pages, offset * PAGE, count * PAGE)
+                runs.add(file, pages, offset, count)
         data = pagemap.encode(whole)
         self.images[name] = Image(name, len(data), self.top.entries[name], data)
         own = self.top.entries.get(whole.pages_name)
@@ -251,8 +297,8 @@ class Flat:
         entries = self.files[file].entries.values()
         return {e.name: e.size // PAGE for e in entries if is_pages(e.name)}
 
-    def located(self, *, stop: int = 0) -> Iterator[tuple[str, list[tuple[int, str, int, int]]]]:
-        """Of each pages image of the newest file: (file, image, page, count) of where its pages are stored, in order.
+    def located(self, *, stop: int = 0) -> dict[str, Runs]:
+        """Where each pages image of the newest file has its pages.
 
         stop: number of a file whose whole images, and those behind it, count as stored; 0: none.  Raises FileError.
         """
@@ -274,17 +320,11 @@ class Flat:
             for name, runs in table.images.items():
                 placed[name] = _laid(runs, len(sources), below, begins.get(name, 0))
                 sources.append((file, name))
-        for name, places in placed.items():
-            yield name, [(*sources[n], page, count) for n, page, count in _grouped(places)]
+        objects = [(file, self.files[file].entry(name)) for file, name in sources]
+        return {name: Runs.of(objects, places) for name, places in placed.items()}
 
     def _assemble(self) -> None:
-        for name, parts in self.located():
-            runs = Runs()
-            for file, image, start, count in parts:
-                entry = self.files[file].entries.get(image)
-                if entry is None or (start + count) * PAGE > entry.size:
-                    raise FileError(f"{image}: has not the pages that a later file refers to")
-                runs.add(file, entry, start * PAGE, count * PAGE)
+        for name, runs in self.located().items():
             self.images[name] = Image(name, runs.size, self.top.entries.get(name), runs=runs)
 
 
@@ -297,30 +337,20 @@ def _places(source: int, pages: int) -> array[int]:
 
 def _laid(runs: PageRuns, source: int, below: array[int], begin: int) -> array[int]:
     """The place of each page of an image; `below`: those of all images of the parent, from `begin` on of this one."""
-    mine = _places(source, runs.own_pages)
     places = below[begin : begin + runs.pages]
     places.frombytes(bytes(places.itemsize * (runs.pages - len(places))))
-    for start, (own, first, count) in zip(runs.starts, runs.runs(), strict=True):
-        if own and count == 1:
-            places[start] = mine[first]
-        elif own:
-            places[start : start + count] = mine[first : first + count]
-        elif first != begin + start:
-            places[start : start + count] = below[first : first + count]
+    at, mine = 0, source << _SOURCE_SHIFT
+    for first, count in runs.runs():
+        if first == OWN:
+            if count == 1:
+                places[at] = mine
+            else:
+                places[at : at + count] = array("Q", range(mine, mine + count))
+            mine += count
+        elif first != begin + at:
+            places[at : at + count] = below[first : first + count]
+        at += count
     return places
-
-
-def _grouped(places: array[int]) -> Iterator[tuple[int, int, int]]:
-    """(source, first page, count) of pages that follow one another in their source."""
-    begin = expected = 0
-    for place in places:
-        if place != expected:
-            if expected > begin:
-                yield begin >> _SOURCE_SHIFT, begin & _PAGE_MASK, expected - begin
-            begin = place
-        expected = place + 1
-    if expected > begin:
-        yield begin >> _SOURCE_SHIFT, begin & _PAGE_MASK, expected - begin
 
 
 class ChunkReader:
@@ -344,6 +374,13 @@ class ChunkReader:
             data = self._chunks[key] = buffer[:size]
         self._chunks.move_to_end(key)
         return data
+
+    def into(self, out: memoryview, file: int, stream: Stream, counter: int) -> bool:
+        """See Reader."""
+        if (file, stream.number, counter) in self._chunks:
+            return False
+        self._files[file].read_chunk_into(stream, counter, out, self._scratch)
+        return True
 
     def _take(self, size: int) -> memoryview:
         if self._bytes + size > _CACHE_BYTES and self._chunks:

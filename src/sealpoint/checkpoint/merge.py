@@ -20,6 +20,7 @@ from sealpoint.criu.pagemap import PAGE
 from sealpoint.criu.roles import role_of
 from sealpoint.errors import UsageError
 from sealpoint.format.constants import Role, Suite
+from sealpoint.format.manifest import Entry
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.store.output import Target
@@ -101,8 +102,8 @@ class _Merge:
         partly = self._count < len(self._flat.files)
         if partly:
             self._delta.parent = self._flat.whole_images(self._count)
-            for name, parts in self._flat.located(stop=self._count):
-                self._changed(name, parts)
+            for name, runs in self._flat.located(stop=self._count).items():
+                self._changed(name, runs)
         for image in self._flat.images.values():
             if not partly or image.runs is None:
                 self._whole(image)
@@ -137,25 +138,26 @@ class _Merge:
             target.abandon()
             raise
 
-    def _changed(self, image: str, parts: list[tuple[int, str, int, int]]) -> None:
+    def _changed(self, image: str, found: Runs) -> None:
         """Pages of the files that are merged; the others stay with the parent."""
         target = self._builder.large(image)
         runs = self._delta.images[image] = PageRuns()
         bases, base = {}, 0
         for name, pages in self._delta.parent.items():
             bases[name], base = base, base + pages
-        for file, name, first, count in parts:
+        for source, first, count in found.parts():
+            file, entry = found.objects[source]
             if file < self._count:
-                self._copy(target, file, name, first, count)
+                self._copy(target, file, entry, first, count)
                 runs.add(None, count)
             else:
-                runs.add(bases[name] + first, count)
+                runs.add(bases[entry.name] + first, count)
         target.finish()
         self._builder.summary.pages(image, runs.pages * PAGE)
 
-    def _copy(self, target: LargeObject, file: int, name: str, first: int, count: int) -> None:
+    def _copy(self, target: LargeObject, file: int, entry: Entry, first: int, count: int) -> None:
         runs = Runs()
-        runs.add(file, self._flat.files[file].entry(name), first * PAGE, count * PAGE)
+        runs.add(file, entry, first, count)
         done = 0
         while done < runs.size:
             space = target.space()

@@ -233,6 +233,10 @@ class _Pinned:
         self._count += 1
         return self._cache.chunk(file, stream, counter)
 
+    def into(self, out: memoryview, file: int, stream: Stream, counter: int) -> bool:
+        """See Reader: other readers have chunks from the same cache."""
+        return False
+
 
 class _Chunk:
     __slots__ = ("data", "pins", "ready", "size")

@@ -12,11 +12,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
+from operator import mul
 from typing import Final
 
 from sealpoint.checkpoint import chunk_table
 from sealpoint.checkpoint.chunk_table import TABLE_NAME, ChunkTable
-from sealpoint.checkpoint.delta import PageRuns
+from sealpoint.checkpoint.delta import OWN, PageRuns
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError
 from sealpoint.format import stored
@@ -56,14 +57,14 @@ class WithChunks(OpenFile):
             raise FileError("the table of chunks does not fit the index")
         self._starts = array("Q", accumulate(self._table.pages, initial=0))
         self.entries = {n: e for n, e in own.entries.items() if n != TABLE_NAME}
-        self._images: dict[int, tuple[Stream, Entry, PageRuns]] = {}
+        self._images: dict[int, tuple[Stream, Entry, _Image]] = {}
         for number, (name, runs) in enumerate(self._table.images.items(), _SHIFT):
             entry = self.entries.get(name)
             if entry is None or entry.size != runs.own_pages * PAGE:
                 raise FileError(f"{name}: does not fit the table of chunks")
             size = runs.pages * PAGE
             stream = Stream(number, CHUNK_SIZE, size, bytes(size // CHUNK_SIZE + 1))
-            self._images[number] = (stream, entry, runs)
+            self._images[number] = (stream, entry, _Image(runs))
             self.entries[name] = replace(entry, size=size, stream=stream, offset=0)
 
     def streams(self) -> Iterator[Stream]:
@@ -81,20 +82,17 @@ class WithChunks(OpenFile):
         """See OpenFile.  Raises FileError, SystemEnvironmentError."""
         if stream.number not in self._images:
             return self.own.read_chunk_into(stream, counter, out, scratch)
-        _, entry, runs = self._images[stream.number]
+        _, entry, image = self._images[stream.number]
         size = stream.plain_size(counter)
         page, end = counter * _STEP, counter * _STEP + size // PAGE
-        at = bisect_right(runs.starts, page) - 1
         done = 0
-        while page < end:
-            stop = runs.starts[at + 1] if at + 1 < len(runs.starts) else runs.pages
-            first, count = runs.firsts[at] + page - runs.starts[at], min(stop, end) - page
+        for own, first, count in image.find(page, end):
             target = out[done : done + count * PAGE]
-            if runs.own[at]:
+            if own:
                 self._read_own(entry, first * PAGE, target, scratch.inner())
             else:
                 self._read_stored(first, target, scratch)
-            page, done, at = page + count, done + count * PAGE, at + 1
+            done += count * PAGE
         return size
 
     def _read_own(self, entry: Entry, start: int, out: memoryview, scratch: Scratch) -> None:
@@ -126,6 +124,27 @@ class WithChunks(OpenFile):
             stored.open_into(chunk, self._table.tenant, data, out)
         except FileError as error:
             raise FileError(f"chunk {reference.identifier.hex()}: {error.message}") from None
+
+
+class _Image:
+    """The table of one image, to be looked up."""
+
+    def __init__(self, runs: PageRuns) -> None:
+        self._starts = runs.starts()
+        self._starts.append(runs.pages)
+        self._own = bytes(map(OWN.__eq__, runs.firsts))
+        # Those of the file itself follow one another.
+        places = accumulate(map(mul, runs.counts, self._own), initial=0)
+        pairs = zip(self._own, places, runs.firsts, strict=False)
+        self._firsts = array("Q", (place if own else first for own, place, first in pairs))
+
+    def find(self, page: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(own, first, count) of the pages from `page` to `end`; own: 1 or 0."""
+        at = bisect_right(self._starts, page) - 1
+        while page < end:
+            stop = min(self._starts[at + 1], end)
+            yield self._own[at], self._firsts[at] + page - self._starts[at], stop - page
+            page, at = stop, at + 1
 
 
 def require_chunks(files: Iterable[OpenFile]) -> None:
