@@ -47,12 +47,12 @@ def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 def need_criu() -> None:
     sys.path.insert(0, str(ROOT / "tests" / "real"))
-    import harness
+    import stock_criu
 
-    if harness.find_criu() is None:
+    if stock_criu.find_criu() is None:
         if os.environ.get("SEALPOINT_REQUIRE_CRIU"):
-            pytest.fail(harness.criu_problem())
-        pytest.skip(harness.criu_problem())
+            pytest.fail(stock_criu.criu_problem())
+        pytest.skip(stock_criu.criu_problem())
 
 
 @pytest.mark.criu

@@ -16,7 +16,7 @@ for directory in (HERE, HERE.parent / "real"):
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
 
-import harness
+import stock_criu
 from docs_blocks import OPERATIONS, README, ROOT, Block, blocks, masked, printed
 from docs_blocks import script as script_of
 
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.criu
 
 @pytest.fixture(scope="module")
 def criu() -> str:
-    path = harness.find_criu()
-    problem = "" if path else harness.criu_problem()
+    path = stock_criu.find_criu()
+    problem = "" if path else stock_criu.criu_problem()
     if not problem and (os.geteuid() != 0 or shutil.which("unshare") is None):
         problem = "needs root and unshare"
     if problem and os.environ.get("SEALPOINT_REQUIRE_CRIU"):
@@ -39,7 +39,7 @@ def criu() -> str:
 
 
 def session(commands: list[dict], criu: str) -> list[dict]:
-    with harness.ram_directory() as directory:
+    with stock_criu.ram_directory() as directory:
         done = subprocess.run(
             [*NAMESPACES, sys.executable, str(HERE / "docs_session.py")],
             input=json.dumps(commands), capture_output=True, text=True, timeout=250, cwd=directory,

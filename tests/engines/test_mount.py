@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import dropin as dropin_tools
 import harness
+import leaks
 import pytest
 import sealed
 
@@ -141,7 +142,7 @@ def test_stock_criu_restores_from_it_and_crit_reads_it(
     before = running.assert_intact()
     dumped(sealpoint, keys, running, tmp_path / "dump.sealed")
     running.wait_gone()
-    with harness.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
         mount(tmp_path / "dump.sealed").ok()
         crit = criu.parent / "crit"
         if os.access(crit, os.X_OK):
@@ -183,7 +184,7 @@ def test_a_metadata_identity_sees_metadata_only(
     names = os.listdir(point)
     assert "pstree.img" in names
     assert not [name for name in names if name.startswith("pages-")]
-    assert harness.scan_directory(point, running.needles) == {}
+    assert leaks.scan_directory(point, running.needles) == {}
 
 
 def test_nothing_can_be_written(archive: Path, mount: Mount, point: Path) -> None:

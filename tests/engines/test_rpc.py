@@ -13,6 +13,7 @@ from pathlib import Path
 
 import dropin as dropin_tools
 import harness
+import leaks
 import pytest
 import rpc
 from rpc_calls import client, dump, places, restore
@@ -96,7 +97,7 @@ def test_round_trip(
     running = workload(kind)
     before = running.assert_intact()
     options = {"log_file": "dump.log", "notify_scripts": listens} | places
-    with harness.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
         reply = dump(dropin, running, **options)
         assert reply.success, reply
         assert reply.kind == rpc.DUMP
@@ -368,7 +369,7 @@ def test_no_encoding_of_a_dump_gets_past_the_seal(
             connection.call(disguise(options))
     running.assert_intact()
     assert set(os.listdir(images)) <= {"inventory.img"}
-    assert harness.scan_directory(images, running.needles) == {}
+    assert leaks.scan_directory(images, running.needles) == {}
 
 
 @pytest.mark.parametrize("data", [b"\x08", b"\xff" * 40, b"\x12\x7f\x00", b"\x08\x01\x12\x05abc"])

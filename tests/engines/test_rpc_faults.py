@@ -18,6 +18,7 @@ import harness
 import pytest
 import rpc
 import sealed
+import stock_criu
 
 from sealpoint.checkpoint.access import Checkpoint
 from sealpoint.keys import load_identity, load_trust
@@ -385,7 +386,7 @@ def test_plain_images_are_refused(
     dropin: dropin_tools.DropIn, criu: Path, workload: StartWorkload, work: Path, ram_dir: Path
 ) -> None:
     running = workload("secret")
-    harness.plain_dump(criu, running, ram_dir)
+    stock_criu.plain_dump(criu, running, ram_dir)
     places = Places(ram_dir, work)
     assert_refused(restore(dropin, places), places.log("restore.log"), "not sealed")
     assert_nothing_left(dropin, running)
@@ -396,7 +397,7 @@ def test_plain_images_are_restored_where_the_policy_allows_it_and_the_log_says_s
 ) -> None:
     running = workload("secret")
     before = running.assert_intact()
-    harness.plain_dump(criu, running, ram_dir)
+    stock_criu.plain_dump(criu, running, ram_dir)
     running.wait_gone()
     dropin.configure(allow_plain_images=True)
     places = Places(ram_dir, work)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dropin as dropin_tools
-import harness
+import leaks
 import pytest
 from containers import PLACES, Container
 
@@ -24,7 +24,7 @@ def assert_sealed(images: Path) -> None:
     assert (images / "inventory.img").read_bytes()[: len(MAGIC)] == MAGIC
 
 
-def containers_own(leak: harness.Leak) -> bool:
+def containers_own(leak: leaks.Leak) -> bool:
     """The file that the container holds without a name: closed when it ends, and made again, for a moment and where it
     was, when it is restored."""
     path = leak.path.removesuffix(" (deleted)")
@@ -35,12 +35,12 @@ def containers_own(leak: harness.Leak) -> bool:
     return leak.how == "closed" and leak.needle == "unlinked" and (made_again or closed)
 
 
-def unexpected(container: Container, leaks: list[harness.Leak]) -> list[harness.Leak]:
+def unexpected(container: Container, found: list[leaks.Leak]) -> list[leaks.Leak]:
     """All leaks but those that are runc's own."""
     own = f"{container.state}/{container.id}/"
     return [
         leak
-        for leak in leaks
+        for leak in found
         if not containers_own(leak)
         and not (
             leak.needle == "env"
@@ -63,7 +63,7 @@ def test_a_container_is_sealed_and_restored_and_nothing_of_it_is_written_in_the_
     running.run(dropin.environment)
     count = running.assert_counts()
     secrets = {name: needles[name] for name in PLACES}
-    with harness.FileWatcher(secrets, [tmp_path], ignore=[running.rootfs]) as watcher:
+    with leaks.FileWatcher(secrets, [tmp_path], ignore=[running.rootfs]) as watcher:
         result = running.checkpoint(images, dropin.environment)
         assert result.code == 0, result
         assert running.stopped()
@@ -118,7 +118,7 @@ def test_with_the_stock_criu_every_secret_is_in_the_images(
     result = running.checkpoint(ram_dir, dropin.stock_environment)
     assert result.code == 0, result
     secrets = {name: needles[name] for name in PLACES}
-    assert set(harness.scan_directory(ram_dir, secrets)) == set(PLACES)
+    assert set(leaks.scan_directory(ram_dir, secrets)) == set(PLACES)
     result = running.restore(ram_dir, dropin.environment)
     assert result.code != 0
     assert "not sealed" in (running.work / "restore.log").read_text()

@@ -20,6 +20,7 @@ if str(HERE) not in sys.path:
 
 import harness
 import sealed
+import stock_criu
 import typed
 
 StartWorkload = Callable[..., harness.Workload]
@@ -39,11 +40,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def criu() -> Path:
     """The path of a CRIU that works here."""
-    path = harness.find_criu()
+    path = stock_criu.find_criu()
     if path is None:
         if os.environ.get("SEALPOINT_REQUIRE_CRIU"):
-            pytest.fail(harness.criu_problem())
-        pytest.skip(harness.criu_problem())
+            pytest.fail(stock_criu.criu_problem())
+        pytest.skip(stock_criu.criu_problem())
     return path
 
 
@@ -83,7 +84,7 @@ def workload(tmp_path: Path, needles: dict[str, bytes]) -> Iterator[StartWorkloa
 @pytest.fixture
 def ram_dir() -> Iterator[Path]:
     """A directory in memory: plain images do not belong on a disk, not even in tests."""
-    with harness.ram_directory() as directory:
+    with stock_criu.ram_directory() as directory:
         yield Path(directory)
 
 

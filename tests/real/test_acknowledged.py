@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
 
@@ -162,7 +163,7 @@ def test_from_one_command_to_the_other_over_two_pipes(
     data, data_in = os.pipe()
     ack, ack_in = os.pipe()
     log = tmp_path / "receiver.err"
-    with harness.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
         with open(log, "wb") as err:
             receiver = subprocess.Popen(
                 [*there, *sealed.SEALPOINT, "restore", "-", "--ack", *keys.open],

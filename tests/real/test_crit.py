@@ -11,6 +11,7 @@ from pathlib import Path
 import harness
 import pytest
 import sealed
+import stock_criu
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inspect"))
 
@@ -117,7 +118,7 @@ def test_exploring_a_sealed_dump_prints_what_crit_prints(
     if not prefixes:
         pytest.skip("no crit of CRIU here (make criu)")
     running = workload("tree")
-    harness.plain_dump(criu, running, ram_dir)
+    stock_criu.plain_dump(criu, running, ram_dir)
     expected = subprocess.run(
         [prefixes[0] / "bin" / "crit", "x", str(ram_dir), what], capture_output=True, check=True
     )

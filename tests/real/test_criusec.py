@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
+import stock_criu
 
 StartWorkload = Callable[..., harness.Workload]
 
@@ -38,18 +40,18 @@ def test_a_plain_dump_to_criusec_and_back_is_restored_by_stock_criu(
     running = workload(*command)
     before = running.assert_intact()
     plain, encrypted, back = ram_dir / "plain", ram_dir / "criusec", ram_dir / "back"
-    harness.plain_dump(criu, running, plain)
+    stock_criu.plain_dump(criu, running, plain)
     for name in ("dump.log", "dump.out"):
         (plain / name).unlink()
     made = sealpoint.run("convert", plain, "-o", encrypted, "--format", "criusec", *rsa[0]).ok()
     assert "the CRIUsec format protects less" in made.err
-    found = harness.scan_directory(encrypted, running.needles)
+    found = leaks.scan_directory(encrypted, running.needles)
     # What is found in the clear was said to be.
     assert all(name in made.err for names in found.values() for name in names), found
     sealpoint.run("verify", encrypted, *rsa[1], "--allow-unsigned").ok()
     sealpoint.run("open", encrypted, "-o", back, *rsa[1]).ok()
     assert contents(back) == contents(plain)
-    harness.plain_restore(criu, back)
+    stock_criu.plain_restore(criu, back)
     running.assert_continues(before)
 
 
@@ -65,9 +67,9 @@ def test_a_criusec_dump_is_sealed_and_restored_by_sealpoint(
     running = workload("tree")
     before = running.assert_intact()
     plain, encrypted, file = ram_dir / "plain", ram_dir / "criusec", tmp_path / "app.sealed"
-    harness.plain_dump(criu, running, plain)
+    stock_criu.plain_dump(criu, running, plain)
     sealpoint.run("convert", plain, "-o", encrypted, "--format", "criusec", *rsa[0]).ok()
-    with harness.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
         convert = ("convert", encrypted, "-o", file, *rsa[1], *keys.seal)
         sealpoint.run(*convert).fails(5, "--allow-unsigned")
         sealpoint.run(*convert, "--allow-unsigned").ok()

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
+import stock_criu
 from typed import DropIn
 
 from sealpoint.checkpoint import tracking
@@ -26,7 +28,7 @@ def test_a_tree_dumped_as_typed_is_sealed_and_restored_as_typed(
     before = running.assert_intact()
     images = tmp_path / "images"
     images.mkdir()
-    with harness.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
         status, said = dropin.run("dump", "-t", running.pid, "-D", images, "-o", "dump.log", "-vv")
         assert status == 0, said
         running.wait_gone()
@@ -87,7 +89,7 @@ def test_a_plain_directory_is_not_restored(
     workload: StartWorkload, dropin: DropIn, criu: Path, ram_dir: Path
 ) -> None:
     running = workload("secret")
-    harness.plain_dump(criu, running, ram_dir)
+    stock_criu.plain_dump(criu, running, ram_dir)
     status, said = dropin.run("restore", "-d", "-D", ram_dir)
     assert status == 1
     assert "not sealed" in said
@@ -99,7 +101,7 @@ def test_a_plain_directory_is_restored_with_a_warning_where_the_policy_allows_it
 ) -> None:
     running = workload("secret")
     before = running.assert_intact()
-    harness.plain_dump(criu, running, ram_dir)
+    stock_criu.plain_dump(criu, running, ram_dir)
     running.wait_gone()
     dropin.configure(allow_plain_images="true")
     status, said = dropin.run("restore", "-d", "-D", ram_dir)

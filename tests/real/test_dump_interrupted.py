@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
 from sealed import Hold, small_filesystem, stalled_dump, wait_until
@@ -145,7 +146,7 @@ def test_killed_while_it_writes_a_file(
         pytest.skip("CRIU has hardly begun: see test_kill_9_of_criu_amid_the_pages")
     running = workload("memory", "--mib", "64")
     before = running.assert_intact()
-    with harness.FileWatcher(running.needles, [out.parent], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [out.parent], ignore=[running.dir]) as watcher:
         command = sealpoint.start(
             "dump", "-t", running.pid, "-o", out, "--compress", "none", *keys.seal
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
 
@@ -50,7 +51,7 @@ def test_a_chain_of_three_comes_back(
 ) -> None:
     made = dumps(kind)
     running = made.running
-    with harness.FileWatcher(running.needles, [made.where], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [made.where], ignore=[running.dir]) as watcher:
         first, _ = made.add()
         assert not first["increment"]
         time.sleep(0.2)

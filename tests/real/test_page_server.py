@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
 from typed import DropIn
@@ -134,7 +135,7 @@ def test_memory_goes_there_sealed_and_is_restored_with_the_rest_beside_it(
     dropin.configure(identities="", trust="")  # the far side needs no key and no trust
     far.start()
     wire = Wire(far.port)
-    with harness.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
         status, said = dump(dropin, running.pid, near, wire.port)
         assert status == 0, (said, far.said())
         running.wait_gone()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
 from sealed import Hold, wait_until
@@ -196,7 +197,7 @@ def test_a_choice_of_mutations_runs_nothing(target: Callable[..., Target], anoth
 def objects_with(it: Target, images: Path, secret: str) -> list[str]:
     """In which objects a secret lies, according to its sealed file."""
     it.sealpoint.run("open", it.file, "-o", images, *it.keys.open).ok()
-    return harness.scan_directory(images, it.workload.needles)[secret]
+    return leaks.scan_directory(images, it.workload.needles)[secret]
 
 
 def frame_places(it: Target, name: str) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
 
@@ -30,7 +31,7 @@ def assert_sealed(
 ) -> None:
     """The secrets are in it, each in its image, for whoever has the key: so their absence elsewhere means something."""
     sealpoint.run("open", file, "-o", images, *keys.open).ok()
-    found = harness.scan_directory(images, workload.needles)
+    found = leaks.scan_directory(images, workload.needles)
     for name, pattern in harness.PLANTED[workload.kind].items():
         assert fnmatch.filter(found.get(name, []), pattern), (name, found)
 
@@ -38,7 +39,7 @@ def assert_sealed(
 @contextlib.contextmanager
 def watched(workload: harness.Workload, tmp_path: Path) -> Iterator[None]:
     """No secret is in any file that is written meanwhile."""
-    with harness.FileWatcher(workload.needles, [tmp_path], ignore=[workload.dir]) as watcher:
+    with leaks.FileWatcher(workload.needles, [tmp_path], ignore=[workload.dir]) as watcher:
         yield
     assert watcher.leaks() == []
 
@@ -118,7 +119,7 @@ def test_dumped_into_a_pipe_and_restored_from_one(
             restored = sealpoint.run("restore", "-", "--detach", *options, *keys.open, stdin=reader)
         restored.ok()
     assert list((tmp_path / "spool").iterdir()) == []
-    finder = harness._Finder(running.needles)
+    finder = leaks.Finder(running.needles)
     assert finder.in_bytes(stream) == set()
     after = running.assert_intact()
     assert [v.session for v in after.values()] == [v.session for v in before.values()]

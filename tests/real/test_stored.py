@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
 from typed import DropIn
@@ -74,7 +75,7 @@ def test_no_secret_is_written_in_the_clear(
     store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys
 ) -> None:
     running = workload("secret")
-    with harness.FileWatcher(running.needles, [store.path], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [store.path], ignore=[running.dir]) as watcher:
         store.dump(running.pid, "1.sealed")
         running.wait_gone()
         sealpoint.run("restore", store.path / "1.sealed", *keys.open, "--detach").ok()

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
+import stock_criu
 
 StartWorkload = Callable[..., harness.Workload]
 
@@ -31,12 +33,12 @@ def test_dump_kill_restore(
 ) -> None:
     running = workload(*command)
     before = running.assert_intact()
-    harness.plain_dump(criu, running, ram_dir)
+    stock_criu.plain_dump(criu, running, ram_dir)
     assert running.remains() == []
     with pytest.raises(harness.NoAnswerError):
         running.check(timeout=0.1)
 
-    harness.plain_restore(criu, ram_dir)
+    stock_criu.plain_restore(criu, ram_dir)
     running.assert_continues(before)
     # Once more, of the restored one: what a check takes out of a pipe it must put back.
     running.assert_intact()
@@ -49,7 +51,7 @@ def test_runs_on_after_a_dump(
 ) -> None:
     running = workload(*command)
     before = running.assert_intact()
-    harness.plain_dump(criu, running, ram_dir, "--leave-running")
+    stock_criu.plain_dump(criu, running, ram_dir, "--leave-running")
     running.assert_continues(before)
 
 
@@ -58,8 +60,8 @@ def test_plain_images_show_every_secret(
     criu: Path, workload: StartWorkload, ram_dir: Path, command: tuple[str, ...]
 ) -> None:
     running = workload(*command)
-    harness.plain_dump(criu, running, ram_dir)
-    found = harness.scan_directory(ram_dir, running.needles)
+    stock_criu.plain_dump(criu, running, ram_dir)
+    found = leaks.scan_directory(ram_dir, running.needles)
     for name, images in harness.PLANTED[running.kind].items():
         assert fnmatch.filter(found.get(name, []), images), (name, found)
 
@@ -92,14 +94,14 @@ def test_damage_is_noticed(
     """One bit in the plain images, next to each place of the secret: CRIU restores it happily."""
     running = workload(*command)
     before = running.assert_intact()
-    harness.plain_dump(criu, running, ram_dir)
+    stock_criu.plain_dump(criu, running, ram_dir)
     pattern = harness.PLANTED[running.kind][secret]
     needle = running.needles[secret]
     for path in ram_dir.glob(pattern):
         data = path.read_bytes()
         damaged = needle[:-1] + bytes([needle[-1] ^ 1])
         path.write_bytes(data.replace(needle, damaged))
-    harness.plain_restore(criu, ram_dir)
+    stock_criu.plain_restore(criu, ram_dir)
     after = running.check()[process]
     what = "heap" if secret == "grandchild" else secret
     assert not after.ok
@@ -164,21 +166,21 @@ def test_watcher_finds_what_plain_criu_leaves(
     criu: Path, workload: StartWorkload, needles: dict[str, bytes], ram_dir: Path
 ) -> None:
     running = workload("ipc")
-    with harness.FileWatcher(needles, ignore=[running.dir]) as watcher:
-        harness.plain_dump(criu, running, ram_dir)
-        harness.plain_restore(criu, ram_dir)
+    with leaks.FileWatcher(needles, ignore=[running.dir]) as watcher:
+        stock_criu.plain_dump(criu, running, ram_dir)
+        stock_criu.plain_restore(criu, ram_dir)
     running.assert_intact()
     began = time.monotonic()
-    leaks = watcher.leaks()
+    found = watcher.leaks()
     assert time.monotonic() - began < 2
-    assert {leak.needle for leak in leaks} == set(running.needles)
-    assert {Path(leak.path).parent for leak in leaks} == {ram_dir}
+    assert {leak.needle for leak in found} == set(running.needles)
+    assert {Path(leak.path).parent for leak in found} == {ram_dir}
 
 
 def test_watcher_is_quiet_about_workloads(
     workload: StartWorkload, needles: dict[str, bytes], tmp_path: Path
 ) -> None:
-    with harness.FileWatcher(needles, [tmp_path]) as watcher:
+    with leaks.FileWatcher(needles, [tmp_path]) as watcher:
         workload("memory", "--mib", "1").assert_intact()
         workload("tree").assert_intact()
         workload("secret").assert_intact()
@@ -189,10 +191,10 @@ def test_watcher_finds_what_the_snapshot_shows(needles: dict[str, bytes], tmp_pa
     old, same = tmp_path / "old", tmp_path / "same"
     old.write_bytes(b"before")
     same.write_bytes(needles["shm"])
-    with harness.FileWatcher(needles, [tmp_path], trace=False) as watcher:
+    with leaks.FileWatcher(needles, [tmp_path], trace=False) as watcher:
         old.write_bytes(b"after " + needles["heap"])
         # Across the border of two blocks of the search.
-        block = harness._Finder.BLOCK
+        block = leaks.Finder.BLOCK
         (tmp_path / "new").write_bytes(bytes(block - 10) + needles["pipe"] + bytes(block))
         (tmp_path / needles["queue"].decode()).write_bytes(b"")
         (tmp_path / "fine").write_bytes(needles["memfd"][:-1])
@@ -201,16 +203,16 @@ def test_watcher_finds_what_the_snapshot_shows(needles: dict[str, bytes], tmp_pa
     assert not watcher.traced
     assert watcher.leaks() == sorted(
         [
-            harness.Leak(str(old), "heap"),
-            harness.Leak(str(tmp_path / "new"), "pipe"),
-            harness.Leak(str(tmp_path / needles["queue"].decode()), "queue", "name"),
-            harness.Leak(str(tmp_path / "sub" / "deep"), "env"),
+            leaks.Leak(str(old), "heap"),
+            leaks.Leak(str(tmp_path / "new"), "pipe"),
+            leaks.Leak(str(tmp_path / needles["queue"].decode()), "queue", "name"),
+            leaks.Leak(str(tmp_path / "sub" / "deep"), "env"),
         ]
     )
 
 
 def test_watcher_finds_what_was_removed_again(needles: dict[str, bytes], tmp_path: Path) -> None:
-    with harness.FileWatcher(needles, [tmp_path]) as watcher:
+    with leaks.FileWatcher(needles, [tmp_path]) as watcher:
         if not watcher.traced:
             pytest.skip("no fanotify here")
         (tmp_path / "gone").write_bytes(needles["heap"])

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness
+import leaks
 
 TIMEOUT = 300.0  # the processor is emulated, and the machine below may be busy
 PLACES = ("env", "heap", "pipe", "unlinked", "shm")
@@ -279,16 +279,15 @@ def found_in(file: Path, needles: Mapping[str, bytes]) -> set[str]:
     return {name for name, needle in needles.items() if needle in data}
 
 
-def leaked(watcher: harness.FileWatcher) -> set[tuple[str, str]]:
+def leaked(watcher: leaks.FileWatcher) -> set[tuple[str, str]]:
     """(name of a file, secret in it), but for the container's own.
 
     That is the file without a name, which it closes in its end and which CRIU has to make again, and its /dev/shm.
     """
-    leaks = watcher.leaks()
     own = ("/tmp/unlinked", "/userdata/shm/secret")
     return {
         (Path(leak.path).name, leak.needle)
-        for leak in leaks
+        for leak in watcher.leaks()
         if not leak.path.startswith(own[0]) and not leak.path.endswith(own[1])
     }
 

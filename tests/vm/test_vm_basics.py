@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
+import stock_criu
 
 StartWorkload = Callable[..., harness.Workload]
 USER = 1000
@@ -30,7 +32,7 @@ def test_the_kernel_has_all_that_criu_can_use(criu: Path) -> None:
     done = subprocess.run([criu, "check"], capture_output=True, text=True)
     assert done.returncode == 0, done
     assert "Looks good." in done.stdout + done.stderr
-    assert harness.find_criu() == criu
+    assert stock_criu.find_criu() == criu
 
 
 # --- processes of others -----------------------------------------------------------------------
@@ -126,7 +128,7 @@ def dump_and_restore(
     """The workload is gone in between, and its secrets are in nothing that was written."""
     file = directory / "app.sealed"
     more = ("--", *options) if options else ()
-    with harness.FileWatcher(workload.needles, [directory], ignore=[workload.dir]) as watcher:
+    with leaks.FileWatcher(workload.needles, [directory], ignore=[workload.dir]) as watcher:
         sealpoint.run("dump", "-t", str(workload.pid), "-o", file, *keys.seal).ok()
         workload.wait_gone()
         assert workload.processes() == []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import harness
+import leaks
 import pytest
 import sealed
 
@@ -118,7 +119,7 @@ def test_a_chain_of_three_is_sealed_step_by_step_and_restored(
 ) -> None:
     running = workload("dirty")
     before = running.assert_intact()
-    with harness.FileWatcher(running.needles, [dropin.directory], ignore=[running.dir]) as watcher:
+    with leaks.FileWatcher(running.needles, [dropin.directory], ignore=[running.dir]) as watcher:
         files, said = chain_of_three(running, dropin)
         assert all("full dump" not in text for text in said)
         for number, file in enumerate(files, 1):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import harness
+import leaks
 import podman
 import pytest
 import sealed
@@ -69,8 +70,8 @@ def test_an_exported_container_is_sealed_and_comes_back(
     needles = running.needles | running.network_needles()
     places = [podman.STORAGE, tmp_path]
     with (
-        harness.FileWatcher(running.needles, places, ignore=[ROOTS]) as watcher,
-        harness.FileWatcher(running.network_needles(), places, trace=False) as network,
+        leaks.FileWatcher(running.needles, places, ignore=[ROOTS]) as watcher,
+        leaks.FileWatcher(running.network_needles(), places, trace=False) as network,
     ):
         running.checkpoint("--export", archive, "--compress=none").ok()
         assert running.processes() == []
@@ -92,8 +93,8 @@ def test_an_exported_container_is_sealed_and_comes_back(
 
     running.remove()
     with (
-        harness.FileWatcher(running.needles, places, ignore=[ROOTS]) as watcher,
-        harness.FileWatcher(running.network_needles(), places, trace=False) as network,
+        leaks.FileWatcher(running.needles, places, ignore=[ROOTS]) as watcher,
+        leaks.FileWatcher(running.network_needles(), places, trace=False) as network,
     ):
         running.restore_archive(archive).ok()
     running.assert_whole(count)

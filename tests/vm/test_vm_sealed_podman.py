@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import harness
+import leaks
 import podman
 import pytest
 import sealed
@@ -86,8 +87,8 @@ def test_a_container_is_one_sealed_file_and_comes_back(
     places = [podman.STORAGE, tmp_path]
     network = running.network_needles()
     with (
-        harness.FileWatcher(running.needles, places) as watcher,
-        harness.FileWatcher(network, places, trace=False) as network_watcher,
+        leaks.FileWatcher(running.needles, places) as watcher,
+        leaks.FileWatcher(network, places, trace=False) as network_watcher,
     ):
         command.checkpoint(file).ok()
         assert running.processes() == []
@@ -108,8 +109,8 @@ def test_a_container_is_one_sealed_file_and_comes_back(
 
     running.remove()
     with (
-        harness.FileWatcher(running.needles, places, ignore=[ROOTS]) as watcher,
-        harness.FileWatcher(network, places, trace=False) as network_watcher,
+        leaks.FileWatcher(running.needles, places, ignore=[ROOTS]) as watcher,
+        leaks.FileWatcher(network, places, trace=False) as network_watcher,
     ):
         command.restore(file).ok()
     assert podman.leaked(watcher) <= podman.KEPT
