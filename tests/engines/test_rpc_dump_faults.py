@@ -1,4 +1,4 @@
-"""RPC through the drop-in when something breaks: a dump leaves its process as it was, a restore leaves nothing."""
+"""A dump by RPC through the drop-in when something breaks: it leaves its process as it was."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import dropin as dropin_tools
@@ -18,76 +18,14 @@ import harness
 import pytest
 import rpc
 import sealed
-import stock_criu
-
-from sealpoint.checkpoint.access import Checkpoint
-from sealpoint.keys import load_identity, load_trust
+from rpc_faults import BIG, LOST, Places, assert_refused, dump, helper, places, restore
 
 sys.path.insert(0, str(harness.ROOT / "tests" / "keys"))
 from keys_helpers import DAY, ec_key, make_ca, pem
 
+__all__ = ["places"]  # a fixture
+
 StartWorkload = Callable[..., harness.Workload]
-Call = Callable[..., rpc.Reply]
-BIG = ("memory", "--mib", "48")
-LOST = (rpc.ClosedError, ConnectionError)
-
-
-class Places:
-    """The two directories of a request."""
-
-    def __init__(self, images: Path, work: Path) -> None:
-        self.images = images
-        self.work = work
-
-    @contextlib.contextmanager
-    def options(self, **more: object) -> Iterator[dict[str, object]]:
-        with (
-            rpc.directory_descriptor(self.images) as images,
-            rpc.directory_descriptor(self.work) as work,
-        ):
-            yield {"images_dir_fd": images, "work_dir_fd": work, "log_level": 4} | more
-
-    def log(self, name: str) -> str:
-        return (self.work / name).read_text(errors="replace")
-
-
-@pytest.fixture
-def places(images: Path, work: Path) -> Places:
-    return Places(images, work)
-
-
-def dump(dropin: dropin_tools.DropIn, places: Places, pid: int, **more: object) -> rpc.Reply:
-    with places.options(log_file="dump.log", **more) as options:
-        with rpc.Client(dropin.path, dropin.environment) as connection:
-            reply = connection.call(rpc.request(rpc.DUMP, pid=pid, **options))
-            connection.wait()
-    return reply
-
-
-def restore(dropin: dropin_tools.DropIn, places: Places, **more: object) -> rpc.Reply:
-    with places.options(log_file="restore.log", **more) as options:
-        with rpc.Client(dropin.path, dropin.environment) as connection:
-            reply = connection.call(rpc.request(rpc.RESTORE, **options))
-            connection.wait()
-    return reply
-
-
-def assert_refused(reply: rpc.Reply, log: str, *words: str) -> None:
-    """The client hears our reason, and so does who reads CRIU's log."""
-    assert not reply.success
-    assert reply.message.startswith("sealpoint: "), reply
-    for word in words:
-        assert word in reply.message, reply
-    assert f"Error (sealpoint): {reply.message.removeprefix('sealpoint: ')}" in log
-
-
-def helper(dropin: dropin_tools.DropIn, connection: rpc.Client) -> int:
-    def others() -> list[int]:
-        found = [pid for pid in dropin.helpers() if pid != connection.process.pid]
-        return found if len(found) == 1 else []  # two for a moment: its parent is about to end
-
-    [pid] = sealed.wait_until(others, "the helper runs", 10)
-    return pid
 
 
 # --- killed in a dump ----------------------------------------------------------------------------------
@@ -332,179 +270,3 @@ def test_three_processes_are_dumped_at_the_same_time(
         reply = restore(dropin, places[number], rst_sibling=True)
         assert reply.success, reply
         each.assert_continues(before[number])
-
-
-# --- restore ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def dumped(
-    dropin: dropin_tools.DropIn, workload: StartWorkload, places: Places
-) -> Callable[..., harness.Workload]:
-    def make(*kind: str) -> harness.Workload:
-        running = workload(*kind)
-        reply = dump(dropin, places, running.pid)
-        assert reply.success, reply
-        running.wait_gone()
-        return running
-
-    return make
-
-
-def assert_nothing_left(dropin: dropin_tools.DropIn, gone: harness.Workload) -> None:
-    dropin.settle()
-    sealed.wait_until(lambda: gone.remains() == [], "nothing of the tree is left", 10)
-
-
-REFUSED = {
-    "untrusted signer": ({"trust": "other/signer.pub"}, "trust"),
-    "nobody is trusted": ({"trust": None}, "trust"),
-    "wrong identity": ({"identities": "other/identity.key"}, "not sealed to this identity"),
-    "no identity": ({"identities": None}, "no identity"),
-}
-
-
-@pytest.mark.parametrize("reason", REFUSED)
-def test_a_restore_without_trust_or_key_is_refused(
-    dropin: dropin_tools.DropIn,
-    dumped: Callable[..., harness.Workload],
-    places: Places,
-    keys: sealed.Keys,
-    reason: str,
-) -> None:
-    gone = dumped("secret")
-    settings, word = REFUSED[reason]
-    dropin.configure(**{k: v and [keys.path(v)] for k, v in settings.items()})
-    assert_refused(restore(dropin, places), places.log("restore.log"), word)
-    assert_nothing_left(dropin, gone)
-    dropin.configure()
-    assert restore(dropin, places).success
-    gone.assert_intact()
-
-
-def test_plain_images_are_refused(
-    dropin: dropin_tools.DropIn, criu: Path, workload: StartWorkload, work: Path, ram_dir: Path
-) -> None:
-    running = workload("secret")
-    stock_criu.plain_dump(criu, running, ram_dir)
-    places = Places(ram_dir, work)
-    assert_refused(restore(dropin, places), places.log("restore.log"), "not sealed")
-    assert_nothing_left(dropin, running)
-
-
-def test_plain_images_are_restored_where_the_policy_allows_it_and_the_log_says_so(
-    dropin: dropin_tools.DropIn, criu: Path, workload: StartWorkload, work: Path, ram_dir: Path
-) -> None:
-    running = workload("secret")
-    before = running.assert_intact()
-    stock_criu.plain_dump(criu, running, ram_dir)
-    running.wait_gone()
-    dropin.configure(allow_plain_images=True)
-    places = Places(ram_dir, work)
-    reply = restore(dropin, places)
-    assert reply.success, reply
-    running.assert_continues(before)
-
-
-def test_an_empty_directory_is_refused(dropin: dropin_tools.DropIn, places: Places) -> None:
-    assert_refused(restore(dropin, places), places.log("restore.log"), "holds no inventory.img")
-
-
-def frames_of(keys: sealed.Keys, file: Path, name: str) -> list[tuple[int, int]]:
-    """(offset, size) of every frame of the stream that an object lies in."""
-    with Checkpoint.open(str(file), load_trust([keys.path("signer.pub")])) as checkpoint:
-        opened = checkpoint.unlock([load_identity(keys.path("identity.key"))])
-        if name == "shared memory":
-            image = next(n for n in opened.entries if n.startswith("pagemap-shmem-"))
-            head = opened.read_bytes(opened.entry(image))
-            size = int.from_bytes(head[8:12], "little")
-            name = f"pages-{rpc.decode(head[12 : 12 + size])[1]}.img"
-        index = opened.authentic.index
-        return [index.entry(p)[1:3] for p in index.frames_of(opened.entry(name).stream.number)]
-
-
-def flip(file: Path, at: int) -> None:
-    with file.open("r+b") as sealed_file:
-        sealed_file.seek(at)
-        byte = sealed_file.read(1)[0]
-        sealed_file.seek(at)
-        sealed_file.write(bytes([byte ^ 1]))
-
-
-@pytest.mark.parametrize("name", ["pages-1.img", "shared memory", "pstree.img", "core"])
-def test_one_flipped_bit_is_refused(
-    dropin: dropin_tools.DropIn,
-    dumped: Callable[..., harness.Workload],
-    places: Places,
-    keys: sealed.Keys,
-    name: str,
-) -> None:
-    gone = dumped("tree")
-    file = places.images / "inventory.img"
-    if name == "core":
-        name = f"core-{gone.pid}.img"
-    offset, size = frames_of(keys, file, name)[-1]
-    flip(file, offset + size // 2)
-    reply = restore(dropin, places)
-    assert_refused(reply, places.log("restore.log"))
-    assert_nothing_left(dropin, gone)
-    flip(file, offset + size // 2)
-    assert restore(dropin, places).success
-    gone.assert_intact()
-
-
-def test_a_file_that_is_cut_or_has_another_files_header_is_refused(
-    dropin: dropin_tools.DropIn, dumped: Callable[..., harness.Workload], places: Places
-) -> None:
-    gone = dumped("secret")
-    file = places.images / "inventory.img"
-    whole = file.read_bytes()
-    other_workload = dumped("secret")
-    other = file.read_bytes()
-    for changed in (
-        whole[:-1],
-        whole[: len(whole) // 2],
-        whole + b"\0",
-        other[:4096] + whole[4096:],
-    ):
-        file.write_bytes(changed)
-        assert_refused(restore(dropin, places), places.log("restore.log"))
-    assert_nothing_left(dropin, gone)
-    assert_nothing_left(dropin, other_workload)
-
-
-@pytest.mark.parametrize("victim", ["helper", "criu"])
-@pytest.mark.parametrize("script", ["pre-restore", "post-restore", None])
-def test_kill_9_in_a_restore_leaves_nothing_that_runs(
-    dropin: dropin_tools.DropIn,
-    dumped: Callable[..., harness.Workload],
-    places: Places,
-    script: str | None,
-    victim: str,
-) -> None:
-    gone = dumped(*BIG)
-    with places.options(log_file="restore.log", notify_scripts=script is not None) as options:
-        with rpc.Client(dropin.path, dropin.environment) as connection:
-
-            def kill(notified: str = "", _: int = 0) -> bool:
-                if notified == (script or ""):
-                    target = (
-                        helper(dropin, connection) if victim == "helper" else connection.process.pid
-                    )
-                    os.kill(target, signal.SIGKILL)
-                return True
-
-            connection.send(rpc.request(rpc.RESTORE, **options))
-            with contextlib.suppress(*LOST):
-                if script is None:
-                    reading = lambda: gone.processes() or _restoring(places)  # noqa: E731
-                    sealed.wait_until(reading, "CRIU restores", 10)
-                    kill()
-                reply = connection.finish(kill)
-                assert not reply.success
-    assert_nothing_left(dropin, gone)
-
-
-def _restoring(places: Places) -> bool:
-    log = places.work / "restore.log"
-    return log.exists() and "Opened local page read" in log.read_text(errors="replace")
