@@ -119,6 +119,24 @@ def sealpoint(
 
 
 @pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where a dump may go: in a directory that holds nothing else."""
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "app.sealed"
+
+
+@pytest.fixture
+def undisturbed(workload: StartWorkload, out: Path) -> Iterator[harness.Workload]:
+    """A workload that must be as it was in the end, without an output."""
+    running = workload("secret")
+    before = running.assert_intact()
+    yield running
+    running.assert_continues(before)
+    if out.parent.is_dir():
+        assert os.listdir(out.parent) == []
+
+
+@pytest.fixture
 def dropin(tmp_path: Path, criu: Path, keys: sealed.Keys) -> Iterator[typed.DropIn]:
     """The drop-in as typed. Afterwards nothing of it may be left."""
     tools = typed.DropIn(tmp_path / "dropin", criu, keys)

@@ -109,12 +109,6 @@ def test_a_reader_that_only_waits_gets_it_all(
 # Into a file: sealpoint is stopped when it has written so much, which stops CRIU, too.
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out" / "app.sealed"
-
-
 def stop_when_written(command: sealed.Running, directory: Path, size: int) -> None:
     """SIGSTOP as soon as the file in the making has `size` bytes."""
 
