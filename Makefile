@@ -30,6 +30,8 @@ dev: venv criu ## set up .venv (Python, tools) and .criu (a CRIU that runs here)
 .PHONY: venv
 venv:
 	@scripts/setup-venv
+# As pip does for what it installs: where Python may not write (PYTHONDONTWRITEBYTECODE) every start would compile anew.
+	@$(PYTHON) -m compileall -q src
 
 .PHONY: criu
 criu:

@@ -15,7 +15,6 @@ new one.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -286,17 +285,16 @@ def statement_faults(data: bytes) -> Iterator[Mutation]:
         "a stranger's signature": (stranger,),
         "a stranger's signature added": (*envelope.signatures, stranger),
         "a signature repeated": (first, first),
-        "a stranger's signature under the signer's key": (dataclasses.replace(first, sig=stranger.sig),),
-        "the signer's key under a stranger's name": (dataclasses.replace(first, keyid=stranger.keyid),),
-        "a stranger's key under the signer's name": (dataclasses.replace(stranger, keyid=first.keyid),),
-        "an empty signature": (dataclasses.replace(first, sig=b""),),
+        "a stranger's signature under the signer's key": (first._replace(sig=stranger.sig),),
+        "the signer's key under a stranger's name": (first._replace(keyid=stranger.keyid),),
+        "a stranger's key under the signer's name": (stranger._replace(keyid=first.keyid),),
+        "an empty signature": (first._replace(sig=b""),),
     }  # fmt: skip
     changed = [
-        (name, dsse.encode(dataclasses.replace(envelope, signatures=s)))
-        for name, s in signatures.items()
+        (name, dsse.encode(envelope._replace(signatures=s))) for name, s in signatures.items()
     ]
     changed += [
-        ("origin of another type", dsse.encode(dataclasses.replace(envelope, payload_type=ENVELOPE_TYPE))),
+        ("origin of another type", dsse.encode(envelope._replace(payload_type=ENVELOPE_TYPE))),
         ("a space in the origin", stored.replace(b":", b": ", 1)),
         ("a newline after the origin", stored + b"\n"),
         ("an escape in the origin", stored.replace(b"payload", b"p\\u0061yload", 1)),
@@ -339,18 +337,18 @@ def slot_faults(data: bytes, before: bytes | None) -> Iterator[Mutation]:
     yield with_slots((idle, raw[:100].ljust(size, b"\0")), name="half written, torn")
     yield with_slots((idle, b"\xff" * size), name="noise in the idle slot")
     changes = {
-        "sequence raised": dataclasses.replace(slot, sequence=slot.sequence + 1),
-        "sequence lowered": dataclasses.replace(slot, sequence=max(1, slot.sequence - 1)),
-        "MAC of zeros": dataclasses.replace(slot, mac=bytes(32)),
-        "no statement": dataclasses.replace(slot, envelope=b""),
-        "origin for a statement": dataclasses.replace(slot, envelope=forge.origin),
-        "no recipients": dataclasses.replace(slot, body=b"\0\0"),
+        "sequence raised": slot._replace(sequence=slot.sequence + 1),
+        "sequence lowered": slot._replace(sequence=max(1, slot.sequence - 1)),
+        "MAC of zeros": slot._replace(mac=bytes(32)),
+        "no statement": slot._replace(envelope=b""),
+        "origin for a statement": slot._replace(envelope=forge.origin),
+        "no recipients": slot._replace(body=b"\0\0"),
     }
     envelope = dsse.decode(slot.envelope, ENVELOPE_TYPE, "envelope")
-    unsigned = dataclasses.replace(envelope, signatures=())
-    changes["unsigned"] = dataclasses.replace(slot, envelope=dsse.encode(unsigned))
-    by_stranger = dataclasses.replace(envelope, signatures=STRANGER.sign(envelope.pae))
-    changes["signed by a stranger"] = dataclasses.replace(slot, envelope=dsse.encode(by_stranger))
+    unsigned = envelope._replace(signatures=())
+    changes["unsigned"] = slot._replace(envelope=dsse.encode(unsigned))
+    by_stranger = envelope._replace(signatures=STRANGER.sign(envelope.pae))
+    changes["signed by a stranger"] = slot._replace(envelope=dsse.encode(by_stranger))
     for name, changed in changes.items():
         if changed != slot:
             yield with_slots((current, changed), name=name)
@@ -364,11 +362,11 @@ def slot_faults(data: bytes, before: bytes | None) -> Iterator[Mutation]:
         yield with_slots(
             (number, old), (1 - number, zero), newest=slot.sequence, name="the older one put back"
         )
-        raised = dataclasses.replace(old, sequence=slot.sequence + 1)
+        raised = old._replace(sequence=slot.sequence + 1)
         yield with_slots((idle, raised), name="the older one, its sequence raised")
-        mixed = dataclasses.replace(slot, body=old.body)
+        mixed = slot._replace(body=old.body)
         yield with_slots((current, mixed), name="recipients of the older one")
-        mixed = dataclasses.replace(slot, body=old.body, mac=old.mac)
+        mixed = slot._replace(body=old.body, mac=old.mac)
         yield with_slots((current, mixed), name="recipients and MAC of the older one")
 
 
@@ -429,7 +427,7 @@ def recipient_faults(data: bytes, roots: RootKeys) -> Iterator[Mutation]:
     for name, envelope in (("its old", slot.envelope), ("no", b"")):
         for place in (current, 1 - current):
             forge = Forge(data)
-            forge.set_slot(place, dataclasses.replace(new, envelope=envelope))
+            forge.set_slot(place, new._replace(envelope=envelope))
             yield Mutation(f"header by a recipient, {name} statement, slot {place}", forge.build())
 
 

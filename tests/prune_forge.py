@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 
 from adversary import Mutation, flip, spread
@@ -82,7 +81,7 @@ def pruned(
         created=1_700_000_000,
         signers=(signer.key_id,) if signer else (),
     )
-    statement = dataclasses.replace(statement, **changes)
+    statement = statement._replace(**changes)
     made = emptied(body, positions) + records if empty else data
     return append(made, statement.encode(), signer, payload_type)
 
@@ -146,24 +145,22 @@ def mutations(data: bytes, first: bytes, unpruned: bytes, other: bytes) -> Itera
     forge = Forge(body)
     for number in sorted({n for n, _ in forge.frames}):
         position = next(p for p, (n, _) in enumerate(forge.frames) if n == number)
-        if position not in statement:
+        if not statement.frees(position):
             yield Mutation(f"a frame of object {number} emptied, too", emptied(data, [position]))
     yield Mutation("another's record", body + split(other)[1])
     yield Mutation("signed by a stranger", append(head, envelope.payload, STRANGER))
-    own = dataclasses.replace(statement, signers=(STRANGER.key_id,))
+    own = statement._replace(signers=(STRANGER.key_id,))
     yield Mutation("a stranger's altogether", append(head, own.encode(), STRANGER))
-    unsigned = dataclasses.replace(statement, signers=())
+    unsigned = statement._replace(signers=())
     yield Mutation("unsigned", append(head, unsigned.encode(), None))
-    more = dataclasses.replace(
-        statement, frames=bitmap({*freed, *range(len(forge.frames))}, len(forge.frames))
-    )
+    more = statement._replace(frames=bitmap({*freed, *range(len(forge.frames))}, len(forge.frames)))
     for name, changed in (
-        ("child exchanged", dataclasses.replace(statement, child=OTHER_CHILD)),
+        ("child exchanged", statement._replace(child=OTHER_CHILD)),
         ("all frames freed", more),
-        ("sequence raised", dataclasses.replace(statement, sequence=9)),
-        ("created later", dataclasses.replace(statement, created=1_800_000_000)),
+        ("sequence raised", statement._replace(sequence=9)),
+        ("created later", statement._replace(created=1_800_000_000)),
     ):
-        kept = dataclasses.replace(envelope, payload=changed.encode())
+        kept = envelope._replace(payload=changed.encode())
         yield Mutation(f"{name}, signature kept", with_statement(head, dsse.encode(kept)))
     for name, value in (
         ("a space", stored.replace(b":", b": ", 1)),

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sealpoint.errors import UsageError
 
@@ -16,8 +15,7 @@ SYSTEM_PATH: Final = "/etc/sealpoint/config.toml"
 _MAX_SIZE: Final = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """Lists are tuples; empty means: not configured.
 
     recipients, metadata_recipients: files or literals; signer: private key file; signer_certificate: its X.509 chain;
@@ -85,7 +83,7 @@ def _load(files: list[str]) -> Config:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
         if len(data) > _MAX_SIZE:
             raise UsageError(f"{path}: larger than {_MAX_SIZE} bytes")
-        config = replace(config, **parse(data, path))
+        config = config._replace(**parse(data, path))
     return config
 
 
@@ -103,19 +101,19 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
         values = tomllib.loads(text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
-    known = {f.name: f.type for f in fields(Config)}
+    known = Config._field_defaults
     settings: dict[str, Any] = {}
     for key, given in values.items():
         value = given
         where = f"{path}, line {_line_of(text, key)}: {key}"
         if key not in known:
             raise UsageError(f"{where}: no such setting", hint="known: " + ", ".join(sorted(known)))
-        if known[key] == "bool":
+        if isinstance(known[key], bool):
             if not isinstance(value, bool):
                 raise UsageError(f"{where}: wants true or false")
             settings[key] = value
             continue
-        wants_list = "tuple" in str(known[key])
+        wants_list = isinstance(known[key], tuple)
         if wants_list and isinstance(value, str):
             value = [value]
         items = value if wants_list and isinstance(value, list) else [value]

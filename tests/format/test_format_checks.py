@@ -79,8 +79,8 @@ def envelope_of(forge, **changes):
     """The header's statement with fields changed, properly signed."""
     slot = decode_slot(forge.slots[0])
     found = EnvelopeStatement.decode(dsse.decode(slot.envelope, ENVELOPE_TYPE, "e").payload)
-    signed = SIGNER.signing.envelope(ENVELOPE_TYPE, dataclasses.replace(found, **changes).encode())
-    forge.set_slot(0, dataclasses.replace(slot, envelope=signed))
+    signed = SIGNER.signing.envelope(ENVELOPE_TYPE, found._replace(**changes).encode())
+    forge.set_slot(0, slot._replace(envelope=signed))
     return forge.build()
 
 
@@ -109,7 +109,7 @@ def test_members_of_an_envelope_statement_in_another_order_are_refused(sealed, f
     payload = strictjson.decode(dsse.decode(slot.envelope, ENVELOPE_TYPE, "e").payload, "e")
     text = strictjson.encode(dict(sorted(payload.items())))
     changed = SIGNER.signing.envelope(ENVELOPE_TYPE, text)
-    forge.set_slot(0, dataclasses.replace(slot, envelope=changed))
+    forge.set_slot(0, slot._replace(envelope=changed))
     with pytest.raises(FileError, match="canonical"):
         opens(forge.build(), sealed.roots)
 
@@ -118,19 +118,19 @@ def test_the_mac_is_checked_although_the_header_is_signed(sealed, forge):
     wrong = dataclasses.replace(sealed, roots=derive.RootKeys(bytes(32), bytes(32)))
     slot = decode_slot(forge.slots[0])
     made = forge.new_slot(wrong, 1, slot.stanzas)
-    forge.set_slot(0, dataclasses.replace(made, envelope=b""))
+    forge.set_slot(0, made._replace(envelope=b""))
     fields = EnvelopeStatement.decode(dsse.decode(slot.envelope, ENVELOPE_TYPE, "e").payload)
-    statement = dataclasses.replace(fields, slot_digest=made.digest(forge.preamble))
+    statement = fields._replace(slot_digest=made.digest(forge.preamble))
     signed = SIGNER.signing.envelope(ENVELOPE_TYPE, statement.encode())
-    forge.set_slot(0, dataclasses.replace(made, envelope=signed))
+    forge.set_slot(0, made._replace(envelope=signed))
     with pytest.raises(FileError, match="cannot open the checkpoint"):
         opens(forge.build(), sealed.roots)
 
 
 def test_a_key_under_another_s_id_is_refused_whatever_the_policy_says(sealed, forge):
     (stranger,) = STRANGER.sign(forge.envelope().pae)
-    disguised = dataclasses.replace(stranger, keyid=SIGNER.key_id)
-    forge.origin = dsse.encode(dataclasses.replace(forge.envelope(), signatures=(disguised,)))
+    disguised = stranger._replace(keyid=SIGNER.key_id)
+    forge.origin = dsse.encode(forge.envelope()._replace(signatures=(disguised,)))
     with pytest.raises(FileError, match="another key than it names"):
         opens(forge.build(), sealed.roots, evaluate=lambda envelope: [])
 
@@ -282,8 +282,8 @@ def test_every_size_of_the_trailer_is_compared(sealed, forge):
     for name in ("index_offset", "index_size", "origin_offset", "origin_size", "file_size"):
         for delta in (-40, -1, 1, 40):
             fields = {name: getattr(forge.trailer, name) + delta, "checksum": b""}
-            wrong = dataclasses.replace(forge.trailer, **fields)
-            wrong = dataclasses.replace(wrong, checksum=wrong._sum(forge.origin))
+            wrong = forge.trailer._replace(**fields)
+            wrong = wrong._replace(checksum=wrong._sum(forge.origin))
             with pytest.raises(FileError, match="contradicts the file"):
                 Trailer.decode(wrong.encode(), forge.preamble, len(sealed.data))
 

@@ -157,6 +157,6 @@ def test_64_hybrid_recipients_fit_a_new_file_and_there_is_room_for_more_where_th
 def test_a_sequence_out_of_range_is_refused(sequence):
     with pytest.raises(UsageError):
         make_slot(PREAMBLE, sequence, [stanza(1)], bytes(32))
-    slot = dataclasses.replace(make_slot(PREAMBLE, 1, [stanza(1)], bytes(32)), sequence=sequence)
+    slot = make_slot(PREAMBLE, 1, [stanza(1)], bytes(32))._replace(sequence=sequence)
     with pytest.raises(SealpointError):
         decode_slot(encode_slot(slot, 8192))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 from functools import cache
 
@@ -152,5 +151,5 @@ SIGNING_KEYS = {
 
 def change(envelope, **changes):
     """The envelope with its first signature changed."""
-    first = dataclasses.replace(envelope.signatures[0], **changes)
-    return dataclasses.replace(envelope, signatures=(first, *envelope.signatures[1:]))
+    first = envelope.signatures[0]._replace(**changes)
+    return envelope._replace(signatures=(first, *envelope.signatures[1:]))

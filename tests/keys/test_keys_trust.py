@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 
 import pytest
@@ -159,8 +158,8 @@ def test_a_signature_over_anything_else_does_not_verify(signer):
     trust = load_trust([signer.key_id])
     envelope = signed(signer)
     for changed in (
-        dataclasses.replace(envelope, payload=envelope.payload + b" "),
-        dataclasses.replace(envelope, payload_type=ENVELOPE_TYPE),
+        envelope._replace(payload=envelope.payload + b" "),
+        envelope._replace(payload_type=ENVELOPE_TYPE),
     ):
         with pytest.raises(FileError, match="does not verify"):
             trust.evaluate(changed)

@@ -8,7 +8,6 @@ test compares them with what is on disk.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import datetime as dt
 import difflib
 import hashlib
@@ -301,8 +300,8 @@ def derived(stored: dict[str, Vector]) -> Iterator[Vector]:
     forge = Forge(unpack(stored["signer-certificate"]))
     (signed,) = forge.envelope().signatures
     damaged = adversary.flip(signed.certificates[0], len(signed.certificates[0]) - 1, 0)
-    signed = dataclasses.replace(signed, certificates=(damaged,))
-    forge.origin = dsse.encode(dataclasses.replace(forge.envelope(), signatures=(signed,)))
+    signed = signed._replace(certificates=(damaged,))
+    forge.origin = dsse.encode(forge.envelope()._replace(signatures=(signed,)))
     what = "a certificate beside a signature damaged, which no signature covers"
     file = forge.build(trailer=forge.data[-64:])
     yield vector("certificate-damaged", what, file, base="signer-certificate")

@@ -10,9 +10,8 @@ import os
 import resource
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from sealpoint.checkpoint.access import Checkpoint
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError, UsageError
@@ -31,8 +30,7 @@ _MAX_NAMES: Final = 65536  # looked at in one directory
 _SPARE_DESCRIPTORS: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """One file of a chain.  path: as it was found."""
 
     path: str

@@ -12,8 +12,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
 
 from sealpoint import process
 from sealpoint.checkpoint.beside import PagesTarget
@@ -39,8 +40,7 @@ _POLL = 0.05  # seconds between progress reports
 _GIVE_UP = 20.0  # seconds that CRIU gets to undo a dump before it is killed
 
 
-@dataclass(frozen=True, slots=True)
-class DumpRequest:
+class DumpRequest(NamedTuple):
     """What to dump and how.  acknowledge: called after the last byte went out; True lets CRIU kill the tree.
 
     scan: called with the plaintext of every chunk while it is sealed, by several threads; must not raise.  track: makes
@@ -58,14 +58,13 @@ class DumpRequest:
     workload: str = ""
     criu_log: str | None = None
     acknowledge: Callable[[bytes, bytes], bool] | None = None
-    properties: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = MappingProxyType({})
     scan: Callable[[memoryview], None] | None = None
     track: Track | None = None
     store: ChunkAdder | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DumpResult:
+class DumpResult(NamedTuple):
     """What came of it.  Sizes in bytes, times in seconds; captured: seconds since 1970.
 
     `criu` holds CRIU's own statistics (microseconds, pages).
@@ -80,7 +79,7 @@ class DumpResult:
     compressed_size: int
     seconds: float
     left_running: bool
-    criu: dict[str, int] = field(default_factory=dict)
+    criu: dict[str, int]
 
 
 def check_process(pid: int) -> None:

@@ -7,7 +7,7 @@ find it in the place of that one.  Out of scope: which files are merged (`retent
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sealpoint.checkpoint.beside import PagesTarget
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
@@ -26,8 +26,7 @@ from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.store.output import Target
 
 
-@dataclass(frozen=True, slots=True)
-class MergeResult:
+class MergeResult(NamedTuple):
     """The new file: id and origin digest, and its size in bytes."""
 
     checkpoint_id: bytes

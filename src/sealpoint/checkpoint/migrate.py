@@ -8,7 +8,7 @@ left, or their number no longer shrinks, the last round ends the tree here.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from sealpoint import process
@@ -127,8 +127,7 @@ class Sender:
     def _send(
         self, track: Track | None, out: Target, report: Report, *, leave_running: bool
     ) -> DumpResult:
-        request = replace(
-            self._request.dump,
+        request = self._request.dump._replace(
             leave_running=leave_running,
             track=track,
             acknowledge=None if leave_running else self._await_ready,
@@ -136,7 +135,7 @@ class Sender:
         )
         if leave_running and request.compression == "auto":
             # It follows what is waited for, and of the link nothing is seen here: what costs little.
-            request = replace(request, compression="lz4")
+            request = request._replace(compression="lz4")
         self._dump = Dump(request, out)
         return self._dump.run(report)
 

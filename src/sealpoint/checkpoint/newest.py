@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError
 from sealpoint.format import strictjson
@@ -21,8 +20,7 @@ _MAX_SIZE: Final = 4096
 _WHAT: Final = "high-water mark"
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """captured: seconds since 1970; sequence: of the header, the highest that was seen of this checkpoint."""
 
     checkpoint_id: bytes

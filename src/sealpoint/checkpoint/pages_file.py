@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Final
 
 from sealpoint.checkpoint.access import Checkpoint, authenticate, unwrap_with
@@ -83,7 +82,7 @@ class WithPages(OpenFile):
         self.manifests = main.manifests
         self._main, self._pages, self._fd = main, pages, fd
         self._shifted = {
-            s.number + _SHIFT: (replace(s, number=s.number + _SHIFT), s) for s in pages.streams()
+            s.number + _SHIFT: (s._replace(number=s.number + _SHIFT), s) for s in pages.streams()
         }
         self.entries = dict(main.entries)
         for entry in pages.entries.values():
@@ -92,7 +91,7 @@ class WithPages(OpenFile):
             if not belongs(entry.name) or entry.name in self.entries:
                 raise FileError(f"the pages file holds {entry.name!r}, which does not belong there")
             stream, _ = self._shifted[entry.stream.number + _SHIFT]
-            self.entries[entry.name] = replace(entry, stream=stream)
+            self.entries[entry.name] = entry._replace(stream=stream)
 
     def streams(self) -> Iterator[Stream]:
         """Every stream of both files."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """done: bytes of plaintext (or of file, where nothing is decrypted); total: 0 if unknown.
 
     zero, compressed: shares of `done` that were all-zero chunks or got smaller by compression.

@@ -12,8 +12,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import blake3
 
@@ -46,8 +45,7 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _PATIENCE: Final = 5.0  # seconds to wait for readers of the header, and for a rekey
 
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(NamedTuple):
     """What came of one parent.  path: empty if its file was not found; freed: bytes; reason: why nothing was done."""
 
     path: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from sealpoint.checkpoint import migration
@@ -104,7 +104,7 @@ class Receiver:
     def _restore(self, report: Report) -> RestoreResult:
         top = self._opened[-1]
         self._key = migration.key_of(top.roots, top.authentic.file.preamble, self._session)
-        request = replace(self._request.restore, detach=True, permitted=self._ask)
+        request = self._request.restore._replace(detach=True, permitted=self._ask)
         return Restore(request, self._opened[::-1]).run(report)
 
     def _ask(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sealpoint.checkpoint.access import authenticate, unwrap_with, wrap_stanzas
 from sealpoint.errors import (
@@ -31,8 +31,7 @@ from sealpoint.store.source import lock
 _READERS = 1.0  # seconds to wait for those who read the header
 
 
-@dataclass(frozen=True, slots=True)
-class RekeyRequest:
+class RekeyRequest(NamedTuple):
     """remove: fingerprints, lower-case hex, whole or at least 8 digits of the beginning."""
 
     identities: Sequence[Identity]
@@ -44,8 +43,7 @@ class RekeyRequest:
     repair: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RekeyResult:
+class RekeyResult(NamedTuple):
     """The header as it is now.  other_signer: it has other signers than the contents."""
 
     sequence: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sealpoint import process
 from sealpoint.checkpoint import pages_file
@@ -32,8 +32,7 @@ _POLL = 0.05
 _GIVE_UP = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreRequest:
+class RestoreRequest(NamedTuple):
     """How to restore.
 
     permitted: called when everything has verified and the tree waits; raises if it shall not run.  approved: called
@@ -48,14 +47,13 @@ class RestoreRequest:
     approved: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreResult:
+class RestoreResult(NamedTuple):
     """What came of it.  pid: of the tree's root; status: of CRIU, which without `detach` waits for the tree's end."""
 
     pid: int
     seconds: float
     status: int
-    criu: dict[str, int] = field(default_factory=dict)
+    criu: dict[str, int]
 
 
 def check_restorable(checkpoint: OpenFile) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from sealpoint.checkpoint.chain import Chain, claimed_origin, sealed_files
 from sealpoint.errors import UsageError
@@ -19,8 +18,7 @@ from sealpoint.keys import TrustPolicy
 _DAY: Final = 24 * 3600
 
 
-@dataclass(frozen=True, slots=True)
-class Retained:
+class Retained(NamedTuple):
     """What came of it, oldest first.  replaced: files that took in others; removed: files that are gone."""
 
     kept: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sealpoint.checkpoint.archive import seal_path
 from sealpoint.checkpoint.builder import CheckpointBuilder
@@ -12,8 +12,7 @@ from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.store.output import Target
 
 
-@dataclass(frozen=True, slots=True)
-class SealResult:
+class SealResult(NamedTuple):
     """What came of it; sizes in bytes.  ignored: keys of an archive's headers that were not kept."""
 
     checkpoint_id: bytes

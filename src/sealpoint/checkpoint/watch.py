@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from sealpoint import process
@@ -92,7 +92,7 @@ class Watch:
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         path = _free(f"{request.directory}/{name}")
         with OutputFile(path) as out:
-            result = Dump(replace(request.dump, leave_running=True, track=track), out).run()
+            result = Dump(request.dump._replace(leave_running=True, track=track), out).run()
         self._before = track
         stored, pages = track.changed
         return Taken(path, result, stored, pages)

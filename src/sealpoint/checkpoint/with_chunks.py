@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 from typing import Final
@@ -65,7 +64,7 @@ class WithChunks(OpenFile):
             size = runs.pages * PAGE
             stream = Stream(number, CHUNK_SIZE, size, bytes(size // CHUNK_SIZE + 1))
             self._images[number] = (stream, entry, _Image(runs))
-            self.entries[name] = replace(entry, size=size, stream=stream, offset=0)
+            self.entries[name] = entry._replace(size=size, stream=stream, offset=0)
 
     def streams(self) -> Iterator[Stream]:
         """Those of the file itself, and those that are put together."""

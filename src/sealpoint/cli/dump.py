@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -150,7 +149,7 @@ def command(
         open_output(output, force=seal["force"]) as out,
         Bar(f"dumping {pid}") as bar,
     ):
-        result = Dump(replace(request, store=adder), out).run(bar)
+        result = Dump(request._replace(store=adder), out).run(bar)
     note_newest(state or config.state, tracked.workload if tracked else workload, result)
     values = {
         "checkpoint": result.checkpoint_id.hex(),

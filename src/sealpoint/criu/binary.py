@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sealpoint.errors import SystemEnvironmentError
 
@@ -15,8 +15,7 @@ _PATIENCE = 20.0  # seconds for an answer to --version
 _HOW_TO_GET = "install criu 4.0 or newer (Debian 13 and later have it), or name one with --criu or SEALPOINT_CRIU"
 
 
-@dataclass(frozen=True, slots=True)
-class CriuBinary:
+class CriuBinary(NamedTuple):
     """An executable CRIU and its version, e.g. (4, 1, 1)."""
 
     path: str

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import fields, replace
-from typing import Final
+from typing import Any, Final
 
 from sealpoint import config as configuration
 from sealpoint import keys
@@ -40,9 +39,9 @@ def absolute(name: str) -> str:
     return os.path.abspath(os.path.expanduser(name)) if is_path(name) else name
 
 
-def given(config: Config) -> dict[str, object]:
+def given(config: Config) -> dict[str, Any]:
     """The settings that are not empty."""
-    values = {f.name: getattr(config, f.name) for f in fields(Config)}
+    values = config._asdict()
     return {name: value for name, value in values.items() if value}
 
 
@@ -51,7 +50,7 @@ def merged(base: Config, over: Config) -> Config:
     changes = given(over)
     if "signer" in changes and over.signer != base.signer:
         changes.setdefault("signer_certificate", "")
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return base._replace(**changes)
 
 
 def can_seal(config: Config) -> bool:

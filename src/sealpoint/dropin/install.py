@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 import sysconfig
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import sealpoint
@@ -68,7 +68,7 @@ def install(request: Request) -> Installed:
     criu = find_real(wanted.criu)
     if os.path.realpath(criu.path) == os.path.realpath(executable):
         raise UsageError(f"{executable} is the real CRIU: choose another prefix")
-    warnings = configure.validate(replace(wanted, criu=criu.path))
+    warnings = configure.validate(wanted._replace(criu=criu.path))
     if reason := problem_of(criu):
         said = f"{criu.path} does not work here ({reason})"
         if not request.force:
@@ -85,7 +85,7 @@ def install(request: Request) -> Installed:
         change = wanted != before or not os.path.lexists(SYSTEM_PATH)
         if change:
             _check_config(request, old)
-            wanted = replace(wanted, criu=criu.path)
+            wanted = wanted._replace(criu=criu.path)
         elif not wanted.criu:
             warnings.append(
                 f"{SYSTEM_PATH} does not say which CRIU to run: the next one in the engine's PATH "

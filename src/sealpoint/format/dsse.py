@@ -10,8 +10,7 @@ untrusted until a policy says otherwise; the payload names the signing key, whic
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sealpoint.errors import FileError
 from sealpoint.format import strictjson
@@ -21,8 +20,7 @@ MAX_SIGNATURES = 8  # bounds the public-key operations that a stranger's file ca
 MAX_CERTIFICATES = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(NamedTuple):
     """One signature over the PAE.
 
     keyid: lower-case hex SHA-256 of the key's SubjectPublicKeyInfo (a hint); sig: raw signature bytes;
@@ -36,8 +34,7 @@ class Signature:
     certificates: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A decoded envelope.  `payload` is the exact bytes that were signed."""
 
     payload_type: str

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hmac
 import struct
 from array import array
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import blake3
 
@@ -49,8 +48,7 @@ def frame_hash(head: bytes, ciphertext: bytes | bytearray | memoryview) -> bytes
     return state.digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """A stored chunk.  identifier: 32 bytes; digest: BLAKE3 of the file that holds it; length: of that file."""
 
     identifier: bytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sealpoint.errors import FileError
 from sealpoint.format import attributes, strictjson
@@ -36,8 +36,7 @@ _PATH_MAX = 4095  # bytes, Linux
 _NAME_MAX = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(NamedTuple):
     """An object that has frames of its own.
 
     number: its object number; chunk_size: plaintext bytes per chunk; padded: plaintext bytes in all, padding included;
@@ -59,8 +58,7 @@ class Stream:
         return min(self.chunk_size, self.padded - counter * self.chunk_size)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One named object.
 
     name: relative path; size: plaintext bytes without padding; stream: where its bytes are; offset: where they start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import blake3
 
@@ -32,8 +32,7 @@ _TRAILER = struct.Struct("<8sQQQQQ16s")
 _CHECKSUM = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Preamble:
+class Preamble(NamedTuple):
     """Format version 1: suite, size of each header slot, checkpoint id (16 random bytes), creation salt (32)."""
 
     suite: Suite
@@ -84,8 +83,7 @@ class Preamble:
         return PREAMBLE_SIZE + slot * self.slot_size
 
 
-@dataclass(frozen=True, slots=True)
-class Trailer:
+class Trailer(NamedTuple):
     """Where the index and the origin statement lie.  All offsets in bytes from the start of the file."""
 
     index_offset: int
@@ -101,10 +99,10 @@ class Trailer:
         origin_offset = index_offset + index_size
         size = origin_offset + len(origin) + TRAILER_SIZE
         trailer = cls(index_offset, index_size, origin_offset, len(origin), size, b"")
-        return replace(trailer, checksum=trailer._sum(origin))
+        return trailer._replace(checksum=trailer._sum(origin))
 
     def _sum(self, origin: bytes) -> bytes:
-        fields = replace(self, checksum=bytes(_CHECKSUM)).encode()
+        fields = self._replace(checksum=bytes(_CHECKSUM)).encode()
         return blake3.blake3(fields + origin).digest(_CHECKSUM)
 
     def check_origin(self, origin: bytes) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import blake3
 
@@ -41,8 +40,7 @@ _CHECKSUM: Final = 16
 _WHAT: Final = "prune statement"
 
 
-@dataclass(frozen=True, slots=True)
-class PruneTail:
+class PruneTail(NamedTuple):
     """The last 64 bytes of a pruned file.  sealed_size: of the file without prune records, up to its trailer's end."""
 
     sealed_size: int
@@ -56,10 +54,10 @@ class PruneTail:
         """For a record that begins at `statement_offset`; `statement`: as stored."""
         size = statement_offset + len(statement) + PRUNE_TAIL_SIZE
         tail = cls(sealed_size, statement_offset, len(statement), size, bytes(_CHECKSUM))
-        return replace(tail, checksum=tail._sum(statement))
+        return tail._replace(checksum=tail._sum(statement))
 
     def _sum(self, statement: bytes) -> bytes:
-        fields = replace(self, checksum=bytes(_CHECKSUM)).encode()
+        fields = self._replace(checksum=bytes(_CHECKSUM)).encode()
         return blake3.blake3(fields + statement).digest(_CHECKSUM)
 
     def check(self, statement: bytes) -> None:
@@ -94,8 +92,7 @@ class PruneTail:
         return tail
 
 
-@dataclass(frozen=True, slots=True)
-class PruneStatement:
+class PruneStatement(NamedTuple):
     """Which frames were freed, and for whom.
 
     child: the file whose chain holds every page of them anew; frames: bit p % 8 of byte p // 8 stands for frame p;
@@ -155,7 +152,8 @@ class PruneStatement:
             raise FileError(f"{_WHAT}: contradicts itself or is not in canonical form")
         return found
 
-    def __contains__(self, position: int) -> bool:
+    def frees(self, position: int) -> bool:
+        """Whether a frame was freed."""
         return bool(self.frames[position >> 3] >> (position & 7) & 1)
 
     def positions(self) -> Iterator[int]:

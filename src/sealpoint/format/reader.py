@@ -271,7 +271,7 @@ class AuthenticFile:
 
     def is_freed(self, position: int) -> bool:
         """Whether a frame was given up, because a later file of the chain holds its pages anew."""
-        return self.prune is not None and position in self.prune
+        return self.prune is not None and self.prune.frees(position)
 
     def read_frame(self, position: int, buffer: memoryview) -> memoryview:
         """One whole frame, compared with the index.  Raises FileError."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import blake3
 
@@ -31,8 +30,7 @@ _CHECKSUM = 12
 _ROOM = 3  # a new file's slot is at least this many times as large as its first contents: room for rekey
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """One decoded header slot.
 
     sequence: 1 at creation, one more at each rekey; body: encoded stanzas; mac: HMAC-SHA-256 from the metadata root;

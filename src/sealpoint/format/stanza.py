@@ -6,7 +6,7 @@ Out of scope: the wrapping itself (`sealpoint.keys`), which needs keys; here are
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sealpoint.errors import FileError, UsageError
 from sealpoint.format.constants import (
@@ -23,8 +23,7 @@ _HEAD = struct.Struct("<BBH")  # kind, roots, length of body
 _COUNT = struct.Struct("<H")
 
 
-@dataclass(frozen=True, slots=True)
-class Stanza:
+class Stanza(NamedTuple):
     """The roots wrapped for one recipient.
 
     kind: how; roots: which; fingerprint: 32 bytes, SHA-256 of the recipient's public key bytes (32 zero bytes for
@@ -37,8 +36,7 @@ class Stanza:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class WrapContext:
+class WrapContext(NamedTuple):
     """What every wrap is bound to, so that a stanza cannot be moved to another file or claim other roots."""
 
     suite: Suite

@@ -5,8 +5,7 @@ Here are their payloads, strict JSON inside DSSE.  Signing and trust are matters
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import blake3
 
@@ -35,24 +34,21 @@ if TYPE_CHECKING:
 KINDS = ("full", "increment", "derived", "merged")
 
 
-@dataclass(frozen=True, slots=True)
-class ParentRef:
+class ParentRef(NamedTuple):
     """The sealed file that this one continues or was derived from: its checkpoint id and origin digest."""
 
     checkpoint_id: bytes
     origin_digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestRef:
+class ManifestRef(NamedTuple):
     """Digest (BLAKE3 over the frames, heads included) and number of frames of one manifest."""
 
     digest: bytes
     frames: int
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """What the sealer vouches for.  Digests are BLAKE3, 32 bytes; `captured` is in seconds since 1970, UTC.
 
     signers: hex key ids that this statement says it is signed by; binds certificates and keys carried beside it.
@@ -183,8 +179,7 @@ class Origin:
             raise FileError("origin statement: kind, parent and chain contradict each other")
 
 
-@dataclass(frozen=True, slots=True)
-class EnvelopeStatement:
+class EnvelopeStatement(NamedTuple):
     """What the one who set the recipients vouches for.  `created` is in seconds since 1970, UTC."""
 
     checkpoint_id: bytes

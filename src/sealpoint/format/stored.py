@@ -13,7 +13,7 @@ import hmac
 import os
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import blake3
 from cryptography.exceptions import InvalidTag
@@ -80,8 +80,7 @@ class StoredChunk:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The head of a chunk's file."""
 
     suite: Suite

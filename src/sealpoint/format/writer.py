@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import blake3
 
@@ -58,8 +58,7 @@ class Output(Protocol):
         """Write all of them.  Raises SealpointError (no space, reader gone)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Signing:
+class Signing(NamedTuple):
     """How statements are signed.  sign: DSSE PAE -> signatures; signers: the hex key ids of those signatures."""
 
     sign: Sign
@@ -302,7 +301,7 @@ def sign_slot(preamble: Preamble, slot: Slot, known: dict[Role, bytes], signing:
     statement = EnvelopeStatement.for_slot(
         preamble, slot, known, created=int(time.time()), signers=signing.signers
     )
-    return replace(slot, envelope=signing.envelope(ENVELOPE_TYPE, statement.encode()))
+    return slot._replace(envelope=signing.envelope(ENVELOPE_TYPE, statement.encode()))
 
 
 def _first_slot(
@@ -316,6 +315,6 @@ def _first_slot(
     draft = sign_slot(
         preamble, make_slot(preamble, 1, list(stanzas), roots.metadata), known, signing
     )
-    preamble = replace(preamble, slot_size=slot_size_for(len(draft.body), len(draft.envelope)))
+    preamble = preamble._replace(slot_size=slot_size_for(len(draft.body), len(draft.envelope)))
     slot = make_slot(preamble, 1, list(stanzas), roots.metadata)
     return preamble, sign_slot(preamble, slot, known, signing)

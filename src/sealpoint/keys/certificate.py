@@ -10,9 +10,8 @@ Out of scope for now: revocation.  No CRL and no OCSP is looked at; a stolen key
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -36,8 +35,7 @@ _ANY_USAGE = "2.5.29.37.0"
 _MAX_SUBJECT = 120
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(NamedTuple):
     """The parsed facts of one certificate.
 
     der: as received; subject: RFC 4514, fit for a terminal; not_before, not_after: unix seconds, both inclusive;

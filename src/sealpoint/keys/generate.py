@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import StanzaKind
@@ -22,8 +21,7 @@ RSA_BITS = 3072  # 128-bit strength; 2048 is the least that is accepted
 CERTIFICATE_YEARS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratedKeys:
+class GeneratedKeys(NamedTuple):
     """What was made.
 
     private, public: paths; fingerprint: 64 hex digits, of the recipient or the signer's key id; text: the public side

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,8 +11,7 @@ if TYPE_CHECKING:
     from sealpoint.keys.certificate import Certificate
 
 
-@dataclass(frozen=True, slots=True)
-class CertificatePolicy:
+class CertificatePolicy(NamedTuple):
     """Applies to X.509 recipients alone; raw keys and passphrases have neither expiry nor issuer.
 
     authorities: DER; if there are any, a valid path to one of them is required.  allow_expired: accept certificates

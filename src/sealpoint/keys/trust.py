@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sealpoint.errors import FileError, IdentityError, PolicyError
 from sealpoint.keys import files, text
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
 _KEY_ID = re.compile(r"[0-9a-fA-F]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class TrustedKey:
+class TrustedKey(NamedTuple):
     """A pinned key.
 
     key_id: as in signatures; name: for people; certificate: if it was pinned as one, whose validity period then counts.
@@ -40,8 +38,7 @@ class TrustedKey:
     certificate: Certificate | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedSignature:
+class VerifiedSignature(NamedTuple):
     """A signature that verifies.
 
     name: of a trusted signer the one that trust gave it, else what the file claims; certificate: the one that the
@@ -56,8 +53,7 @@ class VerifiedSignature:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(NamedTuple):
     """The signatures of one statement, all of which verify."""
 
     signatures: tuple[VerifiedSignature, ...]
@@ -73,8 +69,7 @@ class Verified:
         return tuple(s for s in self.signatures if s.trusted)
 
 
-@dataclass(frozen=True, slots=True)
-class TrustPolicy:
+class TrustPolicy(NamedTuple):
     """Whom to trust.
 
     pinned: keys; authorities: certificates (DER) that issue signers' certificates; extended_key_usage: dotted OID that
