@@ -195,7 +195,9 @@ class Pipeline:
                 if self._error is None:
                     self._writer.append(chunk)
                     self._count(chunk)
-                    self._adaptive.wrote(chunk.plain_size, counts=task.compressible)
+                    self._adaptive.wrote(
+                        chunk.plain_size, len(chunk.frame), counts=task.compressible
+                    )
             except BaseException as error:  # noqa: BLE001 - must reach the submitting thread
                 self._fail(error)
             finally:
