@@ -32,6 +32,7 @@ STEPS = 10
 class Bench:
     def __init__(self, tools: Tools, workload: Workload, directory: Path) -> None:
         self.tools, self.workload, self.directory = tools, workload, directory
+        self.memory = workload.memory * 5 // 4  # while it runs; for what has to be touched
 
     def dump(self, name: str, *options: str, running: bool = True) -> tuple[Cost, dict[str, Any]]:
         command = [str(self.tools.sealpoint), "dump", "-t", str(self.workload.pid), "--json"]
@@ -39,6 +40,7 @@ class Bench:
         command += ["--sign", self.tools.signer, "--criu", str(self.tools.criu), *options]
         command += ["--state", str(self.directory / "state"), "--compress", "none", "--force"]
         command += ["-R"] if running else []
+        measure.touch(self.memory)
         cost = measure.run(command, environment=self.tools.environment, scratch=self.directory)
         return cost, json.loads(cost.output)
 
@@ -48,6 +50,7 @@ class Bench:
         place.directory.mkdir()
         variant = Stock(self.tools)
         command = variant.dump(place, self.workload.pid)
+        measure.touch(self.memory)
         cost = measure.run(command, environment=self.tools.environment, scratch=self.directory)
         frozen = variant.frozen(place, cost.output)
         shutil.rmtree(place.directory)
@@ -58,6 +61,7 @@ class Bench:
         command = [str(self.tools.sealpoint), "restore", str(self.directory / name), "--detach"]
         command += ["-i", self.tools.identity, "--trust", self.tools.trusted]
         command += ["--criu", str(self.tools.criu)]
+        measure.touch(self.memory)
         cost = measure.run(command, environment=self.tools.environment, scratch=self.directory)
         self.workload.check()
         return cost.wall

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import mmap
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -182,7 +181,7 @@ class Arena:
                 self.place(variant).clear()
 
     def _run(self, variant: Variant, command: list[str], feed: Path | None = None) -> measure.Cost:
-        _touch(variant.copies * self.memory + self.memory // 4)
+        measure.touch(variant.copies * self.memory + self.memory // 4)
         environment = self.tools.environment
         return measure.run(
             command,
@@ -231,12 +230,6 @@ def _without_peak(name: str, series: Series) -> Series:
     if not name.startswith(("sealpoint", "dropin")):
         series.values.pop("peak", None)
     return series
-
-
-def _touch(size: int) -> None:
-    """Allocate and free memory. A virtual machine gives free pages back to its host, and the first use of one that it
-    has to ask for again costs several times as much: whoever comes first must not pay for those after it."""
-    mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE).close()
 
 
 def _read(path: Path) -> None:
