@@ -184,7 +184,9 @@ def test_the_pid_is_taken_and_whoever_has_it_is_left_alone(
     file = tmp_path / "app.sealed"
     sealpoint.run("dump", "-R", "-t", running.pid, "-o", file, *keys.seal).ok()
     for options in ([], ["--detach"]):
-        sealpoint.run("restore", file, *options, *keys.open).fails(7, "criu restore")
+        sealpoint.run("restore", file, *options, *keys.open).fails(
+            7, "criu restore", "has that pid"
+        )
         assert sorted(running.processes()) == sorted(running.pids.values())
         running.assert_continues(before)
 

@@ -92,11 +92,12 @@ def command(
             opened.verify_all(progress)
     signers = [{"name": s.name, "key": s.key_id, "trusted": s.trusted} for s in checkpoint.signers]
     depth = "every frame matches the signed index"
+    if chunks_checked:
+        chunks = options.show_count(references, "stored chunk")
+        depth += f", and so {'does' if references == 1 else 'do'} {chunks} that it refers to"
     if opened is not None:
         what = "every chunk" if opened.has_memory else "every metadata chunk"
         depth += f", {what} is authentic"
-    if chunks_checked:
-        depth += f", and so does each of the {references} chunks that it refers to"
     if as_json:
         values = {
             "file": file,
@@ -120,7 +121,8 @@ def command(
             click.echo("signed by nobody")
     if references and not chunks_checked:
         options.warn(
-            f"it refers to {references} chunks in a store, which were not checked: none is beside it (--store DIR)"
+            f"what it refers to in a store was not checked ({options.show_count(references, 'chunk')}): "
+            "no store is beside it (--store DIR)"
         )
     if authentic.prune is not None:
         options.warn(

@@ -208,6 +208,9 @@ class CriuRun:
         for pattern, text, hint in _KNOWN:
             if any(re.search(pattern, line) for line in errors):
                 return SystemEnvironmentError(text, hint=hint)
+        for pattern, hint in _HINTS:
+            if any(re.search(pattern, line) for line in errors):
+                return CriuError(message, hint=hint)
         return CriuError(
             message, hint="--criu-log FILE keeps CRIU's whole log; -- -v4 makes it longer"
         )
@@ -229,6 +232,13 @@ _KNOWN = (
         r"Can't get rlimit|Can't dump (?:foreign )?rlimit",
         "CRIU may not read the limits of this process (CAP_SYS_RESOURCE is missing)",
         "run sealpoint with CAP_SYS_RESOURCE, or dump a process of root",
+    ),
+)
+# What the log says -> what to do
+_HINTS = (
+    (
+        r"Can't fork for \d+: File exists",
+        "another process has that pid, perhaps the one that was dumped: end it, or restore in a pid namespace",
     ),
 )
 
