@@ -138,9 +138,13 @@ class Runs:
         Returns the distance of place and page by which its runs are known.
         """
         first, odd = divmod(begin, PAGE)
-        last = bisect_left(self.starts, first + len(out) // PAGE, at)
-        if odd or at == last:
+        if odd or not out:
             return None
+        # Who reads less than a chunk at a time, a page here and there, shall not pay for the rest.
+        _, entry = self.objects[self.places[at] >> _SOURCE_SHIFT]
+        if len(out) != entry.stream.chunk_size:
+            return None
+        last = bisect_left(self.starts, first + len(out) // PAGE, at)
         distances = Counter(map(sub, self.places[at:last], self.starts[at:last]))
         ((distance, _),) = distances.most_common(1)
         # Where the object would have to begin before its first page, this is far behind the last one of another.
@@ -305,11 +309,11 @@ class Flat:
         # Page by page from the oldest file up: most pages are where the parent has them, so each file is a copy of the
         # one below it and what differs.  Many short runs, each a few levels deep, would cost more one by one.
         base = stop or len(self._deltas)
-        sources: list[tuple[int, str]] = []
+        objects: list[tuple[int, Entry]] = []
         placed: dict[str, array[int]] = {}
         for name, pages in self.whole_images(base).items():
-            placed[name] = _places(len(sources), pages)
-            sources.append((base, name))
+            placed[name] = _places(len(objects), pages)
+            objects.append((base, self.files[base].entry(name)))
         for file in range(base - 1, -1, -1):
             table = self._deltas[file]
             below, begins = array("Q"), {}
@@ -318,9 +322,8 @@ class Flat:
                 below.extend(placed[name])
             placed = {}
             for name, runs in table.images.items():
-                placed[name] = _laid(runs, len(sources), below, begins.get(name, 0))
-                sources.append((file, name))
-        objects = [(file, self.files[file].entry(name)) for file, name in sources]
+                placed[name] = _laid(runs, len(objects), below, begins.get(name, 0))
+                objects.append((file, self.files[file].entry(name)))
         return {name: Runs.of(objects, places) for name, places in placed.items()}
 
     def _assemble(self) -> None:
