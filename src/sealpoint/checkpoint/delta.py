@@ -10,7 +10,7 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, compress, islice
+from itertools import compress
 from operator import add
 from typing import Final
 
@@ -23,8 +23,7 @@ _COUNT: Final = struct.Struct("<I")
 _NAME: Final = struct.Struct("<H")
 _NUMBER: Final = struct.Struct("<Q")
 OWN: Final = (1 << 64) - 1  # in place of a page of the parent: the next pages of the file itself
-_NOT_OWN: Final = bytes([1] * 255 + [0])
-_IS_OWN: Final = bytes([0] * 255 + [1])
+_NOT_OWN: Final = bytes([1] * 255 + [0])  # by the upper byte
 _MAX_IMAGES: Final = 1 << 18
 MAX_PAGES: Final = 1 << 28  # of an image, 1 TiB: bounds the tables that are made of it
 # A small table could claim any number of pages.  Forked processes have the same pages, but not so often.
@@ -64,10 +63,6 @@ class PageRuns:
         """(first, count) of each; first: or OWN."""
         return zip(self.firsts, self.counts, strict=True)
 
-    def starts(self) -> array[int]:
-        """The first page of each run, counted through the image."""
-        return array("Q", islice(accumulate(self.counts, initial=0), len(self.counts)))
-
     def encode(self) -> bytes:
         """The stored table."""
         numbers = array("Q", bytes(16 * len(self.firsts)))
@@ -80,7 +75,7 @@ class PageRuns:
         # Without a step of Python's for each run: a page in ten that changed makes very many.
         numbers = array("Q", table)
         firsts, counts = numbers[::2], numbers[1::2]
-        own = table[7::16]  # the upper bytes of the firsts: of no page of a parent that of OWN
+        own = table[7::16]  # the upper bytes of the firsts: 0 of all pages that a parent can have
         theirs = own.translate(_NOT_OWN)
         ends = map(add, compress(firsts, theirs), compress(counts, theirs))
         pages, others = sum(counts), sum(compress(counts, theirs))
@@ -88,7 +83,7 @@ class PageRuns:
             (counts and min(counts) == 0)
             or pages > MAX_PAGES
             or max(ends, default=0) > total
-            or sum(compress(firsts, own.translate(_IS_OWN))) != OWN * own.count(OWN & 0xFF)
+            or sum(compress(firsts, own)) != OWN * own.count(OWN & 0xFF)
         ):
             raise FileError("the table of pages contradicts itself")
         return cls(firsts, counts, pages, pages - others)

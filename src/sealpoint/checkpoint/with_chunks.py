@@ -129,8 +129,7 @@ class _Image:
     """The table of one image, to be looked up."""
 
     def __init__(self, runs: PageRuns) -> None:
-        self._starts = runs.starts()
-        self._starts.append(runs.pages)
+        self._starts = array("Q", accumulate(runs.counts, initial=0))  # and the end
         self._own = bytes(map(OWN.__eq__, runs.firsts))
         # Those of the file itself follow one another.
         places = accumulate(map(mul, runs.counts, self._own), initial=0)
