@@ -205,15 +205,12 @@ class CriuRun:
         message = f"criu {command} {how}"
         if errors:
             message += ": " + "; ".join(errors[-3:])
+        said = "\n".join(errors)
         for pattern, text, hint in _KNOWN:
-            if any(re.search(pattern, line) for line in errors):
+            if re.search(pattern, said):
                 return SystemEnvironmentError(text, hint=hint)
-        for pattern, hint in _HINTS:
-            if any(re.search(pattern, line) for line in errors):
-                return CriuError(message, hint=hint)
-        return CriuError(
-            message, hint="--criu-log FILE keeps CRIU's whole log; -- -v4 makes it longer"
-        )
+        hints = (hint for pattern, hint in _HINTS if re.search(pattern, said))
+        return CriuError(message, hint=next(hints))
 
 
 # What the log says -> what it means, and what to do
@@ -234,12 +231,13 @@ _KNOWN = (
         "run sealpoint with CAP_SYS_RESOURCE, or dump a process of root",
     ),
 )
-# What the log says -> what to do
+# What the log says -> what to do; the last is for whatever it says
 _HINTS = (
     (
         r"Can't fork for \d+: File exists",
         "another process has that pid, perhaps the one that was dumped: end it, or restore in a pid namespace",
     ),
+    ("", "--criu-log FILE keeps CRIU's whole log; -- -v4 makes it longer"),
 )
 
 

@@ -92,13 +92,14 @@ class Adaptive:
     def _decide(self) -> None:
         _, cpu, sink = self._total
         total = sum(self._total) or 1e-9
+        busy, full = cpu > _MOSTLY * total, sink > _MOSTLY * total
         speed, rate = self._size / total, self._stored / total
-        if sink > _MOSTLY * total:
+        if full:
             self._rate = rate
         elif self._room and rate > self._rate:
             return  # faster than it was when it was the bottleneck; but it may only be making up for that
         self._decisions += 1
-        self._note(speed, busy=cpu > _MOSTLY * total)
+        self._note(speed, busy=busy)
         known = {
             self._speeds[n]: n
             for n in (self._level - 1, self._level + 1)
@@ -107,7 +108,7 @@ class Adaptive:
         if known and max(known) > speed:
             self._level = known[max(known)]
             return
-        step = 1 if sink > _MOSTLY * total else -1 if cpu > _MOSTLY * total else 0
+        step = 1 if full else -1 if busy else 0
         if step == 1 and max(known, default=0.0) * _GAIN > speed:
             return  # the last step up brought nothing, so the next one will not
         if (
