@@ -40,8 +40,7 @@ class Bench:
         command += ["--sign", self.tools.signer, "--criu", str(self.tools.criu), *options]
         command += ["--state", str(self.directory / "state"), "--compress", "none", "--force"]
         command += ["-R"] if running else []
-        measure.touch(self.memory)
-        cost = measure.run(command, environment=self.tools.environment, scratch=self.directory)
+        cost = self._run(command)
         return cost, json.loads(cost.output)
 
     def stock(self) -> tuple[Cost, float]:
@@ -49,9 +48,7 @@ class Bench:
         shutil.rmtree(place.directory, ignore_errors=True)
         place.directory.mkdir()
         variant = Stock(self.tools)
-        command = variant.dump(place, self.workload.pid)
-        measure.touch(self.memory)
-        cost = measure.run(command, environment=self.tools.environment, scratch=self.directory)
+        cost = self._run(variant.dump(place, self.workload.pid))
         frozen = variant.frozen(place, cost.output)
         shutil.rmtree(place.directory)
         return cost, frozen
@@ -61,10 +58,13 @@ class Bench:
         command = [str(self.tools.sealpoint), "restore", str(self.directory / name), "--detach"]
         command += ["-i", self.tools.identity, "--trust", self.tools.trusted]
         command += ["--criu", str(self.tools.criu)]
-        measure.touch(self.memory)
-        cost = measure.run(command, environment=self.tools.environment, scratch=self.directory)
+        cost = self._run(command)
         self.workload.check()
         return cost.wall
+
+    def _run(self, command: list[str]) -> Cost:
+        measure.touch(self.memory)
+        return measure.run(command, environment=self.tools.environment, scratch=self.directory)
 
 
 def changes(bench: Bench, percent: int, rounds: int) -> dict[str, Any]:

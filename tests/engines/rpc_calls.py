@@ -27,15 +27,16 @@ def client(
         yield connection
 
 
-def dump(dropin: dropin_tools.DropIn, running: harness.Workload, **options: object) -> rpc.Reply:
+def call(dropin: dropin_tools.DropIn, kind: int, **options: object) -> rpc.Reply:
     with client(dropin) as connection:
-        reply = connection.call(rpc.request(rpc.DUMP, pid=running.pid, log_level=4, **options))
+        reply = connection.call(rpc.request(kind, **options))
         connection.wait()
     return reply
+
+
+def dump(dropin: dropin_tools.DropIn, running: harness.Workload, **options: object) -> rpc.Reply:
+    return call(dropin, rpc.DUMP, pid=running.pid, log_level=4, **options)
 
 
 def restore(dropin: dropin_tools.DropIn, **options: object) -> rpc.Reply:
-    with client(dropin) as connection:
-        reply = connection.call(rpc.request(rpc.RESTORE, log_level=4, **options))
-        connection.wait()
-    return reply
+    return call(dropin, rpc.RESTORE, log_level=4, **options)

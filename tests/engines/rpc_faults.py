@@ -9,6 +9,7 @@ from pathlib import Path
 import dropin as dropin_tools
 import pytest
 import rpc
+import rpc_calls
 import sealed
 
 BIG = ("memory", "--mib", "48")
@@ -41,18 +42,12 @@ def places(images: Path, work: Path) -> Places:
 
 def dump(dropin: dropin_tools.DropIn, places: Places, pid: int, **more: object) -> rpc.Reply:
     with places.options(log_file="dump.log", **more) as options:
-        with rpc.Client(dropin.path, dropin.environment) as connection:
-            reply = connection.call(rpc.request(rpc.DUMP, pid=pid, **options))
-            connection.wait()
-    return reply
+        return rpc_calls.call(dropin, rpc.DUMP, pid=pid, **options)
 
 
 def restore(dropin: dropin_tools.DropIn, places: Places, **more: object) -> rpc.Reply:
     with places.options(log_file="restore.log", **more) as options:
-        with rpc.Client(dropin.path, dropin.environment) as connection:
-            reply = connection.call(rpc.request(rpc.RESTORE, **options))
-            connection.wait()
-    return reply
+        return rpc_calls.call(dropin, rpc.RESTORE, **options)
 
 
 def assert_refused(reply: rpc.Reply, log: str, *words: str) -> None:
