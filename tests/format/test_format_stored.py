@@ -154,9 +154,8 @@ def test_a_head_that_claims_what_cannot_be_is_refused_before_anything_is_allocat
 @given(st.binary(max_size=400), st.integers(0, 63), st.binary(min_size=1, max_size=12))
 def test_noise_is_no_chunk(noise, at, piece):
     data, chunk = sealed(TEXT[:PAGE_SIZE])
-    piece = piece[
-        : 64 - at
-    ]  # what follows wraps the key for the tenant: the chunk's hash alone covers it here
+    # What follows the first 64 bytes wraps the key for the tenant: the chunk's hash alone covers it here.
+    piece = piece[: 64 - at]
     for hostile in (noise, data[:at] + piece + data[at + len(piece) :]):
         if hostile == data:
             continue
