@@ -16,7 +16,7 @@ PYTHON := .venv/bin/python
 
 .PHONY: help
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: dev ## a process with a secret is dumped, sealed, searched for its secret, and restored
@@ -60,6 +60,10 @@ test-tools:
 .PHONY: test-vm
 test-vm: vm ## run the tests that need the virtual machine
 	@scripts/test-vm $(ARGS)
+
+.PHONY: test-mutants
+test-mutants: dev test-tools ## take promised checks out of a copy of the code, one at a time: the tests must notice
+	@$(PYTHON) tests/mutants/run.py $(ARGS)
 
 .PHONY: test-fast
 test-fast: venv ## run the tests that need neither CRIU nor much time
