@@ -18,6 +18,7 @@ from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import LAZY, PAGE, PARENT, PRESENT, Pagemap
 from sealpoint.errors import FileError, PolicyError, UsageError
 from sealpoint.format.manifest import Entry, Stream
+from sealpoint.format.preamble import Preamble
 from sealpoint.keys import load_trust
 
 
@@ -124,6 +125,27 @@ def test_a_parent_that_only_claims_the_id_is_refused(steps, tmp_path):
     steps.files[1].write_bytes(data)
     assert claimed_id(str(steps.files[1])) == steps.states[1].reference.checkpoint_id
     refused(steps, FileError, str(steps.files[1].name))
+
+
+def test_another_file_of_the_same_id_and_place_is_not_the_parent(tmp_path, keys, monkeypatch):
+    """The same signer sealed it, under the id of the real parent: only the origin digest tells them apart."""
+    memory = Memory(20)
+    made = Steps(tmp_path, keys, memory)
+    made.add()
+    memory.write([17])
+    made.add(dump=True)
+    parent = made.states[0].reference
+    create = Preamble.create
+
+    def same_id(suite, size):
+        return create(suite, size)._replace(checkpoint_id=parent.checkpoint_id)
+
+    monkeypatch.setattr(Preamble, "create", same_id)
+    images = {"inventory.img": b"inventory 1"} | Memory(20, seed=2).images(increment=False)
+    other = seal_images(keys, made.files[0], images)
+    assert other.reference.checkpoint_id == parent.checkpoint_id
+    assert other.chain == made.states[0].chain
+    refused(made, FileError, "is not the parent of")
 
 
 def test_a_parent_by_another_signer_is_refused(tmp_path, keys, others):

@@ -26,7 +26,8 @@ from checkpoint_helpers import (
     seal_path,
 )
 
-from sealpoint.checkpoint import extract
+from sealpoint.checkpoint import extract, tar
+from sealpoint.checkpoint.progress import silent
 from sealpoint.errors import FileError, IdentityError, SystemEnvironmentError, UsageError
 from sealpoint.format import manifest
 from sealpoint.store import output
@@ -92,6 +93,27 @@ def test_the_directory_writer_itself_follows_no_link(keys, place, monkeypatch):
     with pytest.raises(FileError, match="contradict"):
         open_to(keys, sealed, place / "o")
     assert listing(place.parent) == {"place", "outside", "sealed"}
+
+
+def test_a_directory_that_becomes_a_link_meanwhile_is_not_written_through(place):
+    """Whoever can write where the files are made: another program of the same user, or a tree that was given to him."""
+    outside = place.parent / "outside"
+    before = listing(outside)
+
+    def exchange():
+        (made,) = (d for d in place.rglob("*") if d.name == "d")
+        made.rmdir()
+        made.symlink_to(outside)
+        yield b"a"
+
+    items = [
+        extract.Item(tar.Member("d", "directory", mode=0o700)),
+        extract.Item(tar.Member("a", size=1), exchange),
+        extract.Item(tar.Member("d/evil", size=4), lambda: iter([b"evil"])),
+    ]
+    with pytest.raises(FileError, match="contradict"):
+        extract.write_directory(items, str(place / "o"), silent, force=False)
+    assert listing(outside) == before
 
 
 @pytest.mark.parametrize(

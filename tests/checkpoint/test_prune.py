@@ -256,6 +256,27 @@ def test_a_kill_before_the_frames_were_emptied_costs_only_the_space(
     assert flat_of(steps)[PAGES] == steps.memory.whole()
 
 
+def test_a_record_is_durable_before_any_frame_is_emptied(steps, store, monkeypatch):
+    """Else a power cut could leave empty frames that no statement excuses."""
+    durable: dict[int, int] = {}  # size of each file when it was last synced
+    emptied = []
+    sync, punch = os.fsync, module._punch
+
+    def synced(fd):
+        sync(fd)
+        durable[os.fstat(fd).st_ino] = os.fstat(fd).st_size
+
+    def punched(fd, index, frames):
+        status = os.fstat(fd)
+        emptied.append(durable.get(status.st_ino) == status.st_size)
+        punch(fd, index, frames)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(module, "_punch", punched)
+    assert all(result.freed for result in prune(steps, store))
+    assert emptied == [True, True]
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(steps, store, monkeypatch):
     file = steps.files[0]
     data = file.read_bytes()

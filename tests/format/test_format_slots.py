@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from forge import STRANGER, Forge, read_all, rekeyed, sample
+from forge import SIGNER, STRANGER, Forge, read_all, rekeyed, sample, sign_slot
 
 from sealpoint.errors import FileError, PolicyError, SealpointError, UsageError
-from sealpoint.format.constants import MAX_SEQUENCE, Roots, StanzaKind, Suite
+from sealpoint.format import derive
+from sealpoint.format.constants import MAX_SEQUENCE, Role, Roots, StanzaKind, Suite
+from sealpoint.format.derive import RootKeys
 from sealpoint.format.preamble import Preamble
 from sealpoint.format.slot import (
     decode_slot,
@@ -116,6 +118,18 @@ def test_a_header_made_without_the_metadata_root_fails_its_mac(sealed):
     made = make_slot(forge.preamble, 1, slot.stanzas, wrong.metadata)
     with pytest.raises(FileError, match="cannot open the checkpoint"):
         made.check_mac(forge.preamble, sealed.roots.metadata)
+
+
+def test_a_reader_refuses_a_header_that_was_made_without_the_metadata_root(sealed):
+    """A trusted signer who cannot open the file signs a header for the recipients that it has: the MAC shows it."""
+    forge = Forge(sealed.data)
+    slot = decode_slot(forge.slots[0])
+    ignorant = dataclasses.replace(sealed, roots=RootKeys.generate())
+    known = {r: derive.commitment(sealed.roots.root(r), forge.preamble, r) for r in Role}
+    made = make_slot(forge.preamble, 1, slot.stanzas, ignorant.roots.metadata)
+    forge.set_slot(0, sign_slot(forge.preamble, made, known, SIGNER.signing))
+    with pytest.raises(FileError, match="by someone who cannot open the checkpoint"):
+        read_all(forge.build(), sealed.roots)
 
 
 PREAMBLE = Preamble(Suite.AES_256_GCM, 24 * 1024, bytes(16), bytes(32))

@@ -118,6 +118,21 @@ def test_a_chunk_that_is_not_what_the_table_says_is_refused_whoever_signed_it():
         opened(dataclasses.replace(chunk, key=other[1].key), data)
 
 
+def test_a_chunk_that_a_holder_of_its_key_encrypted_anew_is_not_the_one_that_was_signed():
+    """Everybody who could open one file that refers to it has the key: tags are no evidence of origin, the hash is."""
+    data, chunk = sealed(PLAIN[1], "none")
+    fixed, body = bytes(data[:64]), bytes(data[:STORED_HEAD_SIZE])
+    for plain in (PLAIN[1], bytes(reversed(PLAIN[1]))):
+        forged = body + aead(Suite.AES_256_GCM, chunk.key).encrypt(bytes(12), plain, fixed)
+        assert len(forged) == len(data)
+        assert (
+            opened(refitted(chunk, forged), forged) == plain
+        )  # only the signed hash is against it
+        if forged != data:
+            with pytest.raises(FileError, match="tampered"):
+                opened(chunk, forged)
+
+
 def test_a_chunk_that_does_not_hold_what_its_id_says_is_not_referred_to():
     """Who holds the tenant key can make such a chunk, and store it first."""
     plain, lie = memoryview(PLAIN[1]), memoryview(PLAIN[1][:-1] + b"!")

@@ -27,7 +27,7 @@ from keys_helpers import (
 
 from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
 from sealpoint.format import dsse
-from sealpoint.format.constants import ENVELOPE_TYPE, ORIGIN_TYPE
+from sealpoint.format.constants import ENVELOPE_TYPE, ORIGIN_TYPE, PRUNE_TYPE
 from sealpoint.keys import TrustPolicy, load_signer, load_trust, text
 from sealpoint.keys.generate import generate
 
@@ -163,6 +163,19 @@ def test_a_signature_over_anything_else_does_not_verify(signer):
     ):
         with pytest.raises(FileError, match="does not verify"):
             trust.evaluate(changed)
+
+
+@pytest.mark.parametrize("other", [ENVELOPE_TYPE, PRUNE_TYPE, "", "application/json"])
+def test_a_statement_that_was_signed_as_another_type_does_not_verify(signer, other):
+    made = signed(signer)
+    assert made.payload_type == ORIGIN_TYPE
+    moved = made._replace(payload_type=other)
+    with pytest.raises(FileError, match="does not verify"):
+        load_trust([signer.key_id]).evaluate(moved)
+    with pytest.raises(FileError, match="is of type"):
+        dsse.decode(dsse.encode(moved), ORIGIN_TYPE, "statement")
+    with pytest.raises(FileError, match="is of type"):
+        dsse.decode(dsse.encode(made), other, "statement")
 
 
 def test_a_flipped_bit_in_a_signature_does_not_verify(signer):
