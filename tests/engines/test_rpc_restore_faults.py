@@ -14,10 +14,8 @@ import pytest
 import rpc
 import sealed
 import stock_criu
+from damage import flip, frames_of
 from rpc_faults import BIG, LOST, Places, assert_refused, dump, helper, places, restore
-
-from sealpoint.checkpoint.access import Checkpoint
-from sealpoint.keys import load_identity, load_trust
 
 __all__ = ["places"]  # a fixture
 
@@ -95,27 +93,6 @@ def test_plain_images_are_restored_where_the_policy_allows_it_and_the_log_says_s
 
 def test_an_empty_directory_is_refused(dropin: dropin_tools.DropIn, places: Places) -> None:
     assert_refused(restore(dropin, places), places.log("restore.log"), "holds no inventory.img")
-
-
-def frames_of(keys: sealed.Keys, file: Path, name: str) -> list[tuple[int, int]]:
-    """(offset, size) of every frame of the stream that an object lies in."""
-    with Checkpoint.open(str(file), load_trust([keys.path("signer.pub")])) as checkpoint:
-        opened = checkpoint.unlock([load_identity(keys.path("identity.key"))])
-        if name == "shared memory":
-            image = next(n for n in opened.entries if n.startswith("pagemap-shmem-"))
-            head = opened.read_bytes(opened.entry(image))
-            size = int.from_bytes(head[8:12], "little")
-            name = f"pages-{rpc.decode(head[12 : 12 + size])[1]}.img"
-        index = opened.authentic.index
-        return [index.entry(p)[1:3] for p in index.frames_of(opened.entry(name).stream.number)]
-
-
-def flip(file: Path, at: int) -> None:
-    with file.open("r+b") as sealed_file:
-        sealed_file.seek(at)
-        byte = sealed_file.read(1)[0]
-        sealed_file.seek(at)
-        sealed_file.write(bytes([byte ^ 1]))
 
 
 @pytest.mark.parametrize("name", ["pages-1.img", "shared memory", "pstree.img", "core"])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,47 +11,13 @@ import pytest
 import rpc
 import rpc_calls
 import sealed
+from damage import OnceUnreadable, flip, frames_of
 from rpc_faults import Places, assert_refused, places, restore
-from test_rpc_restore_faults import assert_nothing_left, dumped, flip, frames_of
+from test_rpc_restore_faults import assert_nothing_left, dumped
 
-from sealpoint.criu.fuse import ROOT, Attributes, Filesystem, FuseServer
+from sealpoint.criu.fuse import FuseServer
 
 __all__ = ["dumped", "places"]  # fixtures
-
-
-class OnceUnreadable(Filesystem):
-    """A directory with one file, of which some bytes cannot be read the first time: a disk with a loose cable."""
-
-    def __init__(self, file: Path, place: tuple[int, int]) -> None:
-        self._fd = os.open(file, os.O_RDONLY)
-        self._name, self._place = file.name, place
-        size = os.fstat(self._fd).st_size
-        self._attributes = Attributes(ROOT + 1, stat.S_IFREG | 0o600, size)
-        self.failed = 0
-
-    def lookup(self, parent, name):
-        if name != self._name:
-            raise OSError(errno.ENOENT, "no such file")
-        return self._attributes
-
-    def getattr(self, node):
-        return Attributes(ROOT, stat.S_IFDIR | 0o700) if node == ROOT else self._attributes
-
-    def readdir(self, node):
-        return [(self._name, self._attributes)]
-
-    def open(self, node, flags):
-        return node
-
-    def read(self, node, handle, offset, size):
-        start, length = self._place
-        if not self.failed and offset < start + length and start < offset + size:
-            self.failed += 1
-            raise OSError(errno.EIO, "input/output error")
-        return [os.pread(self._fd, size, offset)]
-
-    def close(self):
-        os.close(self._fd)
 
 
 @pytest.fixture
