@@ -6,7 +6,7 @@ import os
 import shutil
 
 import pytest
-from chain_helpers import NAME, PAGES, Memory, Steps
+from chain_helpers import NAME, PAGES, Memory, Steps, seal_images
 from test_chain import flat_of
 
 from sealpoint.checkpoint import prune as module
@@ -16,6 +16,7 @@ from sealpoint.checkpoint.prune import needed_pages, prune_parents, repair, unne
 from sealpoint.checkpoint.state import Layout, StateStore
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError, PolicyError, SealpointError
+from sealpoint.format.preamble import Preamble
 from sealpoint.format.writer import UNSIGNED
 from sealpoint.keys import load_signer, load_trust
 
@@ -162,6 +163,22 @@ def test_a_file_of_another_chain_is_left_alone(steps, store, tmp_path, keys):
     (result,) = prune(fork, store)
     assert "not in this chain" in result.reason
     assert steps.files[0].stat().st_size == size
+
+
+def test_another_file_of_the_same_id_is_left_alone(steps, store, keys, monkeypatch):
+    """It lies where the parent lay, and the same signer sealed it: its pages are not those that the child replaced."""
+    create = Preamble.create
+
+    def same_id(suite, size):
+        return create(suite, size)._replace(checkpoint_id=steps.states[0].reference.checkpoint_id)
+
+    monkeypatch.setattr(Preamble, "create", same_id)
+    images = {"inventory.img": b"inventory 1"} | Memory(4 * CHUNK, 2).images(increment=False)
+    seal_images(keys, steps.files[0], images)
+    data = steps.files[0].read_bytes()
+    (result,) = prune(steps, store, 1)
+    assert "another file" in result.reason
+    assert steps.files[0].read_bytes() == data
 
 
 def test_without_a_state_nothing_is_freed_and_it_says_so(steps, store):

@@ -25,6 +25,7 @@ from checkpoint_helpers import (
 )
 
 from sealpoint.checkpoint import summary
+from sealpoint.checkpoint.access import Checkpoint
 from sealpoint.criu.roles import SUMMARY_NAME, role_of
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import Role, Suite
@@ -449,3 +450,20 @@ def test_a_metadata_identity_gets_metadata_only(keys, others, tmp_path):
         assert "metadata only" in caught.value.hint
     finally:
         del others.policy
+
+
+def test_sizes_of_small_objects_do_not_show(keys, tmp_path):
+    """Of images as a dump has them: the process tree would show by their sizes, and by how well they compress."""
+    shown = set()
+    for number, extra in enumerate((0, 1, 700)):
+        objects = {
+            "inventory.img": (b"i" * (40 + extra), attributes()),
+            "pstree.img": (b"tree" * (9 + extra // 4), attributes()),
+            "core-1.img": (os.urandom(80 + extra), attributes()),
+            "mm-1.img": (b"m" * (300 + extra), attributes()),
+        }
+        seal_objects(keys, tmp_path / f"{number}.sealed", objects)
+        with Checkpoint.open(str(tmp_path / f"{number}.sealed"), keys.policy) as checkpoint:
+            index = checkpoint.authentic.index
+            shown.add(tuple(index.entry(p)[2] for p in range(len(index))))
+    assert len(shown) == 1
