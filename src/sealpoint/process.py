@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import select
 import signal
 import threading
 from collections.abc import Callable
@@ -148,6 +149,52 @@ def state(pid: int) -> str:
             return file.read().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def pid_inside(pid: int) -> int | None:
+    """A process's pid as it sees it itself, in the innermost of its pid namespaces; None if there is no process."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            line = next(line for line in file if line.startswith("NSpid:"))
+        return int(line.split()[-1])
+    except (OSError, StopIteration):
+        return None
+
+
+class Held:
+    """A process known by a descriptor, so that its pid cannot come to mean another.  Need not be there any more."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._fd = os.pidfd_open(pid) if pid > 0 else -1
+        except OSError:
+            self._fd = -1
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has not ended; a zombie has."""
+        if self._fd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return not poll.poll(0)
+
+    @property
+    def fate(self) -> str:
+        """What became of it, for a message."""
+        if self._fd < 0:
+            return "its processes were not looked at"
+        if not self.runs:
+            return f"process {self.pid} has ended"
+        stopped = state(self.pid) in ("T", "t")
+        return f"process {self.pid} is stopped" if stopped else f"process {self.pid} runs on"
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _below(pid: int) -> list[int]:

@@ -13,8 +13,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from sealpoint.checkpoint import evidence
 from sealpoint.checkpoint.beside import PagesTarget
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder
+from sealpoint.checkpoint.seen import Passing, Seen
 from sealpoint.criu import stream
 from sealpoint.criu.roles import is_pages, role_of
 from sealpoint.errors import CriuError, SealpointError
@@ -26,6 +28,7 @@ _READ = 64 * 1024
 class _Small:
     name: str
     fd: int
+    passing: Passing
     data: bytearray = field(default_factory=bytearray)
 
 
@@ -48,7 +51,7 @@ class Capture:
         self._open = 0  # images whose end has not come yet
         self._error: BaseException | None = None
         self._stopped = False
-        self._inventory = False
+        self._seen = Seen()
         self._readers: list[threading.Thread] = []
         self._selector.register(self._listener, selectors.EVENT_READ, "listener")
         self._selector.register(self._wake, selectors.EVENT_READ, "wake")
@@ -61,16 +64,15 @@ class Capture:
         return self._error
 
     def wait_complete(self) -> None:
-        """Until the end of every image that CRIU opened was seen.  Raises the error if there was one.
+        """Until the end of every image that CRIU opened was seen, and they are a whole dump.
 
-        CRIU writes the inventory last: without it there is no checkpoint.
+        Raises the error if there was one, NoEvidenceError if they are not.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._open == 0 or self._error is not None)
         if self._error is not None:
             raise self._error
-        if not self._inventory:
-            raise CriuError("CRIU sent no complete set of images")
+        evidence.require(self._seen, evidence.WHOLE)
 
     def fail(self, error: BaseException) -> None:
         """Stop receiving: CRIU sees closed pipes."""
@@ -119,20 +121,21 @@ class Capture:
         fd = stream.receive_pipe(connection)
         with self._changed:
             self._open += 1
+        image = _Small(name, fd, self._seen.image(name))
         if is_pages(name):
-            self._start_reader(_Small(name, fd))
+            self._start_reader(image)
         else:
             os.set_blocking(fd, False)
-            self._selector.register(fd, selectors.EVENT_READ, _Small(name, fd))
+            self._selector.register(fd, selectors.EVENT_READ, image)
 
     def _read_small(self, image: _Small) -> None:
         data = os.read(image.fd, _READ)
         image.data += data
+        image.passing.add(data)
         if not data:
             self._drop(image.fd)
             self._builder.add(image.name, bytes(image.data))
-            self._inventory = self._inventory or image.name == "inventory.img"
-            self._ended()
+            self._ended(image)
         elif len(image.data) > PACK_LIMIT[role_of(image.name)]:
             self._selector.unregister(image.fd)
             os.set_blocking(image.fd, True)
@@ -154,12 +157,17 @@ class Capture:
             make = self._pages if is_pages(image.name) else self._builder.large
             target = make(image.name)
             target.write(bytes(image.data))
-            while size := os.readv(image.fd, [target.space()]):
+            pages = is_pages(image.name)
+            while size := os.readv(image.fd, [space := target.space()]):
                 if self._error is not None:
                     raise CriuError("the dump was given up")
+                if pages:
+                    image.passing.count(size)
+                else:
+                    image.passing.add(space[:size])
                 target.wrote(size)
             target.finish()
-            self._ended()
+            self._ended(image)
         except BaseException as error:  # noqa: BLE001 - must reach whoever waits
             if target is not None:
                 target.abandon()
@@ -167,7 +175,8 @@ class Capture:
         finally:
             os.close(image.fd)
 
-    def _ended(self) -> None:
+    def _ended(self, image: _Small) -> None:
+        image.passing.end()
         with self._changed:
             self._open -= 1
             self._changed.notify_all()

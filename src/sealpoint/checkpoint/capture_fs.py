@@ -10,11 +10,13 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sealpoint.checkpoint import pages_file
+from sealpoint.checkpoint import evidence, pages_file
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
+from sealpoint.checkpoint.evidence import Kind
+from sealpoint.checkpoint.seen import Passing, Seen
 from sealpoint.criu.fuse import ROOT, Attributes, Filesystem
 from sealpoint.criu.pagemap import is_pagemap
 from sealpoint.criu.roles import is_pages, role_of
@@ -32,6 +34,7 @@ _CLOSE_PATIENCE = 10.0  # seconds for the kernel to hand on closes that have hap
 class _Image:
     node: int
     name: str
+    passing: Passing
     size: int = 0
     data: bytearray = field(default_factory=bytearray)
     large: LargeObject | None = None
@@ -62,13 +65,25 @@ class CaptureFilesystem(Filesystem):
         self._changed = threading.Condition()
         self._images: dict[int, _Image] = {}
         self._names: dict[str, _Image] = {}
+        self._seen = Seen()
         self._open = 0
         self._filling: _Image | None = None
         self._space = _NOWHERE
         self.error: BaseException | None = None
         self.on_error: OnError = lambda _: None
 
-    def wait_complete(self) -> None:
+    def wait_complete(
+        self, kinds: Collection[Kind] = evidence.WHOLE, *, root: int | None = None
+    ) -> None:
+        """Until every image that CRIU created was closed, and they are a complete set of one of these kinds.
+
+        root: of the tree, as it knows its own pid.  Raises what went wrong, NoEvidenceError if they are not.
+        """
+        self.wait_closed()
+        parent = {name for name, _ in self._parent or ()}
+        evidence.require(self._seen, kinds, parent=parent, root=root)
+
+    def wait_closed(self) -> None:
         """Until every image that CRIU created was closed.  Raises what went wrong."""
         with self._changed:
             done = self._changed.wait_for(
@@ -139,7 +154,9 @@ class CaptureFilesystem(Filesystem):
             if name in self._names or flags & os.O_ACCMODE == os.O_RDWR:
                 raise self._refuse(f"image {name!r} is opened twice or to be changed")
             node = ROOT + 1 + len(self._images)
-            image = self._images[node] = self._names[name] = _Image(node, name)
+            image = self._images[node] = self._names[name] = _Image(
+                node, name, self._seen.image(name)
+            )
             self._open += 1
         return _attributes(image), node
 
@@ -171,6 +188,10 @@ class CaptureFilesystem(Filesystem):
 
     def _append(self, image: _Image, data: memoryview) -> None:
         image.size += len(data)
+        if is_pages(image.name):
+            image.passing.count(len(data))
+        else:
+            image.passing.add(data)
         if self._keep and (image.name == "inventory.img" or is_pagemap(image.name)):
             self._kept.setdefault(image.name, bytearray()).extend(data)
             self._keep = sum(map(len, self._kept.values())) <= _KEPT
@@ -213,6 +234,7 @@ class CaptureFilesystem(Filesystem):
         else:
             self._builder_of(image).add(image.name, bytes(image.data))
             image.data.clear()
+        image.passing.end()
 
     def _builder_of(self, image: _Image) -> CheckpointBuilder:
         if self._pages is not None and pages_file.belongs(image.name):

@@ -7,6 +7,7 @@ makes CRIU undo the dump, and the tree runs on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -21,6 +22,7 @@ from sealpoint.checkpoint.beside import PagesTarget
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture import Capture, as_sealpoint_error
 from sealpoint.checkpoint.chunking import ChunkAdder
+from sealpoint.checkpoint.evidence import NoEvidenceError
 from sealpoint.checkpoint.progress import Progress, Report, silent
 from sealpoint.checkpoint.track import Track
 from sealpoint.criu import schema
@@ -232,6 +234,7 @@ class Dump:
         if request.leave_running:
             arguments.append("--leave-running")
         with (
+            contextlib.closing(process.Held(request.pid)) as tree,
             NetworkLock(request.pid) as network,
             Gate(directory.path, "post-dump", complete, before=scripts, confirm=commit) as gate,
         ):
@@ -254,8 +257,12 @@ class Dump:
                 return criu
             gate.refuse()
             cause = self._error or capture.error
-            failure = criu.failure("dump", code) if code else _no_gate()
+            failure = criu.failure("dump", code) if code else _no_gate(tree)
             self._give_up(criu, capture, network, failure)
+            if cause is not None and code == 0:
+                refusal = as_sealpoint_error(cause)
+                refusal.hint = f"criu dump reported success all the same; {tree.fate}"
+                raise refusal
             if cause is not None and not _is_echo(cause):
                 raise as_sealpoint_error(cause)
             raise failure
@@ -312,8 +319,11 @@ class Dump:
 
 def _is_echo(error: BaseException) -> bool:
     # Closed streams are the consequence of CRIU's failure, not its cause.
-    return isinstance(error, CriuError | ConnectionError)
+    return isinstance(error, CriuError | ConnectionError) and not isinstance(error, NoEvidenceError)
 
 
-def _no_gate() -> SealpointError:
-    return CriuError("criu dump ended without asking whether the checkpoint is complete")
+def _no_gate(tree: process.Held) -> SealpointError:
+    return CriuError(
+        f"criu dump reported success without asking whether the checkpoint is complete: no file is made; {tree.fate}",
+        hint="the criu that ran is not CRIU, or was led elsewhere",
+    )

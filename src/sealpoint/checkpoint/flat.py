@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from sealpoint.checkpoint import delta
 from sealpoint.checkpoint.delta import DELTA_NAME, OWN, Delta, PageRuns
+from sealpoint.checkpoint.seen import Seen
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import PAGE, PRESENT, Pagemap
 from sealpoint.criu.roles import is_pages
@@ -218,6 +219,26 @@ class Flat:
                 done += size
         elif image.entry is not None:
             yield from self.top.read(image.entry, scratch)
+
+    def observe(self, prefix: str = "") -> Seen:
+        """What the images say, for `evidence`; all that are not pages are read, and so verified, on the way.
+
+        prefix: where CRIU's images are among others; without it all are CRIU's.  Raises FileError.
+        """
+        scratch, seen = Scratch(), Seen()
+        for image in self.images.values():
+            ours = image.name.startswith(prefix)
+            passing = seen.image(image.name.removeprefix(prefix)) if ours else None
+            if is_pages(image.name.removeprefix(prefix)):
+                if passing is not None:
+                    passing.count(image.size)
+            else:
+                for piece in self.read(image, scratch):
+                    if passing is not None:
+                        passing.add(piece)
+            if passing is not None:
+                passing.end()
+        return seen
 
     def chunks(self) -> Iterator[tuple[int, Stream, int]]:
         """Every chunk that the flat set needs: of the newest file all that are not freed, of others what is used."""

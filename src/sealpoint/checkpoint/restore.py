@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from sealpoint import process
 from sealpoint.checkpoint import pages_file
+from sealpoint.checkpoint.evidence import NoEvidenceError
 from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.ghosts import Ghosts
 from sealpoint.checkpoint.progress import Progress, Report, silent
@@ -187,7 +188,8 @@ class Restore:
             gate.refuse()
             undo()
             cause = self._error or serve.error
-            if cause is not None and not isinstance(cause, CriuError):
+            echo = isinstance(cause, CriuError) and not isinstance(cause, NoEvidenceError)
+            if cause is not None and (code == 0 or not echo):
                 raise as_sealpoint_error(cause)
             raise criu.failure("restore", code) if code else _no_gate()
 
@@ -214,4 +216,7 @@ def as_sealpoint_error(error: BaseException) -> SealpointError:
 
 
 def _no_gate() -> SealpointError:
-    return CriuError("criu restore ended without asking whether everything verified")
+    return CriuError(
+        "criu restore reported success without asking whether everything verified: what it restored was ended",
+        hint="the criu that ran is not CRIU, or was led elsewhere",
+    )

@@ -1,8 +1,9 @@
 """Serves the images of a checkpoint to one `criu restore --stream`.
 
 Before CRIU starts, `prepare` has verified every object that is not memory pages.  Pages are verified as they are
-served.  The gate opens only on positive evidence (`approve`): no error, and every listed page object verified to its
-end, asked for or not; CRIU alone would ignore read errors of shared memory.
+served.  The gate opens only on positive evidence (`approve`): no error, CRIU has asked here for every image that this
+tree needs, and every listed page object verified to its end, asked for or not; CRIU alone would ignore read errors of
+shared memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import socket
 import threading
 from collections.abc import Callable
 
+from sealpoint.checkpoint import evidence
 from sealpoint.checkpoint.flat import Flat, Image, Runs
+from sealpoint.checkpoint.seen import Seen
 from sealpoint.criu import stream
 from sealpoint.criu.roles import is_pages
 from sealpoint.criu.splice import PageRing
@@ -34,6 +37,8 @@ class Serve:
         self._flat = flat
         self._listener = stream.listen(directory, stream.SERVE_SOCKET)
         self._small: dict[str, bytes] = {}
+        self._seen = Seen()
+        self._opened: set[str] = set()
         self._lock = threading.Lock()
         self._unverified = {name for name in flat.images if is_pages(name)}
         self._error: BaseException | None = None
@@ -53,10 +58,19 @@ class Serve:
         images = [i for i in self._flat.images.values() if not is_pages(i.name)]
         for image in sorted(images, key=_place):
             keep = image.size <= _SMALL and kept + image.size <= _CACHE
-            parts = [bytes(p) if keep else b"" for p in self._flat.read(image, scratch)]
+            parts, passing = [], self._seen.image(image.name)
+            for piece in self._flat.read(image, scratch):
+                passing.add(piece)
+                if keep:
+                    parts.append(bytes(piece))
+            passing.end()
             if keep:
                 self._small[image.name] = b"".join(parts)
                 kept += image.size
+        for name in self._unverified:
+            passing = self._seen.image(name)
+            passing.count(self._flat.images[name].size)
+            passing.end()
         self._thread.start()
 
     def approve(self) -> None:
@@ -64,6 +78,7 @@ class Serve:
         for sender in list(self._senders):
             sender.join()
         self._raise()
+        evidence.require_opened(self._seen, self._opened)
         scratch = Scratch()
         for name in sorted(self._unverified):
             for piece in self._flat.read(self._flat.images[name], scratch):
@@ -120,7 +135,9 @@ class Serve:
                 stream.answer(connection, exists=image is not None)
                 if image is None:
                     continue
-                self._send(image, stream.receive_pipe(connection))
+                pipe = stream.receive_pipe(connection)
+                self._opened.add(name)
+                self._send(image, pipe)
 
     def _send(self, image: Image, fd: int) -> None:
         data = self._small.get(image.name)

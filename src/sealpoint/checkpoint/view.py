@@ -42,13 +42,17 @@ class _Node:
 
 
 class View(Filesystem):
-    """The tree of the images of one open sealed file, or of a chain as one."""
+    """The tree of the images of one open sealed file, or of a chain as one.
+
+    opened: names of the images that somebody has opened here.
+    """
 
     def __init__(self, flat: Flat) -> None:
         self._flat = flat
         self._nodes = {ROOT: _Node(Attributes(ROOT, stat.S_IFDIR | 0o500))}
         self._cache = _ChunkCache(flat)
         self._local = threading.local()
+        self.opened: set[str] = set()
         self.error: BaseException | None = None
         self.on_error: Callable[[BaseException], None] = lambda _: None
         hard_links: list[tuple[Entry, str]] = []
@@ -155,8 +159,11 @@ class View(Filesystem):
     def open(self, node: int, flags: int) -> int:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, "read-only")
-        if not stat.S_ISREG(self._node(node).attributes.mode):
+        found = self._node(node)
+        if not stat.S_ISREG(found.attributes.mode):
             raise OSError(errno.EISDIR, "not a file")
+        if found.image is not None:
+            self.opened.add(found.image.name)
         return node
 
     def read(self, node: int, handle: int, offset: int, size: int) -> Sequence[memoryview | bytes]:

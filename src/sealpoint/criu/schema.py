@@ -118,6 +118,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
     ),
     "memfd_inode_entry": (
         ("name", 1, "string"),
+        ("size", 4, "uint64"),
         ("shmid", 5, "uint32"),
         ("inode_id", 7, "uint64"),
     ),
@@ -211,10 +212,12 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("fd", 4, "int32"),
     ),
     "criu_req": (("type", 1, "int32"), ("opts", 2, "criu_opts"), ("notify_success", 3, "bool")),
+    "criu_restore_resp": (("pid", 1, "int32"),),
     "criu_notify": (("script", 1, "string"), ("pid", 2, "int32")),
     "criu_resp": (
         ("type", 1, "int32"),
         ("success", 2, "bool"),
+        ("restore", 4, "criu_restore_resp"),
         ("notify", 5, "criu_notify"),
         ("ps", 6, "criu_page_server_info"),
         ("cr_errmsg", 9, "string"),

@@ -1,12 +1,14 @@
-"""Ending what a CRIU that was killed amid a restore leaves behind: half-restored tasks that nobody would ever end.
+"""Ending what must not be left of a restore: tasks of a CRIU that was killed amid it, or that never asked its gate.
 
-The tasks are known by three signs.  CRIU names the root of the tree in its notifications; and who opens a file of the
-images mount, or has a descriptor of it, is a part of CRIU or a task that it makes, because nobody else can get at that
-mount.  Mounts of CRIU's own (cgroups, below its working directory) are known by their name.
+The tasks are known by three signs.  CRIU names the root of the tree in its notifications and its answer; and who opens
+a file of the images mount, or has a descriptor of it, is a part of CRIU or a task that it makes, because nobody else
+can get at that mount.  Whatever CRIU says, a process that is older than this object is none of them.  Mounts of CRIU's
+own (cgroups, below its working directory) are known by their name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -26,14 +28,15 @@ class Leftovers:
 
     def __init__(self, criu: int, mount: int, work: int) -> None:
         self._criu = criu
+        self._since = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
         self._mount = _mount_of("self", str(mount))
-        self._known: dict[int, str] = {}
+        self._known: dict[int, int] = {}
         self._yard = os.readlink(f"/proc/self/fd/{work}").encode() + _YARD
         self._others = set(self._yards())
 
     def note(self, pid: int) -> None:
         """This is CRIU or a task of the tree: CRIU says so, or it opens an image.  May be called in any thread."""
-        if pid > 0 and pid not in self._known and (started := _started(pid)):
+        if pid > 0 and pid not in self._known and (started := self._started(pid)):
             self._known[pid] = started
 
     def criu_has_ended(self) -> bool:
@@ -46,14 +49,53 @@ class Leftovers:
         """After CRIU's end, which is waited for a while: SIGKILL to all that are left."""
         if not self.criu_has_ended():
             return  # it lives and is in charge
+        self._kill()
+
+    def end_restored(self, root: int) -> bool:
+        """CRIU says that it has restored a tree, but nobody has allowed it to run: SIGKILL to all of it.
+
+        root: its first task as CRIU names it, 0 if it does not.  Returns whether nothing is left.
+        """
+        self.note(root)
+        for pid in process.children(self._criu_pid()):
+            self.note(pid)
+        self._kill()
+        # What CRIU still does, or somebody in its place, it does no more.
+        if not self.criu_has_ended():
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._criu, signal.SIGKILL)
+        return self._kill()
+
+    def _criu_pid(self) -> int:
+        """-1 once it has been waited for."""
+        with open(f"/proc/self/fdinfo/{self._criu}") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+
+    def _kill(self) -> bool:
         deadline = time.monotonic() + _PATIENCE
         while (left := self._left()) and time.monotonic() < deadline:
             for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+                self._kill_one(pid)
             time.sleep(_STEP)
+        self._remove_yards()
+        return not left
+
+    def _kill_one(self, pid: int) -> None:
+        """By a descriptor, and only if it is as young after that was opened: a pid can get a new meaning."""
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return
+        try:
+            started = self._started(pid)
+            if started and started == self._known.get(pid, started):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except OSError:
+            pass  # it has ended
+        finally:
+            os.close(pidfd)
+
+    def _remove_yards(self) -> None:
         for path in reversed(self._yards()):
             if path not in self._others:
                 self._remove(path)
@@ -70,15 +112,25 @@ class Leftovers:
             pass
 
     def _left(self) -> list[int]:
-        found = [pid for pid, started in list(self._known.items()) if _started(pid) == started]
+        found = [p for p, started in list(self._known.items()) if self._started(p) == started]
         for pid in found:
             found += [child for child in process.children(pid) if child not in found]
-        found = [pid for pid in found if _started(pid)]
+        found = [pid for pid in found if self._started(pid)]
         for entry in os.listdir("/proc"):
             other = entry.isdigit() and int(entry) not in (os.getpid(), *found)
-            if other and self._uses_mount(entry):
+            if other and self._uses_mount(entry) and self._started(int(entry)):
                 found.append(int(entry))
         return found
+
+    def _started(self, pid: int) -> int:
+        """Start time of a process that runs, in ticks; 0 if it has ended, or was there before us."""
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            return 0
+        started = int(fields[19])
+        return 0 if fields[0] in "ZX" or started < self._since else started
 
     def _uses_mount(self, pid: str) -> bool:
         try:
@@ -95,13 +147,3 @@ def _mount_of(pid: str, number: str) -> str:
             return next((line for line in file if line.startswith("mnt_id:")), "")
     except OSError:
         return ""
-
-
-def _started(pid: int) -> str:
-    """Start time of a process that runs; empty if it has ended."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]

@@ -51,6 +51,7 @@ class Remote:
         self._link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._link.settimeout(_PATIENCE)
         self.images = -1
+        self.passed = False
         try:
             self._link.connect(address)
         except OSError:
@@ -90,6 +91,7 @@ class Remote:
         """Ask, at the two that matter."""
         if script in ("post-dump", "post-restore"):
             self._ask({"notified": script})
+            self.passed = True
 
     def complete(self) -> None:
         """After a pre-dump, which there is none of."""
@@ -130,6 +132,7 @@ def start(
 def _start(
     address: str, data: bytes, parent: int, criu: socket.socket, ended: int, journal: Any
 ) -> tuple[Session, bytes]:
+    from sealpoint import process
     from sealpoint.criu import schema
     from sealpoint.criu.network_lock import NetworkLock
     from sealpoint.dropin.descriptors import Descriptors, Freezer
@@ -157,6 +160,7 @@ def _start(
             freezer=Freezer(options.freeze_cgroup),
             network=NetworkLock(options.pid),
             leftovers=Leftovers(ended, images, work_directory),
+            tree=process.Held(options.pid),
             remarks=[],
         )
         options.notify_scripts = True

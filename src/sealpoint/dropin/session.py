@@ -15,7 +15,7 @@ from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.dropin import arguments
 from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal, copy_descriptor
 from sealpoint.dropin.leftovers import Leftovers
-from sealpoint.errors import SealpointError, UsageError
+from sealpoint.errors import CriuError, SealpointError, UsageError
 
 if TYPE_CHECKING:
     from sealpoint.store.page_server import PageServerOutput
@@ -33,6 +33,10 @@ class Work(Protocol):
     """What a session does at CRIU's notifications."""
 
     server: FuseServer
+
+    @property
+    def passed(self) -> bool:
+        """Whether CRIU asked if it may go on, and the answer was yes, on evidence."""
 
     @property
     def error(self) -> BaseException | None:
@@ -65,6 +69,7 @@ class Session:
         freezer: Freezer,
         network: NetworkLock,
         leftovers: Leftovers,
+        tree: process.Held,
         remarks: list[str],
     ) -> None:
         self.kind = kind
@@ -75,6 +80,7 @@ class Session:
         self._freezer = freezer
         self._network = network
         self._leftovers = leftovers
+        self._tree = tree
         self._remarks = remarks  # for the log, which CRIU empties when it starts
         self._reason = ""
         self._answered = False
@@ -92,6 +98,8 @@ class Session:
                 except BaseException as error:  # noqa: BLE001 - the engine gets it in CRIU's answer
                     self._fail(error)
                     response.success = False
+            if response.success and not self._work.passed:
+                self._unasked(response)
             self._work.ended(success=response.success)
             for remark in self._remarks:
                 self._journal.say(remark, "Warn ")
@@ -99,6 +107,26 @@ class Session:
                 response.cr_errmsg = f"sealpoint: {reason}"
                 data = response.SerializeToString()
         return data
+
+    def _unasked(self, response: Any) -> None:
+        """CRIU reports success, but has not heard a yes: the engine shall not hear of success."""
+        response.success = False
+        if self.kind != _RESTORE:
+            self._fail(
+                CriuError(
+                    "CRIU reported success without a complete checkpoint here: no file is made; "
+                    + self._tree.fate
+                )
+            )
+            return
+        gone = self._leftovers.end_restored(response.restore.pid)
+        response.ClearField("restore")
+        left = "was ended" if gone else "could not be ended"
+        self._fail(
+            CriuError(
+                f"CRIU reported success without a yes that everything verified: what it restored {left}"
+            )
+        )
 
     def _notification(self, response: Any, data: bytes) -> bytes:
         self._leftovers.note(response.notify.pid)
@@ -149,6 +177,7 @@ class Session:
             elif criu_left:
                 self._leftovers.end()
         self._network.close()
+        self._tree.close()
         self._work.close()
 
 
@@ -243,6 +272,7 @@ def _start(
             freezer=freezer,
             network=network,
             leftovers=leftovers,
+            tree=process.Held(options.pid),
             remarks=remarks,
         )
         options.notify_scripts = True

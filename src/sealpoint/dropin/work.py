@@ -6,23 +6,23 @@ import os
 from collections.abc import Callable
 
 from sealpoint import config as configuration
-from sealpoint.checkpoint import pages_file
+from sealpoint import process
+from sealpoint.checkpoint import evidence, pages_file
 from sealpoint.checkpoint.access import require_trust, signing_by, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
 from sealpoint.checkpoint.chain import IMAGE, Chain
+from sealpoint.checkpoint.evidence import Kind
 from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.restore import check_restorable
 from sealpoint.checkpoint.view import View
 from sealpoint.checkpoint.with_chunks import require_chunks
 from sealpoint.config import Config
 from sealpoint.criu.fuse import FuseServer
-from sealpoint.criu.roles import is_pages
 from sealpoint.dropin import lazy_link
 from sealpoint.dropin.increments import Increment, Say, Step, dedup
 from sealpoint.errors import CriuError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC, Suite
-from sealpoint.format.opened import Scratch
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import Signer
@@ -64,7 +64,10 @@ def load_signer(config: Config) -> Signer:
 
 
 class DumpWork:
-    """Seals what CRIU writes; the sealed file appears in the directory before the tree may end."""
+    """Seals what CRIU writes; the sealed file appears in the directory before the tree may end.
+
+    passed: whether CRIU asked if the checkpoint is complete, and the answer was yes.
+    """
 
     def __init__(
         self,
@@ -97,7 +100,10 @@ class DumpWork:
         metadata = [keys.load_recipient(r, policy=certificates) for r in config.metadata_recipients]
         wanted = config.suite or Suite.AES_256_GCM.label
         suite = next((s for s in Suite if s.label == wanted), Suite.AES_256_GCM)
+        self.passed = False
         self._signing = signing_by(signer)
+        self._step = step
+        self._root = process.pid_inside(step.pid) if step.pid > 0 else None
         self._increment = Increment(step, directory, config, say)
         self._out = OutputFile(_path(directory), force=True)  # as CRIU does, but only when complete
         self._pages_out = pages_out
@@ -148,6 +154,13 @@ class DumpWork:
         self._filesystem.on_error = call
 
     @property
+    def _kinds(self) -> frozenset[Kind]:
+        """What CRIU's images may be."""
+        if self._step.pre_dump:
+            return frozenset((Kind.PRE_DUMP,))
+        return evidence.WHOLE | ({Kind.INCREMENT} if self.continues else frozenset())
+
+    @property
     def continues(self) -> bool:
         """Whether CRIU is to make an increment."""
         return self._increment.parent_images is not None
@@ -161,7 +174,7 @@ class DumpWork:
         """When CRIU has written everything: at post-dump, after a pre-dump at its end.  Raises SealpointError."""
         if self._out.committed:
             return
-        self._filesystem.wait_complete()
+        self._filesystem.wait_complete(self._kinds, root=self._root)
         main, properties = self._builders[0], {}
         if self._pages_out is not None:
             pages = self._builders[1]
@@ -174,6 +187,7 @@ class DumpWork:
             self._pages_out.commit()  # what this side's file refers to must exist before it does
         self._out.commit()
         self._increment.committed()
+        self.passed = True
 
     def ended(self, *, success: bool) -> None:
         """A dump that failed after the commit leaves no file that could be taken for a checkpoint."""
@@ -193,7 +207,10 @@ class DumpWork:
 
 
 class RestoreWork:
-    """Verifies, serves, and approves at post-restore."""
+    """Verifies, serves, and approves at post-restore.
+
+    passed: whether CRIU asked if everything has verified, and the answer was yes.
+    """
 
     def __init__(
         self,
@@ -213,6 +230,7 @@ class RestoreWork:
 
         self._config, self._say = config, say
         self._dedup = auto_dedup
+        self.passed = False
         if lazy is not None and auto_dedup:
             raise UsageError("auto-dedup would free pages that a lazy restore still needs")
         _require_sealed(directory)
@@ -233,11 +251,7 @@ class RestoreWork:
             require_chunks(files)
             flat = Flat(files)
             self._view = View(flat)
-            scratch = Scratch()
-            for image in flat.images.values():
-                if not is_pages(image.name):
-                    for _ in flat.read(image, scratch):
-                        pass
+            self._seen = flat.observe()
             self.server = FuseServer(self._view, read_only=True)
         except BaseException:
             if self._link is not None:
@@ -251,10 +265,12 @@ class RestoreWork:
             return
         if self._view.error is not None:
             raise self._view.error
+        evidence.require_opened(self._seen, self._view.opened, lazy=self._link is not None)
         if self._link is not None:
             self._link.check()  # it authenticates each page before its use
         else:
             self._view.verify_rest()
+        self.passed = True
 
     @property
     def reference(self) -> ParentRef:

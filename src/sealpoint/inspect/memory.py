@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from sealpoint.criu import schema
+from sealpoint.criu.compressed import ALIGNED, sizes_of
 from sealpoint.errors import FileError, UsageError
-from sealpoint.inspect.compressed_pages import ALIGNED, PlainPages, sizes_of
+from sealpoint.inspect.compressed_pages import PlainPages
 
 if TYPE_CHECKING:
     from sealpoint.inspect.source import Images

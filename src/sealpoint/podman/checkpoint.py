@@ -17,6 +17,7 @@ from typing import Final
 from sealpoint.checkpoint.archive import seal_archive
 from sealpoint.checkpoint.builder import CheckpointBuilder, LargeObject
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
+from sealpoint.checkpoint.evidence import NoEvidenceError
 from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.criu import mounts
 from sealpoint.criu.fuse import FuseServer
@@ -88,11 +89,15 @@ class _SummaryBelow:
 
 @dataclass
 class _Images:
-    """What the relay asks: CRIU's images go into the sealed file."""
+    """What the relay asks: CRIU's images go into the sealed file.
+
+    passed: whether CRIU asked if they are complete, and the answer was yes; dumped: and then succeeded.
+    """
 
     filesystem: CaptureFilesystem
     server: FuseServer
     began: float = 0.0
+    passed: bool = field(default=False)
     dumped: bool = field(default=False)
 
     def begin(self, request: str) -> int:
@@ -104,11 +109,14 @@ class _Images:
     def notified(self, script: str) -> None:
         if script == "post-dump":
             self.filesystem.wait_complete()
+            self.passed = True
 
     def ended(self, *, success: bool) -> None:
-        self.dumped = success
+        self.dumped = success and self.passed
         if not success:
             self.filesystem.fail(CriuError("CRIU failed"))
+        elif not self.passed:
+            self.filesystem.fail(_unasked())
 
     @property
     def error(self) -> BaseException | None:
@@ -219,7 +227,9 @@ def _archive(
         except SealpointError as error:
             failure = error
     waiter.join()
-    if images.error is not None and not isinstance(images.error, CriuError):
+    if images.error is not None and (
+        not isinstance(images.error, CriuError) or isinstance(images.error, NoEvidenceError)
+    ):
         raise images.error
     if outcome:
         raise outcome[0]
@@ -230,7 +240,16 @@ def _archive(
             "podman's runtime did not run the criu that it was given",
             hint="only runtimes that look for criu in PATH are served: runc, crun",
         )
+    if images.error is not None:
+        raise images.error
     return properties
+
+
+def _unasked() -> NoEvidenceError:
+    return NoEvidenceError(
+        "CRIU reported success without asking whether the checkpoint is complete: no file is made",
+        hint="the criu that ran is not CRIU, or was led elsewhere; the container is as it was",
+    )
 
 
 def _cover(memory: str, userdata: str, size: str) -> None:

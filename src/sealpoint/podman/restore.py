@@ -11,11 +11,12 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
-from sealpoint.checkpoint import tar
+from sealpoint.checkpoint import evidence, tar
 from sealpoint.checkpoint.flat import Flat
+from sealpoint.checkpoint.seen import Seen
 from sealpoint.checkpoint.view import View
 from sealpoint.criu.fuse import FuseServer
-from sealpoint.criu.roles import SUMMARY_NAME, is_pages
+from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import FileError, IdentityError, SealpointError, UsageError
 from sealpoint.format.opened import OpenFile, Scratch
 from sealpoint.podman.broker import Broker
@@ -51,6 +52,7 @@ class _Approval:
     """What the relay asks."""
 
     view: View
+    seen: Seen
     began: bool = False
     approved: bool = field(default=False)
 
@@ -64,6 +66,10 @@ class _Approval:
         if script == "post-restore":
             if self.view.error is not None:
                 raise self.view.error
+            opened = {
+                name.removeprefix(IMAGES) for name in self.view.opened if name.startswith(IMAGES)
+            }
+            evidence.require_opened(self.seen, opened)
             self.view.verify_rest()
             self.approved = True
 
@@ -81,7 +87,8 @@ def restore(request: RestoreRequest, checkpoint: OpenFile) -> str:
     name = request.name or _name(checkpoint)
     if request.podman.exists(name):
         raise UsageError(f"there is a container {name} already", hint="give another --name")
-    _verify(checkpoint)
+    flat = Flat([checkpoint])
+    seen = flat.observe(IMAGES)
     with Place() as place:
         place.install_relay(request.criu)
         argv = [*request.podman.command, "container", "restore", "--import", place.archive]
@@ -94,7 +101,7 @@ def restore(request: RestoreRequest, checkpoint: OpenFile) -> str:
             waits_for_all=False,
         )
         try:
-            _run(checkpoint, place, guard)
+            _run(flat, seen, place, guard)
             guard.done()
         finally:
             guard.close()
@@ -103,13 +110,13 @@ def restore(request: RestoreRequest, checkpoint: OpenFile) -> str:
     return name
 
 
-def _run(checkpoint: OpenFile, place: Place, guard: Guard) -> None:
-    view = View(Flat([checkpoint]))
+def _run(flat: Flat, seen: Seen, place: Place, guard: Guard) -> None:
+    view = View(flat)
     server = FuseServer(view, read_only=True)
     try:
         os.symlink(server.path, place.view)
-        _write_archive(checkpoint, place)
-        approval = _Approval(view)
+        _write_archive(flat.top, place)
+        approval = _Approval(view, seen)
         with Broker(place.socket, approval):
             guard.go()
             try:
@@ -144,15 +151,6 @@ def _name(checkpoint: OpenFile) -> str:
     if not isinstance(name, str) or not name or name.startswith("-"):
         raise FileError(f"{_CONFIG} names no container")
     return name
-
-
-def _verify(checkpoint: OpenFile) -> None:
-    """Everything but memory pages, which are verified as they are read and before anything runs."""
-    scratch = Scratch()
-    for entry in checkpoint.entries.values():
-        if not is_pages(entry.name.removeprefix(IMAGES)):
-            for _ in checkpoint.read(entry, scratch):
-                pass
 
 
 def _write_archive(checkpoint: OpenFile, place: Place) -> None:
