@@ -86,3 +86,13 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path, origin):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemEnvironmentError, match="cannot remember"):
         Newest(str(tmp_path / "file")).note("w", mark(origin("w", 1)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to others")
+def test_marks_that_others_could_have_changed_are_an_error_not_a_yes(newest, origin, tmp_path):
+    older, newer = origin("w", 100), origin("w", 200)
+    newest.note("w", mark(newer))
+    (tmp_path / "state").chmod(0o777)
+    for checkpoint in (older, newer):
+        with pytest.raises(SystemEnvironmentError, match="can be changed by others"):
+            newest.check(checkpoint, 1)

@@ -203,3 +203,32 @@ def test_whether_the_kernel_tracks_memory_is_what_it_says_itself():
     with open("/proc/self/smaps") as file:
         flags = [line.split()[1:] for line in file if line.startswith("VmFlags:")]
     assert tracking.supported() == any("sd" in f for f in flags)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to others")
+@pytest.mark.parametrize("level", ["", "..", "machine.key"])
+def test_a_state_that_others_could_have_changed_is_not_used(store, level):
+    """Whoever replaces the machine's key makes states that open."""
+    store.save(made())
+    place = f"{store.directory}/{level}"
+    if level == "machine.key":
+        os.chown(place, 65534, 65534)
+    else:
+        os.chmod(place, 0o777)
+    with pytest.raises(NoStateError, match=r"can be changed by others|belongs to user 65534"):
+        store.load(made().reference)
+    with pytest.raises(SystemEnvironmentError, match=r"can be changed by others|belongs to user"):
+        store.save(made(2))
+
+
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_every_level_is_private_whatever_the_umask(tmp_path, umask):
+    store = StateStore(f"{tmp_path}/var/sealpoint/state")
+    old = os.umask(umask)
+    try:
+        store.save(made())
+        tracking.Tracking(store.directory, os.getpid()).begin()
+    finally:
+        os.umask(old)
+    for name in ("var", "var/sealpoint", "var/sealpoint/state", "var/sealpoint/state/tracking"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700, name

@@ -10,6 +10,7 @@ import hashlib
 import os
 from typing import Final, NamedTuple
 
+from sealpoint.checkpoint.state import make_state_directory, open_private
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError
 from sealpoint.format import strictjson
 from sealpoint.format.constants import ID_SIZE
@@ -34,20 +35,23 @@ class Newest:
     def __init__(self, directory: str) -> None:
         self._directory = f"{directory}/newest"
 
-    def _path(self, workload: str) -> str:
-        return f"{self._directory}/{hashlib.sha256(workload.encode()).hexdigest()}"
+    def _name(self, workload: str) -> str:
+        return hashlib.sha256(workload.encode()).hexdigest()
 
     def of(self, workload: str) -> Mark | None:
-        """The mark of a workload; None if there is none, or none that can be read."""
+        """The mark of a workload; None if there is none, or none that can be read.
+
+        Raises SystemEnvironmentError where others could have changed it.
+        """
         try:
-            with open(self._path(workload), "rb") as file:
+            with open_private(self._directory, self._name(workload)) as file:
                 f = Fields(strictjson.decode(file.read(_MAX_SIZE), _WHAT), _WHAT)
             return Mark(f.hex("checkpoint", ID_SIZE), f.u64("captured"), f.u64("sequence"))
         except (OSError, FileError):
             return None
 
     def check(self, origin: Origin, sequence: int) -> None:
-        """Raises PolicyError if a newer one is known.  sequence: of the header."""
+        """Raises PolicyError if a newer one is known, SystemEnvironmentError.  sequence: of the header."""
         mark = self.of(origin.workload) if origin.workload else None
         if mark is None:
             return
@@ -80,13 +84,13 @@ class Newest:
         )
         temporary = f"{self._directory}/.{os.urandom(8).hex()}"
         try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            make_state_directory(self._directory)
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.rename(temporary, self._path(workload))
+            os.rename(temporary, f"{self._directory}/{self._name(workload)}")
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot remember the newest checkpoint in {self._directory}: {error.strerror}"

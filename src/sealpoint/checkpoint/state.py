@@ -13,8 +13,9 @@ import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
+from sealpoint import ownership
 from sealpoint.errors import FileError, SystemEnvironmentError
 from sealpoint.format import strictjson
 from sealpoint.format.constants import ID_SIZE
@@ -24,6 +25,7 @@ from sealpoint.format.strictjson import Fields
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+_WHAT: Final = "the state directory"
 DEFAULT_DIRECTORY: Final = "/var/lib/sealpoint/state"
 MAX_STATES: Final = 1024
 MAX_BYTES: Final = 2 << 30
@@ -68,7 +70,7 @@ class NoStateError(Exception):
 
 
 class StateStore:
-    """One directory of states, 0700.  Several processes may use it at once."""
+    """One directory of states, 0700 and ours alone.  Several processes may use it at once."""
 
     def __init__(self, directory: str = DEFAULT_DIRECTORY) -> None:
         self.directory = directory
@@ -77,12 +79,14 @@ class StateStore:
         return f"{self.directory}/{checkpoint_id.hex()}"
 
     def load(self, reference: ParentRef) -> State:
-        """Raises NoStateError: none is there, it is another file's, damaged, or the key is another one."""
+        """Raises NoStateError: none is there, it is another file's, damaged, or others can write there."""
         path = self._path(reference.checkpoint_id)
         try:
-            with open(path, "rb") as file:
+            with open_private(self.directory, reference.checkpoint_id.hex()) as file:
                 data = file.read(_MAX_STATE + 1)
             key = self._key(make=False)
+        except SystemEnvironmentError as error:
+            raise NoStateError(error.message) from None
         except FileNotFoundError:
             raise NoStateError("this machine has no state of it") from None
         except OSError as error:
@@ -97,10 +101,9 @@ class StateStore:
     def save(self, state: State) -> None:
         """Replaces what there was of that checkpoint, then removes what is too much.  Raises SystemEnvironmentError."""
         try:
-            os.makedirs(self.directory, mode=0o700, exist_ok=True)
-            self._write(
-                self._path(state.reference.checkpoint_id), _seal(self._key(make=True), state)
-            )
+            make_state_directory(self.directory)
+            data = _seal(self._key(make=True), state)
+            self._write(self._path(state.reference.checkpoint_id), data)
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot keep the state in {self.directory}: {error.strerror}"
@@ -154,7 +157,7 @@ class StateStore:
         path = f"{self.directory}/{_KEY_NAME}"
         for _ in range(2):
             try:
-                with open(path, "rb") as file:
+                with open_private(self.directory, _KEY_NAME) as file:
                     key = file.read(_KEY_SIZE + 1)
                 if len(key) == _KEY_SIZE:
                     return key
@@ -179,6 +182,31 @@ class StateStore:
                 pass
         finally:
             os.unlink(temporary)
+
+
+def make_state_directory(path: str) -> None:
+    """Every level of it is ours alone.  Raises OSError, SystemEnvironmentError (others can write there)."""
+    os.close(ownership.private_directory(path, _WHAT))
+
+
+def open_private(directory: str, name: str) -> BinaryIO:
+    """A file of a state directory, which nobody else could have put there.
+
+    Raises OSError, SystemEnvironmentError (others can write there, or did).
+    """
+    fd = ownership.private_directory(directory, _WHAT, make=False)
+    try:
+        file = open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd), "rb")  # noqa: SIM115
+    finally:
+        os.close(fd)
+    owner = os.fstat(file.fileno()).st_uid
+    if owner not in (0, os.geteuid()):
+        file.close()
+        raise SystemEnvironmentError(
+            f"{directory}/{name} belongs to user {owner}",
+            hint=f"others could write to {directory} once: remove what is in it",
+        )
+    return file
 
 
 def _is_state(name: str) -> bool:

@@ -13,6 +13,7 @@ import os
 import struct
 from typing import Final
 
+from sealpoint.checkpoint.state import make_state_directory, open_private
 from sealpoint.errors import SystemEnvironmentError
 
 _SOFT_DIRTY: Final = (
@@ -46,9 +47,9 @@ class Tracking:
         if not self._name:
             return ""
         try:
-            with open(f"{self._directory}/{self._name}") as file:
-                return file.read(64)
-        except (OSError, ValueError):
+            with open_private(self._directory, self._name) as file:
+                return file.read(64).decode()
+        except (OSError, ValueError, SystemEnvironmentError):
             return ""
 
     def begin(self) -> None:
@@ -65,7 +66,7 @@ class Tracking:
             return
         temporary = f"{self._directory}/.{os.urandom(8).hex()}"
         try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+            make_state_directory(self._directory)
             with open(temporary, "w") as file:
                 file.write(text)
             os.rename(temporary, f"{self._directory}/{self._name}")

@@ -223,10 +223,7 @@ def _make_directories(new: Record, missing: list[str]) -> None:
     new.directories += [d for d in missing if d not in new.directories]
     new.save()
     for directory in missing:
-        try:
-            record.make_directory(directory)
-        except OSError as error:
-            raise SystemEnvironmentError(f"{directory}: {error.strerror}") from None
+        record.make_directory(directory)
 
 
 def _write_config(new: Record, data: bytes) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import stat
 import subprocess
 from typing import Final
 
+from sealpoint import ownership
 from sealpoint.dropin.real import DEFAULT_PATH, which
 
 _TIMEOUT: Final = 10.0
@@ -17,19 +17,10 @@ _TIMEOUT: Final = 10.0
 def unsafe(path: str) -> str:
     """Who else could change a file or directory, by it or by what is above it; empty if root alone can."""
     try:
-        path = os.path.realpath(path)
-        while True:
-            info = os.stat(path)
-            if info.st_uid != 0:
-                return f"{path} belongs to user {info.st_uid}"
-            sticky = stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX
-            if info.st_mode & 0o022 and not sticky:
-                return f"{path} can be changed by others (mode {stat.S_IMODE(info.st_mode):04o})"
-            if path == "/":
-                return ""
-            path = os.path.dirname(path)
+        problem = ownership.problem_of(path)
     except OSError as error:
         return f"{path} cannot be looked at: {error.strerror}"
+    return problem.text if problem is not None else ""
 
 
 def path_problems(executable: str, real: str) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from sealpoint import ownership
 from sealpoint.config import SYSTEM_PATH
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
 
@@ -104,8 +105,8 @@ def locked() -> Iterator[None]:
 
 
 def _open_directory() -> int:
+    make_directory(DIRECTORY)
     try:
-        make_directory(DIRECTORY)
         return os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise SystemEnvironmentError(f"{DIRECTORY}: {error.strerror}") from None
@@ -119,10 +120,8 @@ def _lock(fd: int) -> None:
 
 
 def make_directory(path: str) -> None:
-    """Open to all readers, whatever the umask.  Raises OSError."""
-    if not os.path.isdir(path):
-        os.mkdir(path)
-        os.chmod(path, 0o755)
+    """Open to all readers, to be changed by root alone, whatever the umask.  Raises SystemEnvironmentError."""
+    ownership.make_private(path, "the directory", mode=0o755, exact=False)
 
 
 def content_hash(path: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
+from sealpoint import ownership
+from sealpoint.errors import SealpointError, UsageError
 from sealpoint.format.constants import StanzaKind
 from sealpoint.keys import hybrid, identity_file, nist, scrypt, text, x25519
 from sealpoint.keys.files import write_new_file
@@ -167,10 +168,7 @@ def _write_pair(
     line: str | None,
 ) -> GeneratedKeys:
     """Both files or neither, the private one first: a public key without it would seal for nobody."""
-    try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise SystemEnvironmentError(f"{directory}: cannot be made ({error.strerror})") from None
+    ownership.make_private(directory, "the directory", exact=False)
     private_path, public_path = (os.path.join(directory, n) for n, _ in (private, public))
     write_new_file(private_path, private[1], mode=0o600)
     try:
