@@ -22,7 +22,8 @@ class Config(NamedTuple):
     identities: private key files; trust: signers to believe; recipient_authorities, signer_authorities: CA bundles that
     X.509 certificates must lead to; compress, suite: defaults of the options; criu: path of the CRIU to run; state:
     directory of the state store; allow_lazy_restore: the drop-in may run a tree before all of its memory was verified;
-    allow_plain_images: it may restore what is not sealed.
+    allow_plain_images: it may restore what is not sealed; allow_criu_fields: numbers of fields of CRIU's requests that
+    it lets through although it does not know them ("72", "11.5", "req.7"); criu_fault: CRIU_FAULT reaches CRIU.
     """
 
     recipients: tuple[str, ...] = ()
@@ -39,6 +40,8 @@ class Config(NamedTuple):
     state: str = ""
     allow_lazy_restore: bool = False
     allow_plain_images: bool = False
+    allow_criu_fields: tuple[str, ...] = ()
+    criu_fault: bool = False
 
 
 _PATHS: Final = {
@@ -53,6 +56,8 @@ _PATHS: Final = {
     "criu",
     "state",
 }
+_SYSTEM_ONLY: Final = ("allow_criu_fields", "criu_fault")
+_FIELD: Final = re.compile(r"(req\.)?[1-9][0-9]*(\.[1-9][0-9]*)*")
 _LITERAL: Final = re.compile(r"sealpoint-[a-z0-9]+:|passphrase$|[0-9a-fA-F]{64}$")
 _CHOICES: Final = {
     "compress": ("auto", "none", "lz4", "zstd"),
@@ -83,7 +88,10 @@ def _load(files: list[str]) -> Config:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
         if len(data) > _MAX_SIZE:
             raise UsageError(f"{path}: larger than {_MAX_SIZE} bytes")
-        config = config._replace(**parse(data, path))
+        settings = parse(data, path)
+        if path != SYSTEM_PATH and (wrong := [key for key in _SYSTEM_ONLY if key in settings]):
+            raise UsageError(f"{path}: {wrong[0]} can be set in {SYSTEM_PATH} only")
+        config = config._replace(**settings)
     return config
 
 
@@ -117,6 +125,10 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
         if wants_list and isinstance(value, str):
             value = [value]
         items = value if wants_list and isinstance(value, list) else [value]
+        if key == "allow_criu_fields":
+            items = value = [str(v) if type(v) is int else v for v in items]
+            if not all(isinstance(v, str) and _FIELD.fullmatch(v) for v in items):
+                raise UsageError(f'{where}: wants numbers of fields, as [72, "11.5"]')
         if wants_list != isinstance(value, list) or not all(isinstance(v, str) for v in items):
             raise UsageError(f"{where}: wants {'a list of strings' if wants_list else 'a string'}")
         if key in _CHOICES and items[0] and items[0] not in _CHOICES[key]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealpoint.criu import schema
-from sealpoint.dropin import arguments
+from sealpoint.dropin import criu_config
 from sealpoint.dropin.descriptors import Freezer, Journal
 from sealpoint.dropin.proxy import Proxy, request_type
 
@@ -189,13 +189,19 @@ def test_a_cgroup_is_thawed_if_it_was_not_frozen_before(
 
 def test_a_configuration_file_of_criu_is_looked_through(tmp_path) -> None:
     file = tmp_path / "runc.conf"
-    for text in ("tcp-established\n# images-dir x\n", "", "\xff\0"):
+    for text in ("tcp-established\n# images-dir x\n", ""):
         file.write_bytes(text.encode("latin-1"))
-        arguments.check_file(str(file))
-    for text in ("images-dir /tmp", "  --stream", "lazy-pages\n", "\n\npage-server=1"):
-        file.write_text(text)
-        with pytest.raises(arguments.RefusedError, match="line "):
-            arguments.check_file(str(file))
+        criu_config.read(str(file))
+    for text in (
+        "images-dir /tmp",
+        "  --stream",
+        "lazy-pages x y\n",
+        "\n\npage-server=1",
+        "\xff\0",
+    ):
+        file.write_bytes(text.encode("latin-1"))
+        with pytest.raises(criu_config.RefusedError, match="line "):
+            criu_config.read(str(file))
 
 
 @settings(max_examples=200)

@@ -118,7 +118,7 @@ def command(
 
     from sealpoint.criu.binary import Search
 
-    search = Search(criu or config.criu or None)
+    search = Search(criu or config.criu or None, fault=config.criu_fault)
     from sealpoint.checkpoint.dump import Dump, DumpRequest
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.store import described, in_words, open_store, warn_damaged

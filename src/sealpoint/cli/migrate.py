@@ -82,7 +82,7 @@ def command(
     options.protect()
     from sealpoint.criu.binary import Search
 
-    search = Search(criu or config.criu or None)
+    search = Search(criu or config.criu or None, fault=config.criu_fault)
     from sealpoint.checkpoint.dump import DumpRequest
     from sealpoint.checkpoint.migrate import MigrateRequest, Sender
     from sealpoint.cli import endpoint

@@ -78,7 +78,7 @@ def command(
     options.protect()
     from sealpoint.criu.binary import Search
 
-    search = Search(criu or config.criu or None)
+    search = Search(criu or config.criu or None, fault=config.criu_fault)
     from sealpoint.checkpoint.access import require_trust
     from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
     from sealpoint.checkpoint.restore import RestoreRequest

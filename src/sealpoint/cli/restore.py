@@ -74,7 +74,7 @@ def command(
     options.protect()
     from sealpoint.criu.binary import Search
 
-    search = Search(criu or config.criu or None)
+    search = Search(criu or config.criu or None, fault=config.criu_fault)
     from sealpoint.checkpoint import pages_file
     from sealpoint.checkpoint.access import require_trust
     from sealpoint.checkpoint.chain import Chain

@@ -85,7 +85,7 @@ def command(
     options.protect()
     from sealpoint.criu.binary import Search
 
-    search = Search(criu or config.criu or None)
+    search = Search(criu or config.criu or None, fault=config.criu_fault)
     from sealpoint.checkpoint import retention
     from sealpoint.checkpoint.dump import DumpRequest
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from typing import NamedTuple
 
+from sealpoint.criu.environment import environment
 from sealpoint.errors import SystemEnvironmentError
 
 OLDEST = (3, 17)  # the first release whose --stream restores what it dumped on current kernels
@@ -16,17 +17,22 @@ _HOW_TO_GET = "install criu 4.0 or newer (Debian 13 and later have it), or name 
 
 
 class CriuBinary(NamedTuple):
-    """An executable CRIU and its version, e.g. (4, 1, 1)."""
+    """An executable CRIU and its version, e.g. (4, 1, 1).  fault: CRIU_FAULT reaches it."""
 
     path: str
     version: tuple[int, ...]
+    fault: bool = False
 
 
 class Search:
     """A search that has begun: CRIU is being asked for its version while the caller does something else."""
 
-    def __init__(self, path: str | None = None) -> None:
-        """For the CRIU at `path`, else at $SEALPOINT_CRIU, else in PATH.  What is wrong, `result` says."""
+    def __init__(self, path: str | None = None, *, fault: bool = False) -> None:
+        """For the CRIU at `path`, else at $SEALPOINT_CRIU, else in PATH.  What is wrong, `result` says.
+
+        fault: as in `CriuBinary`.
+        """
+        self._fault = fault
         wanted = path or os.environ.get("SEALPOINT_CRIU")
         found = shutil.which(wanted or "criu", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
         self._path = found or ""
@@ -62,7 +68,7 @@ class Search:
         version = self._version() if self._process is not None else None
         if version is None:
             raise SystemEnvironmentError(self._problem, hint=_HOW_TO_GET)
-        return CriuBinary(self._path, version)
+        return CriuBinary(self._path, version, self._fault)
 
     def _version(self) -> tuple[int, ...] | None:
         assert self._process is not None
@@ -86,12 +92,3 @@ class Search:
 def find(path: str | None = None) -> CriuBinary:
     """Search and wait for the result.  Raises SystemEnvironmentError."""
     return Search(path).result()
-
-
-def environment() -> dict[str, str]:
-    """Environment for CRIU and what it starts: nothing that configures CRIU, nothing of sealpoint's."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name != "CRIU_CONFIG_FILE" and not name.startswith("SEALPOINT_")
-    }

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sealpoint.criu import schema
-from sealpoint.criu.binary import CriuBinary, environment
+from sealpoint.criu.binary import CriuBinary
+from sealpoint.criu.environment import environment
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.errors import (
@@ -124,7 +125,7 @@ class CriuRun:
                 stdin=None if not self.own_group else subprocess.DEVNULL,
                 stdout=self._early if self.own_group else None,
                 stderr=self._early if self.own_group else None,
-                env=environment(),
+                env=environment(criu_fault=self.criu.fault),
                 process_group=0 if self.own_group else None,
             )
         except OSError as error:

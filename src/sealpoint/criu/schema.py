@@ -204,6 +204,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("config_file", 51, "string"),
         ("pidfd_store_sk", 62, "int32"),
         ("leave_stopped", 69, "bool"),
+        ("log_to_stderr", 71, "bool"),
     ),
     "criu_page_server_info": (
         ("address", 1, "string"),

@@ -1,23 +1,40 @@
-"""CRIU's own command line, as far as the drop-in must understand it (CRIU's config.c: short_opts and long options).
+"""CRIU's own command line, as far as the drop-in must understand it.
 
-Standard library only.  Options that would lead memory past the seal are refused by name, by abbreviation, and in
-CRIU's default configuration files.  The command is the first word that is no option and no value of one, so the table
-of options must be right: a test compares it with the real CRIU.
+Standard library only.  The words are taken apart as CRIU does (`sealpoint.criu.options`) and written anew in full, with
+the settings of CRIU's configuration files before them, so that CRIU itself reads none.  Options and commands that would
+lead memory past the seal, and those that are not known, are refused.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from sealpoint.criu.options import (
+    END,
+    SWITCHES,
+    Given,
+    UnknownError,
+    asks_for_help,
+    names_configuration,
+    scan,
+)
+from sealpoint.dropin import criu_config
+from sealpoint.dropin.criu_config import RefusedError, Setting
+
+__all__ = ["COMMANDS", "CommandLine", "RefusedError", "parse"]
+
 COMMANDS: Final = ("dump", "pre-dump", "restore", "dedup", "page-server", "lazy-pages")
+RPC: Final = "swrk"
+# Neither memory nor another process is in these.
+_HARMLESS: Final = ("", "check", "cpuinfo", "exec", "show")
 _REFUSED_COMMANDS: Final = {
     "service": "it would write images in the clear; clients that run criu themselves are served",
 }
 _REFUSED: Final = {
     "stream": "an image streamer would get memory in the clear; use sealpoint dump",
-    "config": "it could name options that lead past the seal; give CRIU's options one by one",
 }
 _REFUSED_FOR: Final = {
     ("dump", "lazy-pages"): "post-copy from a running process would send its memory in the clear",
@@ -28,68 +45,27 @@ _REFUSED_FOR: Final = {
 }
 _TLS: Final = "it is not needed, because what is sent is sealed, and not built"
 _PAGE_SERVER: Final = ("page-server", "ps-socket", "address", "port")
-# Long options that take a value, and those that take none or one after "=" only.
-# fmt: off
-WITH_VALUE: Final = frozenset(
-    (
-        "action-script", "address", "cgroup-dump-controller", "cgroup-props",
-        "cgroup-props-file", "cgroup-root", "cgroup-yard", "close", "config", "empty-ns",
-        "enable-fs", "ext-mount-map", "external", "feature", "file-validation",
-        "freeze-cgroup", "ghost-limit", "images-dir", "inherit-fd", "irmap-scan-path",
-        "join-ns", "libdir", "log-file", "lsm-mount-context", "lsm-profile", "network-lock",
-        "pidfile", "port", "pre-dump-mode", "prev-images-dir", "ps-socket", "root", "skip-mnt",
-        "status-fd", "timeout", "tls-cacert", "tls-cacrl", "tls-cert", "tls-key", "tree",
-        "veth-pair", "work-dir",
-    )
-)
-FLAGS: Final = frozenset(
-    (
-        "all", "auto-dedup", "cpu-cap", "daemon", "deprecated", "display-stats",
-        "enable-external-masters", "enable-external-sharing", "evasive-devices", "exec-cmd",
-        "experimental", "ext-unix-sk", "extra", "file-locks", "force-irmap", "ghost-fiemap",
-        "help", "lazy-pages", "leave-running", "leave-stopped", "link-remap", "log-pid",
-        "manage-cgroups", "mntns-compat-mode", "ms", "no-default-config", "page-server",
-        "restore-detached", "restore-sibling", "shell-job", "skip-file-rwx-check",
-        "skip-in-flight", "stream", "tcp-close", "tcp-established", "tls", "tls-no-cn-verify",
-        "track-mem", "unprivileged", "verbosity", "version", "weak-sysctls",
-    )
-)
-# fmt: on
-_LONG_OF: Final = {
-    "t": "tree",
-    "D": "images-dir",
-    "W": "work-dir",
-    "o": "log-file",
-    "r": "root",
-    "J": "join-ns",
-    "L": "libdir",
-    "M": "ext-mount-map",
-    "d": "restore-detached",
-    "R": "leave-running",
-    "s": "leave-stopped",
-}
-_SHORT_WITH_VALUE: Final = "tDorJWLM"
-_SHORT_WITH_OPTIONAL: Final = "vx"
-# What the drop-in does itself or must know of: CRIU is not to find it in a file that only CRIU reads.
-_OURS: Final = ("images-dir", "leave-running", "prev-images-dir", "track-mem", "auto-dedup")
-_DEFAULTS: Final = ("/etc/criu/default.conf", "~/.criu/default.conf")
-
-
-class RefusedError(Exception):
-    """The real CRIU must not run with these arguments; the message says why."""
+# CRIU itself is to know of no page server, and gets directories from us.
+_TAKEN: Final = ("images-dir", "work-dir", "prev-images-dir", "auto-dedup", *_PAGE_SERVER)
 
 
 @dataclass(slots=True)
 class CommandLine:
     """A command line of CRIU.
 
-    command: one of COMMANDS, or another word that passes on; values: {long option: its value, "" for a flag}, the last
-    of each; rest: all arguments but the directories, the page server and --auto-dedup.
+    command: one of COMMANDS, RPC, or another word that passes on; operand: the word behind it; values: {long option:
+    its value, "" for a flag}, the last of each; from_files: those of them that only a configuration file names; words:
+    all arguments but those that name a configuration file, in full; rest: what is left for CRIU of them without the
+    directories, the page server and --auto-dedup, with the settings of configuration files first; settings: those.
     """
 
     command: str = ""
+    operand: str = ""
     values: dict[str, str] = field(default_factory=dict)
+    from_files: frozenset[str] = frozenset()
+    words: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
+    settings: list[Setting] = field(default_factory=list)
 
     @property
     def images(self) -> str | None:
@@ -116,15 +92,14 @@ class CommandLine:
         return name in self.values
 
     def without(self, *names: str) -> list[str]:
-        """All arguments but those options."""
-        queue, kept = list(self.rest), []
-        while queue and queue[0] != "--":
-            word = queue.pop(0)
-            value = [queue.pop(0)] if len(word) == 2 and word[1] in _SHORT_WITH_VALUE else []
-            name = word[2:].partition("=")[0] if word.startswith("--") else _LONG_OF.get(word[1:])
-            if not word.startswith("-") or name not in names:
-                kept += [word, *value]
-        return kept + queue
+        """The arguments for CRIU but those options."""
+        end = self.rest.index(END) if END in self.rest else len(self.rest)
+        kept = [
+            word
+            for word in self.rest[:end]
+            if not (word.startswith("--") and word[2:].partition("=")[0] in names)
+        ]
+        return kept + self.rest[end:]
 
     def number(self, name: str) -> int:
         """Value of an option as a number; 0 if there is none."""
@@ -132,98 +107,101 @@ class CommandLine:
         return int(value) if value.isascii() and value.isdigit() else 0
 
 
-def parse(arguments: list[str]) -> CommandLine:
-    """Raises RefusedError."""
-    line = CommandLine()
-    doubt = ""
-    queue = list(arguments)
-    while queue:
-        word = queue.pop(0)
-        if word == "--":
-            line.command = line.command or (queue[0] if queue else "")
-            line.rest += [word, *queue]
-            break
-        if word.startswith("--"):
-            unknown = _long(line, word, queue)
-            doubt = doubt or unknown
-        elif word.startswith("-") and len(word) > 1:
-            _short(line, word, queue)
-        else:
-            line.command = line.command or word
-            line.rest.append(word)
-    sealed = (*COMMANDS, *_REFUSED_COMMANDS)
-    if doubt and any(word in sealed for word in arguments):
-        # CRIU takes abbreviations, and newer ones know more options: their values could be taken for the command.
-        raise RefusedError(f"the option {doubt} is not known to sealpoint: write it in full")
-    _check(line)
-    return line
-
-
-def _check(line: CommandLine) -> None:
+def parse(words: list[str], environ: Mapping[str, str] = os.environ) -> CommandLine:
+    """The command line, with what configuration files add to it.  environ: says which.  Raises RefusedError."""
+    if asks_for_help(words):  # CRIU looks for that first, everywhere, and does nothing else
+        return CommandLine()
+    try:
+        given = list(scan(words))
+    except UnknownError as error:
+        return _doubtful(words, error)
+    if any(option.name == "version" for option in given):
+        return CommandLine()
+    others = [option for option in given if not option.name]
+    line = CommandLine(
+        command=(others[0].value or "") if others else "",
+        operand=(others[1].value or "") if len(others) > 1 else "",
+    )
     if line.command in _REFUSED_COMMANDS:
         raise RefusedError(
             f"criu {line.command}: {_REFUSED_COMMANDS[line.command]}: this version of sealpoint does not seal it"
         )
-    if line.command not in COMMANDS:
-        return
+    if line.command in _HARMLESS:
+        return line
+    if line.command not in (*COMMANDS, RPC):
+        raise RefusedError(
+            f"criu {line.command}: this command is not known to sealpoint: use a newer sealpoint, or call the real "
+            "CRIU by its path if it handles no memory"
+        )
+    _fill(line, words, given, environ)
+    _check(line)
+    return line
+
+
+def _doubtful(words: list[str], error: UnknownError) -> CommandLine:
+    """Something is not as we know it: pass it on where no word could be a command that handles memory."""
+    if any(word and not word.startswith("-") and word not in _HARMLESS for word in words):
+        raise RefusedError(f"{error}: write it in full, or leave it out") from None
+    return CommandLine()
+
+
+def _fill(
+    line: CommandLine, words: list[str], given: list[Given], environ: Mapping[str, str]
+) -> None:
+    file = _configuration_file(words, given)
+    line.settings = criu_config.defaults(
+        environ, skip_standard=file is not None or "--no-default-config" in words
+    )
+    if file is not None:
+        line.settings += criu_config.read(file)
+    line.rest.append("--no-default-config")
+    for setting in line.settings:
+        _take(line, setting.name, setting.value, setting.word)
+    line.from_files = frozenset(line.values)
+    for option in given:
+        if option.name in ("config", "no-default-config"):
+            continue
+        line.words.append(option.word)
+        if line.command == RPC and option.name not in ("", END):
+            line.settings.append(
+                criu_config.checked(option.name, option.value, "the command line of swrk")
+            )
+        if option.name not in ("", END):
+            _take(line, option.name, option.value, option.word)
+            line.from_files -= {option.name}
+        else:
+            line.rest.append(option.word)
+
+
+def _configuration_file(words: list[str], given: list[Given]) -> str | None:
+    """What `--config` names; the last one counts, as with CRIU.  Raises RefusedError."""
+    found, own = None, set()
+    for option in given:
+        if option.name == "config":
+            if not option.exact:
+                raise RefusedError("the option --config is not written in full")
+            found = option.value
+            own.add(option.at)
+    for at, word in enumerate(words):
+        if names_configuration(word) and at not in own:
+            raise RefusedError(
+                f"the word {word!r}: CRIU would take it for --config and read a file, wherever it stands"
+            )
+    return found
+
+
+def _check(line: CommandLine) -> None:
     for name in line.values:
         if reason := _REFUSED.get(name) or _REFUSED_FOR.get((line.command, name)):
             raise RefusedError(f"--{name}: {reason}")
         if name.startswith("tls"):
             raise RefusedError(f"--{name}: {_TLS}")
-    check_defaults()
 
 
-def _long(line: CommandLine, word: str, queue: list[str]) -> str:
-    """Returns the option if it is not known."""
-    name, equals, value = word[2:].partition("=")
-    takes = name in WITH_VALUE
-    if takes and not equals:
-        value = queue.pop(0) if queue else ""
-    if takes or name in FLAGS:
-        _take(line, name, value, [f"--{name}={value}" if takes or equals else word])
-        return ""
-    line.rest.append(word)
-    return "" if name.startswith("no-") and name[3:] in FLAGS else f"--{name}"
-
-
-def _short(line: CommandLine, word: str, queue: list[str]) -> None:
-    for at, letter in enumerate(word[1:], 1):
-        attached = word[at + 1 :]
-        if letter in _SHORT_WITH_VALUE:
-            value = attached or (queue.pop(0) if queue else "")
-            _take(line, _LONG_OF[letter], value, [f"-{letter}", value])
-            return
-        if letter in _SHORT_WITH_OPTIONAL:
-            line.rest.append(f"-{letter}{attached}")
-            return
-        _take(line, _LONG_OF.get(letter, letter), "", [f"-{letter}"])
-
-
-def _take(line: CommandLine, name: str, value: str, words: list[str]) -> None:
-    line.values[name] = value
-    # CRIU itself is to know of no page server.
-    if name not in ("images-dir", "work-dir", "prev-images-dir", "auto-dedup", *_PAGE_SERVER):
-        line.rest += words
-
-
-def check_defaults() -> None:
-    """CRIU's default configuration files.  Raises RefusedError."""
-    for path in _DEFAULTS:
-        check_file(os.path.expanduser(path))
-
-
-def check_file(path: str) -> None:
-    """A configuration file of CRIU's, which need not exist.  Raises RefusedError."""
-    try:
-        with open(path, errors="replace") as file:
-            lines = file.read(1 << 20).splitlines()
-    except (OSError, ValueError):
-        return
-    for number, text in enumerate(lines, 1):
-        word = text.split("#", 1)[0].strip().split(" ", 1)[0].lstrip("-")
-        name = word.split("=", 1)[0]
-        if name in _REFUSED or name in (*_OURS, "lazy-pages", *_PAGE_SERVER):
-            raise RefusedError(
-                f"{path}, line {number}: the option {name} cannot be combined with sealing"
-            )
+def _take(line: CommandLine, name: str, value: str | None, word: str) -> None:
+    if name.startswith("no-") and name[3:] in SWITCHES:
+        line.values.pop(name[3:], None)
+    else:
+        line.values[name] = value or ""
+    if name.removeprefix("no-") not in _TAKEN:
+        line.rest.append(word)

@@ -24,7 +24,7 @@ from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.increments import Step
-from sealpoint.dropin.shim import release_descriptors
+from sealpoint.dropin.shim import child_environment, release_descriptors
 from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
 from sealpoint.errors import SealpointError
 from sealpoint.store import page_server
@@ -103,11 +103,10 @@ def _receive(link: socket.socket, patience: float | None) -> dict[str, Any]:
 
 def _supervise(real: str, arguments: list[str], link: socket.socket) -> NoReturn:
     """Run CRIU as a child; then let the helper finish, and end as CRIU ended, or with 1 if the helper failed."""
-    os.environ.pop("CRIU_CONFIG_FILE", None)
     child = os.fork()
     if child == 0:
         try:
-            os.execv(real, ["criu", *arguments])  # noqa: S606 - as in shim.run
+            os.execve(real, ["criu", *arguments], child_environment())  # noqa: S606 - as in shim.run
         finally:
             os._exit(127)
     for number in _PASSED_ON:

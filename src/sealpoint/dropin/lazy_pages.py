@@ -17,7 +17,7 @@ from typing import Final, NoReturn
 from sealpoint import config as configuration
 from sealpoint import process
 from sealpoint.config import Config
-from sealpoint.criu import binary
+from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.dropin import background, lazy_link
 from sealpoint.dropin.arguments import CommandLine
@@ -37,14 +37,18 @@ _OURS: Final = (
 )
 
 
-def run(line: CommandLine, given: list[str], real: str) -> NoReturn:
+def run(line: CommandLine, real: str) -> NoReturn:
     """Ends the process, with the status of the real daemon."""
     try:
         config = configuration.load()
         images = os.path.abspath(line.images or ".")
         directory = _open(images)
         if config.allow_plain_images and is_plain(directory):
-            os.execv(real, ["criu", *given])  # noqa: S606 - it is the user's wish
+            os.execve(  # noqa: S606 - it is the user's wish
+                real,
+                ["criu", "--no-default-config", *line.words],
+                environment(criu_fault=config.criu_fault),
+            )
         require_lazy(config)
         work = _open(os.path.abspath(line.work or images))
         with background.Launch(line, os.readlink(f"/proc/self/fd/{work}")) as launch:
@@ -84,6 +88,7 @@ class _Daemon:
         self._directory = work
         self._work = RestoreWork(images, config)
         self._work.when_failed(self._bad_page)
+        self._fault = config.criu_fault
         self._failed = False
 
     def run(self, ready: background.Ready) -> int:
@@ -117,7 +122,7 @@ class _Daemon:
             ["criu", *arguments],
             executable=self._real,
             stdin=subprocess.DEVNULL,
-            env=binary.environment(),
+            env=environment(criu_fault=self._fault),
         )
 
     def _relay(self, link: lazy_link.Listener, private: PrivateDir) -> None:

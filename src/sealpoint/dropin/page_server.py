@@ -42,7 +42,7 @@ def run(line: CommandLine) -> NoReturn:
 
 
 def _serve(line: CommandLine, images: str, work: str) -> None:
-    unknown = [name for name in line.values if name not in _TAKEN]
+    unknown = [n for n in line.values if n not in _TAKEN and n not in line.from_files]
     if unknown:
         raise UsageError(f"criu page-server cannot be told --{unknown[0]} with sealing")
     if not os.path.isdir(images):

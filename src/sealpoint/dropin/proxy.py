@@ -1,7 +1,8 @@
 """The helper's loop: datagrams between the engine and the real CRIU, with their descriptors.
 
-Everything passes untouched but dumps, pre-dumps and restores (`session`) and page servers (`page_server`).  Requests
-that would lead memory past the seal are answered with a failure that says why.
+Every request is looked through first (`requests`).  Then all pass but dumps, pre-dumps and restores (`session`) and
+page servers (`page_server`).  Requests that would lead memory past the seal, and those with something that is not known, are
+answered with a failure that says why.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Final
+
+from sealpoint.dropin.criu_config import RefusedError
+from sealpoint.dropin.requests import Requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +40,7 @@ class Proxy:
     """Between two sockets.
 
     engine: the engine's end of its socket; criu: our end of CRIU's; ended: pidfd of CRIU; parent: pid of the engine's
-    process; start: what makes a session, by default `session.start`.
+    process; start: what makes a session, by default `session.start`; requests: what they may hold.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Proxy:
         ended: int,
         parent: int,
         start: Start | None = None,
+        requests: Requests | None = None,
     ) -> None:
         self._engine = engine
         self._criu = criu
@@ -53,6 +58,7 @@ class Proxy:
         self._criu_left = False
         self._parent = _peer(engine) or parent
         self._start = start
+        self._requests = requests or Requests()
         self._session: Session | None = None
         self._home = _cgroups(self._parent)
 
@@ -102,6 +108,13 @@ class Proxy:
                 self._session = None
             else:
                 refusal = "one request is being worked on"
+        remarks: list[str] = []
+        if refusal is None:
+            try:
+                data, remarks = self._requests.prepare(data, kind)
+            except RefusedError as error:
+                refusal = str(error)
+                _note(data, self._parent, refusal, "Error")
         server = kind in (_PAGE_SERVER, _PAGE_SERVER_CHILD)
         if refusal is None and (kind in _SEALED or kind in _WITH_DIRECTORIES or server):
             _go_home(self._home)
@@ -121,6 +134,8 @@ class Proxy:
                 else:
                     start = self._start or session.start
                     self._session, data = start(data, self._parent, self._criu, self._ended)
+                    if self._session is not None:
+                        self._session.remark(remarks)
             except session.RefusedError as error:
                 refusal = str(error)
         if refusal is not None:
@@ -145,6 +160,23 @@ class Proxy:
             _send(self._engine, body, [])
         except OSError:
             pass  # nobody is there to be told
+
+
+def _note(data: bytes, parent: int, reason: str, kind: str) -> None:
+    """Where people look: in CRIU's log, if the request says where that is."""
+    from sealpoint.criu import schema
+    from sealpoint.dropin.descriptors import Descriptors, Journal
+
+    try:
+        options = schema.message("criu_req").FromString(data).opts
+        descriptors = Descriptors(parent)
+        if descriptors.names_directory(options):
+            work = descriptors.work_directory(options, descriptors.directory(options))
+            journal = Journal()
+            journal.open(work, options.log_file)
+            journal.say(reason, kind)
+    except Exception:  # noqa: BLE001 - the client gets the reason all the same
+        return
 
 
 def request_type(data: bytes) -> int:

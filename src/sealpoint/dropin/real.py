@@ -13,6 +13,7 @@ from typing import Final
 from sealpoint import process
 from sealpoint.criu import binary
 from sealpoint.criu.binary import CriuBinary
+from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.errors import SystemEnvironmentError, UsageError
 
@@ -65,12 +66,12 @@ def supports(criu: CriuBinary, feature: str) -> bool:
     """What `criu check --feature` says.  Raises SystemEnvironmentError where it cannot be run."""
     try:
         done = subprocess.run(
-            [criu.path, "check", "--feature", feature],
+            [criu.path, "check", "--no-default-config", "--feature", feature],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PATIENCE,
             check=False,
-            env=binary.environment(),
+            env=environment(),
         )
     except (OSError, subprocess.TimeoutExpired):
         raise SystemEnvironmentError(f"{criu.path} check does not end") from None
@@ -101,8 +102,6 @@ def problem_of(criu: CriuBinary) -> str:
 
 def _run(criu: CriuBinary, directory: PrivateDir, command: str, arguments: list[str]) -> bool:
     argv = [criu.path, command, "--no-default-config", "-D", directory.path, *arguments]
-    if criu.version < (3, 18):
-        argv.remove("--no-default-config")
     try:
         done = subprocess.run(
             argv,
@@ -111,7 +110,7 @@ def _run(criu: CriuBinary, directory: PrivateDir, command: str, arguments: list[
             stderr=subprocess.DEVNULL,
             timeout=_PATIENCE,
             check=False,
-            env=binary.environment(),
+            env=environment(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -31,16 +31,10 @@ def main(real: str, address: str) -> NoReturn:
     """real: path of the real CRIU; address: path of the command's socket."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["swrk"]:
-        if len(arguments) < 2 or not arguments[1].isdigit():
-            shim.fail("usage: criu swrk FD")
-        shim.interpose(int(arguments[1]), functools.partial(start, address))
+        arguments = shim.serve(arguments, None, real, functools.partial(start, address))
     elif not arguments or arguments[0] not in _HARMLESS:
         shim.fail(f"criu {' '.join(arguments[:1])} is not to be run by this engine now")
-    os.environ.pop("CRIU_CONFIG_FILE", None)
-    try:
-        os.execv(real, ["criu", *arguments])  # noqa: S606 - in this pid, that is the point
-    except OSError as error:
-        shim.fail(f"cannot run {real}: {error.strerror}")
+    shim.become(real, arguments)
 
 
 class Remote:
@@ -174,7 +168,6 @@ def _start(
 
 
 def _check(request: Any) -> None:
-    from sealpoint.dropin import arguments
     from sealpoint.errors import UsageError
 
     options = request.opts
@@ -183,9 +176,3 @@ def _check(request: Any) -> None:
     for name in ("parent_img", "track_mem", "lazy_pages", "auto_dedup"):
         if getattr(options, name):
             raise UsageError(f"{name} is not sealed with a whole archive")
-    try:
-        arguments.check_defaults()
-        if options.config_file:
-            arguments.check_file(options.config_file)
-    except arguments.RefusedError as error:
-        raise UsageError(str(error)) from None

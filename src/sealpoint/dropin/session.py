@@ -12,7 +12,6 @@ from sealpoint.checkpoint.capture_fs import PARENT
 from sealpoint.criu import schema
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.criu.network_lock import NetworkLock
-from sealpoint.dropin import arguments
 from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal, copy_descriptor
 from sealpoint.dropin.leftovers import Leftovers
 from sealpoint.errors import CriuError, SealpointError, UsageError
@@ -84,6 +83,10 @@ class Session:
         self._remarks = remarks  # for the log, which CRIU empties when it starts
         self._reason = ""
         self._answered = False
+
+    def remark(self, remarks: list[str]) -> None:
+        """To be said in CRIU's log at the end."""
+        self._remarks += remarks
 
     def from_criu(self, data: bytes) -> bytes:
         """What the engine gets for a message of CRIU's; empty if it gets none."""
@@ -332,9 +335,3 @@ def _check(options: Any, kind: int) -> None:
         raise UsageError("only a dump can have a page server")
     if options.lazy_pages and kind != _RESTORE:
         raise UsageError("lazy migration would send memory in the clear")
-    try:
-        arguments.check_defaults()
-        if options.config_file:
-            arguments.check_file(options.config_file)
-    except arguments.RefusedError as error:
-        raise UsageError(str(error)) from None

@@ -16,35 +16,52 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from sealpoint.dropin.arguments import CommandLine
     from sealpoint.dropin.proxy import Start
+    from sealpoint.dropin.requests import Requests
 
 
 def run() -> NoReturn:
     """Never returns."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["swrk"]:  # CRIU takes it in this place only
-        if len(arguments) < 2 or not arguments[1].isdigit():
-            fail("usage: criu swrk FD")
-        real = real_criu()
-        interpose(int(arguments[1]))
-    else:
-        line = _parse(arguments)
+    words = sys.argv[1:]
+    real = ""
+    line = None
+    if words[:1] != ["swrk"]:
+        line = _parse(words)
         if line.command == "page-server":
             from sealpoint.dropin import page_server
 
             page_server.run(line)
-        real = real_criu()
-        if line.command == "lazy-pages":
-            from sealpoint.dropin import lazy_pages
+    real = real_criu()
+    if line is None or line.command == "swrk":
+        become(real, serve(words, line, real))
+    if line.command == "lazy-pages":
+        from sealpoint.dropin import lazy_pages
 
-            lazy_pages.run(line, arguments, real)
-        arguments = _arguments(line, arguments, real)
-    os.environ.pop(
-        "CRIU_CONFIG_FILE", None
-    )  # its options would override the ones that lead into the seal
+        lazy_pages.run(line, real)
+    become(real, _arguments(line, words, real))
+
+
+def become(real: str, arguments: list[str]) -> NoReturn:
+    """Be the real CRIU, in this process."""
     try:
-        os.execv(real, ["criu", *arguments])  # noqa: S606 - in this pid, that is the point
+        os.execve(real, ["criu", *arguments], child_environment())  # noqa: S606 - that is the point
     except OSError as error:
         fail(f"cannot run {real}: {error.strerror}")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for the real CRIU.  A configuration with mistakes lets nothing through."""
+    from sealpoint.criu.environment import environment
+
+    fault = False
+    if "CRIU_FAULT" in os.environ:
+        from sealpoint import config
+        from sealpoint.errors import SealpointError
+
+        try:
+            fault = config.load_system().criu_fault
+        except SealpointError:
+            fault = False
+    return environment(criu_fault=fault)
 
 
 def _parse(arguments: list[str]) -> CommandLine:
@@ -56,6 +73,31 @@ def _parse(arguments: list[str]) -> CommandLine:
         fail(str(error))
 
 
+def serve(
+    words: list[str], line: CommandLine | None, real: str, start: Start | None = None
+) -> list[str]:
+    """Leave a helper for `criu [OPTIONS] swrk FD`; returns the arguments for the real CRIU.
+
+    line: of `words`, None where they begin with the command.  start: what makes a session for a dump or restore, by
+    default `session.start`.  What is wrong with configuration files, the helper says in answers to requests.
+    """
+    from sealpoint.dropin import criu_config
+    from sealpoint.dropin.requests import Requests, memory_file
+
+    number = line.operand if line is not None else words[1] if len(words) == 2 else ""
+    if not (number.isascii() and number.isdigit()):
+        fail("usage: criu swrk FD")
+    settings, problem = [], ""
+    try:
+        settings = line.settings if line is not None else criu_config.defaults(os.environ)
+    except criu_config.RefusedError as error:
+        problem = str(error)
+    memory = memory_file()
+    _interpose(int(number), memory, Requests(memory, settings, problem, real), start)
+    arguments = [setting.word for setting in criu_config.remaining(settings)]
+    return ["--no-default-config", *arguments, "swrk", number]
+
+
 def _arguments(line: CommandLine, given: list[str], real: str) -> list[str]:
     """The arguments for the real CRIU; for a dump or restore a helper serves them then."""
     if line.command not in ("dump", "pre-dump", "restore", "dedup"):
@@ -64,7 +106,7 @@ def _arguments(line: CommandLine, given: list[str], real: str) -> list[str]:
     from sealpoint.errors import SealpointError
 
     try:
-        return run_line(line, given, real)
+        return run_line(line, ["--no-default-config", *line.words], real)
     except SealpointError as error:
         fail(error.message + (f" ({error.hint})" if error.hint else ""))
 
@@ -101,11 +143,8 @@ def real_criu() -> str:
     fail(f"there is no CRIU beside sealpoint's drop-in: {reason}")
 
 
-def interpose(number: int, start: Start | None = None) -> None:
-    """Put the helper between the engine's socket, descriptor `number`, and this process.
-
-    start: what makes a session for a dump or restore, by default `session.start`.
-    """
+def _interpose(number: int, memory: int, requests: Requests, start: Start | None) -> None:
+    """Put the helper between the engine's socket, descriptor `number`, and this process."""
     ours, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     engine, criu = os.getppid(), os.getpid()
     child = os.fork()
@@ -113,7 +152,7 @@ def interpose(number: int, start: Start | None = None) -> None:
         # Twice, so that the helper is nobody's child: neither the engine nor CRIU shall wait for it.
         if os.fork() == 0:
             ours.close()
-            _helper(number, helpers, engine, criu, start)
+            _helper(number, helpers, (engine, criu), memory, requests, start)
         os._exit(0)
     helpers.close()
     os.waitpid(child, 0)
@@ -126,9 +165,16 @@ def interpose(number: int, start: Start | None = None) -> None:
 
 
 def _helper(
-    number: int, link: socket.socket, engine: int, criu: int, start: Start | None
+    number: int,
+    link: socket.socket,
+    pids: tuple[int, int],
+    memory: int,
+    requests: Requests,
+    start: Start | None,
 ) -> NoReturn:
+    """pids: of the engine and of what becomes CRIU."""
     code = 1
+    engine, criu = pids
     try:
         os.setsid()
         ended = os.pidfd_open(criu)  # now, while that process waits for us
@@ -136,11 +182,11 @@ def _helper(
         socket.send_fds(link, [b"1"], [far.fileno()])
         far.close()
         link.close()
-        keep = sorted({number, near.fileno(), ended})
+        keep = sorted({number, near.fileno(), ended, memory})
         release_descriptors(keep)
         from sealpoint.dropin.proxy import Proxy
 
-        Proxy(socket.socket(fileno=number), near, ended, engine, start).run()
+        Proxy(socket.socket(fileno=number), near, ended, engine, start, requests).run()
         code = 0
     except BaseException as error:  # noqa: BLE001 - there is nobody to raise to
         _log(f"helper: {type(error).__name__}")
