@@ -1,8 +1,8 @@
 """The helper's loop: datagrams between the engine and the real CRIU, with their descriptors.
 
 Every request is looked through first (`requests`).  Then all pass but dumps, pre-dumps and restores (`session`) and
-page servers (`page_server`).  Requests that would lead memory past the seal, and those with something that is not known, are
-answered with a failure that says why.
+page servers (`page_server`).  Requests that would lead memory past the seal, and those with something unknown in them,
+are answered with a failure that says why.
 """
 
 from __future__ import annotations
