@@ -13,7 +13,7 @@ from pathlib import Path
 import zstandard
 
 from sealpoint.checkpoint import extract
-from sealpoint.checkpoint.access import Checkpoint, signing_by, wrap_for
+from sealpoint.checkpoint.access import CheckedFile, signing_by, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.progress import silent
 from sealpoint.checkpoint.seal import seal
@@ -73,7 +73,7 @@ def seal_objects(keys: Keys, target, objects, *, metadata=(), **finish) -> None:
 
 @contextlib.contextmanager
 def opened(keys: Keys, path):
-    with Checkpoint.open(str(path), keys.policy) as checkpoint:
+    with CheckedFile.open(str(path), keys.policy) as checkpoint:
         yield checkpoint.unlock([keys.identity])
 
 

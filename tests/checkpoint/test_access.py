@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "keys"))
 
 from keys_helpers import DAY, NOW, ec_key, make_cert, pem
 
-from sealpoint.checkpoint.access import Checkpoint, signing_by
+from sealpoint.checkpoint.access import CheckedFile, signing_by
 from sealpoint.errors import PolicyError
 from sealpoint.keys import load_signer, load_trust
 
@@ -52,8 +52,8 @@ def test_a_certificate_counts_for_both_statements_in_its_time(
         clock.setattr(time, "time", lambda: float(header))
         seal_objects(certified, tmp_path / "s", OBJECTS, captured=captured)
     if not refused:
-        with Checkpoint.open(str(tmp_path / "s"), certified.policy) as checkpoint:
+        with CheckedFile.open(str(tmp_path / "s"), certified.policy) as checkpoint:
             assert checkpoint.unlock([certified.identity]).entries
         return
     with pytest.raises(PolicyError, match="no trusted signer was valid"):
-        Checkpoint.open(str(tmp_path / "s"), certified.policy)
+        CheckedFile.open(str(tmp_path / "s"), certified.policy)

@@ -12,6 +12,7 @@ from sealpoint.checkpoint import merge as module
 from sealpoint.checkpoint import retention
 from sealpoint.checkpoint.access import wrap_for
 from sealpoint.checkpoint.chain import Chain
+from sealpoint.checkpoint.opening import Opening
 from sealpoint.errors import FileError, UsageError
 from sealpoint.store.output import OutputFile
 
@@ -146,7 +147,7 @@ def test_selection(last, daily, kept):
 
 def prune(dumps, *, last=0, daily=0, **options):
     def make(chain, first, count):
-        files = chain.unlock([dumps.keys.identity])
+        files = chain.whole()
         with OutputFile(chain.links[first].path, force=True) as out:
             module.merge(
                 files[first:], out, wrap=wrap_for([dumps.keys.recipient]),
@@ -154,8 +155,9 @@ def prune(dumps, *, last=0, daily=0, **options):
             )  # fmt: skip
 
     make = options.pop("make", make)
+    opening = Opening(dumps.keys.policy, lambda: [dumps.keys.identity])
     return retention.prune(
-        str(dumps.files[-1]), dumps.keys.policy, make, last=last, daily=daily, **options
+        str(dumps.files[-1]), opening, make, last=last, daily=daily, **options
     )
 
 

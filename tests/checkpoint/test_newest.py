@@ -8,7 +8,7 @@ import stat
 import pytest
 from chain_helpers import seal_images
 
-from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.checkpoint.access import CheckedFile
 from sealpoint.checkpoint.newest import Mark, Newest
 from sealpoint.errors import PolicyError, SystemEnvironmentError
 
@@ -23,7 +23,7 @@ def origin(tmp_path, keys):
     def make(workload: str, captured: int):
         path = tmp_path / f"{captured}.sealed"
         seal_images(keys, path, {"inventory.img": b""}, workload=workload, captured=captured)
-        with Checkpoint.open(str(path), keys.policy) as checkpoint:
+        with CheckedFile.open(str(path), keys.policy) as checkpoint:
             return checkpoint.authentic.origin
 
     return make

@@ -10,7 +10,7 @@ from chain_helpers import NAME, PAGES, Memory, Steps, seal_images
 from test_chain import flat_of
 
 from sealpoint.checkpoint import prune as module
-from sealpoint.checkpoint.access import Checkpoint, signing_by
+from sealpoint.checkpoint.access import CheckedFile, signing_by
 from sealpoint.checkpoint.chain import Chain
 from sealpoint.checkpoint.prune import needed_pages, prune_parents, repair, unneeded_chunks
 from sealpoint.checkpoint.state import Layout, StateStore
@@ -84,7 +84,7 @@ def test_after_each_step_more_is_freed_and_the_records_follow_one_another(steps,
     assert flat_of(steps, steps.files[1])[NAME]
     second = prune(steps, store)
     assert second[1].freed >= CHUNK * PAGE
-    with Checkpoint.open(str(steps.files[0]), steps.keys.policy) as checkpoint:
+    with CheckedFile.open(str(steps.files[0]), steps.keys.policy) as checkpoint:
         statement = checkpoint.authentic.prune
         assert statement.sequence == 2
         assert statement.child == steps.states[2].reference
@@ -123,7 +123,7 @@ def test_a_chunk_with_one_needed_page_stays(tmp_path, keys, store):
     (result,) = prune(made, store)
     assert (result.freed, result.reason) == (0, "")
     assert made.files[0].stat().st_size == used(made.files[0]) or used(made.files[0])
-    with Checkpoint.open(str(made.files[0]), keys.policy) as checkpoint:
+    with CheckedFile.open(str(made.files[0]), keys.policy) as checkpoint:
         assert checkpoint.authentic.prune is None
 
 
@@ -222,7 +222,7 @@ def test_a_record_that_was_cut_short_is_refused_and_taken_away_by_the_next_run(s
     for kept in (1, 63, 64, 65, len(record) // 2, len(record) - 1):
         file.write_bytes(whole + record[:kept])
         with pytest.raises(SealpointError):
-            Checkpoint.open(str(file), steps.keys.policy)
+            CheckedFile.open(str(file), steps.keys.policy)
         (result,) = prune(steps, store, 1)
         assert result.freed >= CHUNK * PAGE
         assert flat_of(steps, steps.files[1])[NAME]

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from checkpoint_helpers import Keys, attributes, listing, seal_objects, seal_path
 
-from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.checkpoint.access import CheckedFile
 from sealpoint.checkpoint.rekey import RekeyRequest, rekey
 from sealpoint.errors import (
     FileError,
@@ -54,7 +54,7 @@ def change(keys, file, **options):
 
 
 def can_open(who: Keys, file: str, policy) -> str:
-    with Checkpoint.open(file, policy) as checkpoint:
+    with CheckedFile.open(file, policy) as checkpoint:
         try:
             opened = checkpoint.unlock([who.identity])
         except IdentityError:
@@ -273,7 +273,7 @@ def test_an_older_header_that_was_put_back_beside_the_new_one_does_not_count(key
     with open(file, "wb") as stream:
         stream.write(preamble + current[1] + new + rest)
     assert can_open(others, file, keys.policy) == "nothing"
-    with Checkpoint.open(file, keys.policy) as checkpoint:
+    with CheckedFile.open(file, keys.policy) as checkpoint:
         assert checkpoint.authentic.interrupted
     with pytest.raises(UsageError, match="interrupted") as caught:
         change(keys, file, add=[others.recipient])

@@ -25,7 +25,7 @@ from checkpoint_helpers import (
 )
 
 from sealpoint.checkpoint import summary
-from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.checkpoint.access import CheckedFile
 from sealpoint.criu.roles import SUMMARY_NAME, role_of
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import Role, Suite
@@ -463,7 +463,7 @@ def test_sizes_of_small_objects_do_not_show(keys, tmp_path):
             "mm-1.img": (b"m" * (300 + extra), attributes()),
         }
         seal_objects(keys, tmp_path / f"{number}.sealed", objects)
-        with Checkpoint.open(str(tmp_path / f"{number}.sealed"), keys.policy) as checkpoint:
+        with CheckedFile.open(str(tmp_path / f"{number}.sealed"), keys.policy) as checkpoint:
             index = checkpoint.authentic.index
             shown.add(tuple(index.entry(p)[2] for p in range(len(index))))
     assert len(shown) == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from store_helpers import KEY, Store, noise, pages, read
 
 from sealpoint.checkpoint import chunk_table
-from sealpoint.checkpoint.access import Checkpoint, wrap_for
+from sealpoint.checkpoint.access import CheckedFile, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.chain import Chain
 from sealpoint.checkpoint.chunk_table import TABLE_NAME, ChunkTable
@@ -155,7 +155,7 @@ def test_flatten_makes_a_file_that_needs_no_store(store, keys, tmp_path):
 def test_chunks_can_be_checked_without_a_key(store, keys):
     path = store.add("one", ONE)
     read_bytes = []
-    with Checkpoint.open(str(path), keys.policy) as checkpoint:
+    with CheckedFile.open(str(path), keys.policy) as checkpoint:
         check_references(checkpoint.authentic, checkpoint.chunk_finder(), read_bytes.append)
         assert sum(read_bytes) == sum(c.stat().st_size for c in store.chunks())
         chunk = store.chunks()[3]
@@ -278,7 +278,7 @@ def test_a_chunk_that_lies_is_not_signed(store):
     path = store.add("one", ONE)
     assert store.adder.damaged == {identifier}
     assert came_back(store, path, ONE)
-    with Checkpoint.open(str(path), store.keys.policy) as checkpoint:
+    with CheckedFile.open(str(path), store.keys.policy) as checkpoint:
         index = checkpoint.authentic.index
         assert identifier not in {index.reference(n).identifier for n in range(index.references)}
 

@@ -81,7 +81,7 @@ def test_a_defect_is_one_line_without_a_traceback_or_its_message(cli, sealed, mo
             "\udcff".encode()
         raise error("secret contents")
 
-    monkeypatch.setattr("sealpoint.checkpoint.access.Checkpoint.open", fail)
+    monkeypatch.setattr("sealpoint.checkpoint.access.CheckedFile.open", fail)
     result = cli("info", sealed)
     assert result.code == 1
     assert "secret" not in result.err
@@ -91,7 +91,7 @@ def test_a_defect_is_one_line_without_a_traceback_or_its_message(cli, sealed, mo
 
 
 def test_debugging_shows_the_traceback(cli, sealed, monkeypatch):
-    monkeypatch.setattr("sealpoint.checkpoint.access.Checkpoint.open", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("sealpoint.checkpoint.access.CheckedFile.open", lambda *_, **__: 1 / 0)
     monkeypatch.setenv("SEALPOINT_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         cli("info", sealed)
@@ -114,7 +114,7 @@ def test_every_error_ends_with_its_code_message_and_hint(cli, sealed, monkeypatc
     def fail(*_, **__):
         raise kind("what \x1b[31mhappened\u202e", hint="do\rthis")
 
-    monkeypatch.setattr("sealpoint.checkpoint.access.Checkpoint.open", fail)
+    monkeypatch.setattr("sealpoint.checkpoint.access.CheckedFile.open", fail)
     result = cli("info", sealed)
     assert result.code == kind.exit_code
     assert result.err == "sealpoint: what ?[31mhappened?\n  hint: do?this\n"
@@ -146,7 +146,7 @@ def test_standard_output_that_is_full_or_closed_is_no_defect(program, sealed, cl
 
 SLEEPER = """
 import sys, time
-from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.checkpoint.access import CheckedFile
 def wait(*_, **__):
     try:
         print("ready", flush=True)
@@ -155,7 +155,7 @@ def wait(*_, **__):
         print("cleaning", flush=True)
         time.sleep(0.5)
         print("clean", flush=True)
-Checkpoint.open = wait
+CheckedFile.open = wait
 from sealpoint.cli import main
 main()
 """

@@ -10,14 +10,14 @@ from pathlib import Path
 import rpc
 import sealed
 
-from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.checkpoint.access import CheckedFile
 from sealpoint.criu.fuse import ROOT, Attributes, Filesystem
 from sealpoint.keys import load_identity, load_trust
 
 
 def frames_of(keys: sealed.Keys, file: Path, name: str) -> list[tuple[int, int]]:
     """(offset, size) of every frame of the stream that an object lies in."""
-    with Checkpoint.open(str(file), load_trust([keys.path("signer.pub")])) as checkpoint:
+    with CheckedFile.open(str(file), load_trust([keys.path("signer.pub")])) as checkpoint:
         opened = checkpoint.unlock([load_identity(keys.path("identity.key"))])
         if name == "shared memory":
             image = next(n for n in opened.entries if "pagemap-shmem-" in n)

@@ -236,8 +236,8 @@ def test_parents_that_lead_in_a_circle_are_an_error(tmp_path, access, target):
                 found = found.parent()
 
 
-def seal_increment(keys, target, objects, parent=None):
-    """Returns the reference by which the next increment names it."""
+def seal_increment(keys, target, objects, parent=None, chain=None):
+    """Returns the reference by which the next increment names it.  chain: id of the first, and number in the chain."""
     with OutputFile(str(target), force=True) as out:
         writer = SealedWriter(
             out, suite=Suite.AES_256_GCM, wrap=wrap_for([keys.recipient]), signing=keys.signing
@@ -245,7 +245,6 @@ def seal_increment(keys, target, objects, parent=None):
         builder = CheckpointBuilder(writer, compression="none")
         for name, data in objects.items():
             builder.add(name, data, attributes())
-        chain = None if parent is None else (parent.checkpoint_id, 1)
         builder.finish(parent=parent, chain=chain)
         out.commit()
     with open_source(str(target), Access.of([keys.identity], keys.policy)) as source:
@@ -256,10 +255,12 @@ def seal_increment(keys, target, objects, parent=None):
 def sealed_chain(tmp_path, keys):
     directory = tmp_path / "chain"
     directory.mkdir()
-    parent = None
+    parent = chain = None
     for number in (1, 2, 3):
         objects = {"pagemap-7.img": b"%d" % number, "pstree.img": b"tree"}
-        parent = seal_increment(keys, directory / f"z{4 - number}.sealed", objects, parent)
+        target = directory / f"z{4 - number}.sealed"
+        parent = seal_increment(keys, target, objects, parent, chain)
+        chain = (chain[0] if chain else parent.checkpoint_id, number)
     return directory
 
 

@@ -15,7 +15,7 @@ import harness
 import pytest
 import sealed
 
-from sealpoint.checkpoint.access import Checkpoint, signing_by, wrap_for
+from sealpoint.checkpoint.access import CheckedFile, signing_by, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.state import State, StateStore
 from sealpoint.criu import pagemap
@@ -43,7 +43,7 @@ class Made:
 
 def read(keys: sealed.Keys, path: Path) -> dict[str, bytes]:
     policy = load_trust([keys.path("signer.pub")])
-    with Checkpoint.open(str(path), policy) as checkpoint:
+    with CheckedFile.open(str(path), policy) as checkpoint:
         opened = checkpoint.unlock([load_identity(keys.path("identity.key"))])
         return {
             n: opened.read_bytes(e, 1 << 30) for n, e in opened.entries.items() if n != SUMMARY_NAME
@@ -174,7 +174,7 @@ def test_a_parent_that_is_another_file_is_refused_before_anything_is_restored(
 def test_a_damaged_page_of_a_parent_runs_nothing(
     chain: Made, sealpoint: sealed.Sealpoint, keys: sealed.Keys
 ) -> None:
-    with Checkpoint.open(str(chain.first), load_trust([keys.path("signer.pub")])) as checkpoint:
+    with CheckedFile.open(str(chain.first), load_trust([keys.path("signer.pub")])) as checkpoint:
         authentic = checkpoint.authentic
         layout = chain.states[0].layout
         largest = max(layout.values(), key=lambda x: x.size)

@@ -19,7 +19,7 @@ import pytest
 import sealed
 from sealed import Hold, wait_until
 
-from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.checkpoint.access import CheckedFile
 from sealpoint.errors import SealpointError
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.manifest import Entry
@@ -60,7 +60,7 @@ class Target:
         self.assert_nothing_ran(files)
 
     def open(self) -> Checkpoint:
-        return Checkpoint.open(str(self.file), load_trust([self.keys.path("signer.pub")]))
+        return CheckedFile.open(str(self.file), load_trust([self.keys.path("signer.pub")]))
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def roots_of(target: Target) -> RootKeys:
 
 
 def what_restore_reads(path: Path, keys: sealed.Keys, newest: int) -> None:
-    with Checkpoint.open(str(path), load_trust([keys.path("signer.pub")])) as checkpoint:
+    with CheckedFile.open(str(path), load_trust([keys.path("signer.pub")])) as checkpoint:
         assert not newest or checkpoint.authentic.slot.sequence >= newest
         opened = unlocked(keys, checkpoint)
         scratch = Scratch()

@@ -112,8 +112,10 @@ def describe_stanza(stanza: Stanza) -> str:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckedFile:
     """A sealed file whose statements were checked against a policy.  A context manager: closes its descriptor.
+
+    Opened by `opening` alone, which asks for trust, finds parents and pages, and knows what is expected.
 
     signers: who signed the prune statement, if there is one, the envelope statement, and the origin statement.  path:
     None where it has none; stores: where else than beside it the chunks may lie to which it refers.
@@ -135,7 +137,7 @@ class Checkpoint:
         repair: bool = False,
         progress: Callable[[int], None] = lambda _: None,
         stores: Sequence[str] = (),
-    ) -> Checkpoint:
+    ) -> CheckedFile:
         """`path` may be "-".  Raises FileError, PolicyError, UsageError."""
         fd = open_source(path, spool=spool, progress=progress)
         try:
@@ -157,7 +159,7 @@ class Checkpoint:
         repair: bool = False,
         path: str | None = None,
         stores: Sequence[str] = (),
-    ) -> Checkpoint:
+    ) -> CheckedFile:
         """From a seekable descriptor, which it takes over if it succeeds.  Raises FileError, PolicyError."""
         lock(fd, exclusive=False, patience=_REKEY)
         authentic, signers = authenticate(fd, policy, repair=repair)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.checkpoint.access import CheckedFile
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import ID_SIZE, MAGIC, MAX_CHAIN, PREAMBLE_SIZE
 from sealpoint.format.opened import OpenFile
@@ -34,7 +34,7 @@ class Link(NamedTuple):
     """One file of a chain.  path: as it was found."""
 
     path: str
-    checkpoint: Checkpoint
+    checkpoint: CheckedFile
 
     @property
     def reference(self) -> ParentRef:
@@ -135,11 +135,40 @@ def sealed_files(directory: str) -> dict[bytes, list[str]]:
     return found
 
 
+def newest_in(directory: str) -> str | None:
+    """The sealed file that a directory stands for, None if there is none.
+
+    That is `inventory.img`, where an engine has it; the only one; or of increments the last of their chain.  Which one
+    that is follows from statements that are not verified yet: opening the file verifies it.
+    Raises UsageError if several are no parent of another.
+    """
+    if claimed_id(f"{directory}/{IMAGE}") is not None:
+        return f"{directory}/{IMAGE}"
+    files = sorted((p, i) for i, paths in sealed_files(directory).items() for p in paths)
+    if len(files) < 2:
+        return files[0][0] if files else None
+    parents: set[bytes] = set()
+    for path, _ in files:
+        origin = claimed_origin(path)
+        if origin is not None and origin.parent is not None:
+            parents.add(origin.parent.checkpoint_id)
+    last = [path for path, identifier in files if identifier not in parents]
+    if len(last) == 1:
+        return last[0]
+    raise UsageError(
+        f"{directory} holds several sealed files that are no increments of one another",
+        hint=f"name one of them, for instance {(last or [files[0][0]])[0]}",
+    )
+
+
 class Chain:
     """The files of a chain, newest first, all authentic.  A context manager that closes them."""
 
-    def __init__(self, links: list[Link]) -> None:
-        self.links = links
+    def __init__(self, top: Link, policy: TrustPolicy, finder: Finder) -> None:
+        """Takes over `top`.  Its parents are found when they are asked for."""
+        self.links = [top]
+        self._policy, self._finder = policy, finder
+        self._closed = False
 
     @classmethod
     def open(
@@ -158,24 +187,30 @@ class Chain:
         chain), PolicyError, UsageError.
         """
         finder = Finder(directories)
-        chain = cls([])
+        top = CheckedFile.open(path, policy, spool=spool, progress=progress, stores=stores)
+        chain = cls(Link(path, top), policy, finder)
         try:
-            chain.links.append(
-                Link(
-                    path,
-                    Checkpoint.open(path, policy, spool=spool, progress=progress, stores=stores),
-                )
-            )
-            while chain.links[-1].checkpoint.authentic.origin.parent is not None:
-                chain.links.append(_open_parent(chain.links, finder, policy, stores))
-            chain._check_pruned()
+            chain.complete()
         except BaseException:
             chain.close()
             raise
         return chain
 
+    def extend(self) -> bool:
+        """Open one parent more; False where the chain has its first file already.  Raises FileError, PolicyError."""
+        if self.links[-1].checkpoint.authentic.origin.parent is None:
+            return False
+        self.links.append(_open_parent(self.links, self._finder, self._policy, self.top.stores))
+        return True
+
+    def complete(self) -> None:
+        """Open all parents.  Raises FileError, PolicyError."""
+        while self.extend():
+            pass
+        self._check_pruned()
+
     @property
-    def top(self) -> Checkpoint:
+    def top(self) -> CheckedFile:
         """The newest file: what a restore restores."""
         return self.links[0].checkpoint
 
@@ -205,10 +240,11 @@ class Chain:
                     above.add((reference.checkpoint_id, reference.origin_digest))
 
     def close(self) -> None:
-        """Let go of the files."""
-        links, self.links = self.links, []
-        for link in links:
-            os.close(link.checkpoint.fd)
+        """Let go of the files; what is public of them stays known."""
+        if not self._closed:
+            self._closed = True
+            for link in self.links:
+                link.checkpoint.close()
 
     def __enter__(self) -> Self:
         return self
@@ -237,13 +273,13 @@ def _open_parent(
     paths = finder.find(wanted.checkpoint_id, None if child.path == "-" else child.path)
     if not paths:
         raise FileError(
-            f"{_shown(child.path)}: its parent, {name}, is missing",
+            f"{_shown(child.path)}: its parent, {name}, is missing: it is not beside it",
             hint="put the file beside it, or name its directory with --parents",
         )
     problem: FileError | PolicyError | None = None
     for path in paths:
         try:
-            parent = Checkpoint.open(path, policy, stores=stores)
+            parent = CheckedFile.open(path, policy, stores=stores)
         except (FileError, PolicyError) as error:
             problem = problem or error
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from sealpoint.checkpoint import pages_file
 from sealpoint.checkpoint.beside import PagesTarget
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
 from sealpoint.checkpoint.chunk_table import can_be_stored
@@ -19,7 +20,7 @@ from sealpoint.checkpoint.progress import Progress, Report, silent
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.criu.roles import role_of
 from sealpoint.errors import UsageError
-from sealpoint.format.constants import Role, Suite
+from sealpoint.format.constants import Suite
 from sealpoint.format.manifest import Entry
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.writer import SealedWriter, Signing, Wrap
@@ -71,7 +72,7 @@ def merge(
             derived_from=reference,
             parent=None if parent is None else parent.reference,
             chain=None if parent is None else (parent.origin.chain_root, top.chain_sequence),
-            properties=files[0].manifests[Role.METADATA].properties,
+            properties=pages_file.copied_properties(files[0]),
         )
         out.commit()
     except BaseException as error:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from sealpoint.checkpoint.access import Checkpoint, authenticate, unwrap_with
+from sealpoint.checkpoint.access import CheckedFile, authenticate
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import FileError
 from sealpoint.format.constants import Role
@@ -54,6 +54,15 @@ def reference(main: OpenFile) -> ParentRef | None:
     except (KeyError, ValueError):
         raise FileError("the checkpoint names its pages file in an impossible way") from None
     return ParentRef(checkpoint, origin)
+
+
+def copied_properties(opened: OpenFile) -> dict[str, str]:
+    """The properties of a file that is made of all that `opened` holds, those pages included that lie beside it."""
+    properties = dict(opened.manifests[Role.METADATA].properties)
+    if isinstance(opened, WithPages):
+        for name in (_CHECKPOINT, _ORIGIN):
+            properties.pop(name, None)
+    return properties
 
 
 def is_pages_file(opened: OpenFile) -> bool:
@@ -108,6 +117,18 @@ class WithPages(OpenFile):
             )
         return self._main.read_chunk_into(stream, counter, out, scratch)
 
+    def stored_size(self, stream: Stream) -> int:
+        """See OpenFile."""
+        if stream.number in self._shifted:
+            return self._pages.stored_size(self._shifted[stream.number][1])
+        return self._main.stored_size(stream)
+
+    def is_freed(self, stream: Stream, counter: int) -> bool:
+        """See OpenFile."""
+        if stream.number in self._shifted:
+            return self._pages.is_freed(self._shifted[stream.number][1], counter)
+        return self._main.is_freed(stream, counter)
+
     def close(self) -> None:
         """Let go of the pages file."""
         os.close(self._fd)
@@ -118,8 +139,28 @@ def lacks_pages(opened: OpenFile) -> bool:
     return not isinstance(opened, WithPages) and reference(opened) is not None
 
 
+def is_missing(main: OpenFile, directory: str) -> bool:
+    """Whether a checkpoint has its pages in a file that is not in `directory`.  Raises FileError."""
+    wanted = reference(main)
+    return wanted is not None and not os.path.lexists(
+        os.path.join(directory, file_name(wanted.checkpoint_id))
+    )
+
+
+def missing(pages: ParentRef) -> FileError:
+    """To be raised where the pages of a checkpoint are needed and their file is not there."""
+    return FileError(
+        f"the memory of this checkpoint is missing: it lies in {file_name(pages.checkpoint_id)}",
+        hint="the page server of the dump has it: put both files into one directory",
+    )
+
+
 def join(
-    main: OpenFile, directory: str, policy: TrustPolicy, identities: Sequence[Identity]
+    main: OpenFile,
+    directory: str,
+    policy: TrustPolicy,
+    identities: Sequence[Identity],
+    stores: Sequence[str] = (),
 ) -> OpenFile:
     """`main` itself, or together with the pages file that it names (`WithPages`), which must lie in `directory`.
 
@@ -130,18 +171,15 @@ def join(
         return main
     path = os.path.join(directory, file_name(wanted.checkpoint_id))
     if not os.path.lexists(path):
-        raise FileError(
-            f"the memory of this checkpoint is missing: it lies in {os.path.basename(path)}",
-            hint="the page server of the dump has it: put both files into one directory",
-        )
-    checkpoint = Checkpoint.open(path, policy)
+        raise missing(wanted)
+    checked = CheckedFile.open(path, policy, stores=stores)
     try:
-        if checkpoint.authentic.reference != wanted:
+        if checked.authentic.reference != wanted:
             raise FileError(f"{path} is not the pages file of this checkpoint")
-        pages = checkpoint.authentic.unlock(unwrap_with(identities))
+        pages = checked.unlock(identities)
         if not is_pages_file(pages) or not pages.has_memory:
             raise FileError(f"{path} holds no memory pages")
-        return WithPages(main, pages, checkpoint.fd)
+        return WithPages(main, pages, checked.fd)
     except BaseException:
-        os.close(checkpoint.fd)
+        checked.close()
         raise

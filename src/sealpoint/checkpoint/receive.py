@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from sealpoint.checkpoint import migration
-from sealpoint.checkpoint.access import Checkpoint
+from sealpoint.checkpoint.opening import Checkpoint, Opening
 from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.checkpoint.restore import Restore, RestoreRequest, RestoreResult
 from sealpoint.errors import FileError, PolicyError, SealpointError, SystemEnvironmentError
 from sealpoint.format.constants import Role
 from sealpoint.format.opened import OpenFile
-from sealpoint.keys import Identity, TrustPolicy
 from sealpoint.store.link import Kind, Link, LinkError, LinkInput
 from sealpoint.store.output import OutputFile
 from sealpoint.store.source import hold_from, pieces
@@ -26,12 +24,12 @@ _MAX_ROUNDS: Final = 64
 class ReceiveRequest:
     """How to receive.
 
+    opening: how to open each file, without its parents: those came before it.
     keep: directory for the sealed file if its fate is unknown; spool: where ciphertext is held (memory if None);
     decision: seconds that the sender has from READY to GO, while it ends the tree.
     """
 
-    policy: TrustPolicy
-    identities: Sequence[Identity]
+    opening: Opening
     restore: RestoreRequest
     keep: str
     spool: str | None = None
@@ -80,13 +78,9 @@ class Receiver:
         if len(self._files) >= _MAX_ROUNDS:
             raise FileError("the migration has too many rounds")
         held = hold_from(LinkInput(self._link).read_into, self._request.spool)
-        try:
-            file = Checkpoint.of(held, self._request.policy)
-        except BaseException:
-            os.close(held)
-            raise
+        file = self._request.opening.take(held)
         self._files.append(file)
-        opened = file.unlock(self._request.identities)
+        opened = file.file()
         self._check(opened)
         self._opened.append(opened)
         return migration.is_last(opened.manifests[Role.METADATA].properties)
@@ -142,7 +136,7 @@ class Receiver:
         for file in self._files:
             path = f"{directory}/{file.authentic.origin.checkpoint_id.hex()}.sealed"
             with OutputFile(path) as out:
-                for piece in pieces(file.fd):
+                for piece in pieces(file.top.fd):
                     out.write(piece)
                 out.commit()
         return path

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from sealpoint.checkpoint.chain import Chain, claimed_origin, sealed_files
+from sealpoint.checkpoint.chain import claimed_origin, sealed_files
+from sealpoint.checkpoint.opening import Checkpoint, Opening
 from sealpoint.errors import UsageError
-from sealpoint.keys import TrustPolicy
 
 _DAY: Final = 24 * 3600
 
@@ -41,7 +41,7 @@ def select(captured: Sequence[int], *, last: int, daily: int) -> set[int]:
     return keep
 
 
-def needed_elsewhere(chain: Chain) -> set[int]:
+def needed_elsewhere(chain: Checkpoint) -> set[int]:
     """Numbers of files that a file outside of the chain, in one of its directories, continues."""
     mine = {link.reference.checkpoint_id for link in chain.links}
     wanted: set[bytes] = set()
@@ -61,15 +61,14 @@ def needed_elsewhere(chain: Chain) -> set[int]:
 
 def prune(
     path: str,
-    policy: TrustPolicy,
-    merge: Callable[[Chain, int, int], None],
+    opening: Opening,
+    merge: Callable[[Checkpoint, int, int], None],
     *,
     last: int,
     daily: int,
-    directories: Sequence[str] = (),
     dry_run: bool = False,
 ) -> Retained:
-    """Merge forward what is not kept of the chain that ends with `path`.
+    """Merge forward what is not kept of the chain that ends with `path`; `opening`: how to open it.
 
     merge(chain, n, count): make the `count` files from number n on into one, under the path of the first of them.
     Raises UsageError, and what opening a chain and merging raise; what was done before then stays done.
@@ -79,7 +78,7 @@ def prune(
     replaced: list[str] = []
     removed: list[str] = []
     while True:
-        with Chain.open(path, policy, directories=directories) as chain:
+        with opening.open(path) as chain:
             times = [link.checkpoint.authentic.origin.captured for link in chain.links]
             keep = select(times, last=last, daily=daily) | needed_elsewhere(chain)
             paths = [link.path for link in chain.links]

@@ -35,7 +35,7 @@ def command(
       sealpoint chain 720.sealed --trust keys/signer.pub
     """
     config = configuration.load()
-    from sealpoint.checkpoint.chain import Chain
+    from sealpoint.checkpoint.opening import Opening
     from sealpoint.checkpoint.retention import show_time
 
     policy = options.trust_policy(
@@ -44,7 +44,7 @@ def command(
         allow_unsigned=allow_unsigned or not trust,
         allow_expired=allow_expired or not trust,
     )
-    with Chain.open(file, policy, directories=parents) as chain:
+    with Opening(policy, parents=parents, unproven=True).open(file) as chain:
         rows: list[dict[str, Any]] = []
         for link in chain.links:
             authentic = link.checkpoint.authentic

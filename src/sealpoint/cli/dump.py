@@ -224,8 +224,7 @@ def _track(
 ) -> Track:
     """What makes a dump an increment; a parent that is no good costs a full dump, and only that."""
     from sealpoint import keys
-    from sealpoint.checkpoint.access import Checkpoint
-    from sealpoint.checkpoint.chain import Link
+    from sealpoint.checkpoint.opening import Opening
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
     from sealpoint.checkpoint.track import Track
     from sealpoint.errors import FileError, PolicyError
@@ -242,13 +241,13 @@ def _track(
         allow_unsigned=not signing.signers,
     )
     try:
-        checkpoint = Checkpoint.open(parent, policy)
+        checkpoint = Opening(policy, alone=True).open(parent)
     except (FileError, PolicyError) as error:
         options.warn(f"a full dump is made: {error.message}")
         track.start(None)
         return track
     with checkpoint:
-        track.start(Link(parent, checkpoint))
+        track.start(checkpoint.links[0])
     return track
 
 

@@ -9,7 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.errors import IdentityError, UsageError
+from sealpoint.errors import UsageError
 
 
 @click.command()
@@ -53,8 +53,6 @@ def command(
     """
     config = configuration.load()
     options.protect()
-    from sealpoint.checkpoint.access import require_trust
-    from sealpoint.checkpoint.chain import Chain
     from sealpoint.checkpoint.merge import merge
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.dump import sealing
@@ -62,16 +60,19 @@ def command(
 
     if file == "-":
         raise UsageError("an increment is read from a file: its parents lie beside it")
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    opening = options.opening(
+        config,
+        identities=identities,
+        passphrase_file=seal["passphrase_file"],
+        trust=trust,
+        allow_unsigned=allow_unsigned,
+        allow_expired=allow_expired,
+        parents=parents,
+        stores=stores,
     )
-    require_trust(policy)
-    keys = options.load_identities(identities, options.Passphrases(seal["passphrase_file"]), config)
     prepared = sealing(config, seal)
-    with Chain.open(file, policy, directories=parents, stores=stores) as chain:
-        files = chain.unlock(keys)
-        if not all(opened.has_memory for opened in files):
-            raise IdentityError("this identity opens only metadata: it cannot flatten a chain")
+    with opening.open(file) as checkpoint:
+        files = checkpoint.whole()
         with open_output(output, force=seal["force"]) as out, Bar(f"flattening {file}") as bar:
             result = merge(files, out, report=bar, **prepared)
     piped = output == "-"

@@ -13,8 +13,9 @@ from sealpoint.cli import encrypted, options
 from sealpoint.cli.printable import printable
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.access import Checkpoint
+    from sealpoint.checkpoint.opening import Checkpoint
     from sealpoint.format.opened import OpenFile
+    from sealpoint.keys import Identity
 
 
 @click.command()
@@ -46,7 +47,7 @@ def command(
         return
     options.check_standard_input(file, passphrase_file)
     config = configuration.load()
-    from sealpoint.checkpoint.access import Checkpoint
+    from sealpoint.checkpoint.opening import Opening
 
     policy = options.trust_policy(
         trust,
@@ -54,12 +55,15 @@ def command(
         allow_unsigned=allow_unsigned or not trust,
         allow_expired=allow_expired or not trust,
     )
-    with Checkpoint.open(file, policy) as checkpoint:
+
+    def keys() -> list[Identity]:
+        options.protect()
+        return options.load_identities(identities, options.Passphrases(passphrase_file), config)
+
+    with Opening(policy, keys, alone=True, unproven=True).open(file) as checkpoint:
         values = _public(checkpoint)
         if identities:
-            options.protect()
-            keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
-            values |= _private(checkpoint.unlock(keys))
+            values |= _private(checkpoint.own())
     if as_json:
         click.echo(json.dumps(values, indent=2))
     else:

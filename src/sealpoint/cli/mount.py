@@ -48,10 +48,6 @@ def command(
     """
     config = configuration.load()
     options.protect()
-    from sealpoint.checkpoint import pages_file
-    from sealpoint.checkpoint.access import require_trust
-    from sealpoint.checkpoint.chain import Chain
-    from sealpoint.checkpoint.flat import Flat
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.view import View
     from sealpoint.cli.bar import Bar
@@ -60,16 +56,20 @@ def command(
 
     if not os.path.isdir(directory):
         raise UsageError(f"{directory} is not a directory")
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    opening = options.opening(
+        config,
+        identities=identities,
+        passphrase_file=passphrase_file,
+        trust=trust,
+        allow_unsigned=allow_unsigned,
+        allow_expired=allow_expired,
+        parents=parents,
+        stores=stores,
     )
-    require_trust(policy)
-    keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
     directory = os.path.abspath(directory)
-    with Chain.open(file, policy, directories=parents, stores=stores) as chain:
+    with opening.open(file) as checkpoint:
         with Bar(f"verifying {file}") as bar:
-            files = chain.unlock(keys)
-            files[0] = pages_file.join(files[0], os.path.dirname(file), policy, keys)
+            files = checkpoint.files()
             done, total = 0, sum(f.authentic.origin.frames_size for f in files)
 
             def progress(size: int) -> None:
@@ -77,9 +77,8 @@ def command(
                 done += size
                 bar(Progress(done, total))
 
-            for opened in files:
-                opened.verify_all(progress)
-            flat = Flat(files)
+            checkpoint.verify(progress)
+            flat = checkpoint.flat
         if not flat.top.has_memory:
             options.warn("this identity opens metadata only: memory objects are not shown")
         ready = _go_to_background() if not foreground else (lambda: None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import click
 
@@ -59,17 +58,21 @@ def command(
     options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     options.protect()
-    from sealpoint.checkpoint import extract, pages_file
-    from sealpoint.checkpoint.access import Checkpoint, require_trust
+    from sealpoint.checkpoint import extract
     from sealpoint.cli.bar import Bar
 
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    opening = options.opening(
+        config,
+        identities=identities,
+        passphrase_file=passphrase_file,
+        trust=trust,
+        allow_unsigned=allow_unsigned,
+        allow_expired=allow_expired,
+        stores=stores,
+        alone=True,
     )
-    require_trust(policy)
-    keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
-    with Checkpoint.open(file, policy, stores=stores) as checkpoint, Bar(f"opening {file}") as bar:
-        opened = pages_file.join(checkpoint.unlock(keys), os.path.dirname(file), policy, keys)
+    with opening.open(file) as checkpoint, Bar(f"opening {file}") as bar:
+        opened = checkpoint.file()
         entries = extract.select(opened, only)
         if extract.is_archive_name(output):
             extract.extract_tar(opened, entries, output, bar, force=force)
@@ -78,7 +81,7 @@ def command(
     size = sum(e.size for e in entries)
     if not opened.has_memory:
         options.warn("this identity opens metadata only: memory objects were left out")
-    if checkpoint.authentic.origin.parent is not None:
+    if checkpoint.origin.parent is not None:
         options.warn("this is an increment: pages that its parents have are not in it (flatten)")
     if as_json:
         values = {"output": output, "objects": len(entries), "size": size}

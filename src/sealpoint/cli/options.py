@@ -17,6 +17,7 @@ from sealpoint.errors import UsageError
 from sealpoint.format.constants import Suite
 
 if TYPE_CHECKING:
+    from sealpoint.checkpoint.opening import Opening
     from sealpoint.format.writer import Signing, Wrap
     from sealpoint.inspect.source import Access, Source
     from sealpoint.keys import Identity, Recipient, TrustPolicy
@@ -326,6 +327,31 @@ def trust_policy(
         allow_expired=allow_expired,
         names_only=names_only,
     )
+
+
+def opening(
+    config: Config,
+    *,
+    identities: Sequence[str] = (),
+    passphrase_file: str | None = None,
+    trust: Sequence[str],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    **how: Any,
+) -> Opening:
+    """How a command opens checkpoints; `how`: see Opening.  Raises PolicyError where nobody is trusted."""
+    import functools
+
+    from sealpoint.checkpoint.opening import Opening
+
+    @functools.cache
+    def keys() -> list[Identity]:
+        return load_identities(identities, Passphrases(passphrase_file), config)
+
+    policy = trust_policy(trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired)
+    found = Opening(policy, keys, **how)
+    found.require_trust()
+    return found
 
 
 def source_access(

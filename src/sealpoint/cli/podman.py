@@ -160,23 +160,25 @@ def restore_command(
     """
     config = configuration.load()
     options.protect()
-    from sealpoint.checkpoint.access import Checkpoint, require_trust
     from sealpoint.dropin.real import find_real
     from sealpoint.podman.engine import Podman
     from sealpoint.podman.restore import RestoreRequest, restore
 
     if name.startswith("-"):
         raise UsageError(f"--name: {name!r} is no name")
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    opening = options.opening(
+        config,
+        identities=identities,
+        passphrase_file=passphrase_file,
+        trust=trust,
+        allow_unsigned=allow_unsigned,
+        allow_expired=allow_expired,
     )
-    require_trust(policy)
-    keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
     request = RestoreRequest(
         Podman(podman, before), find_real(criu or config.criu).path, name, more
     )
-    with Checkpoint.open(file, policy) as checkpoint:
-        restored = restore(request, checkpoint.unlock(keys))
+    with opening.open(file) as checkpoint:
+        restored = restore(request, checkpoint)
         signers = [s.name for s in checkpoint.signers]
     if as_json:
         click.echo(json.dumps({"name": restored, "signers": signers}, indent=2))

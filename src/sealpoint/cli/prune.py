@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,11 +11,9 @@ import click
 from sealpoint import config as configuration
 from sealpoint.cli import options
 from sealpoint.cli.printable import printable
-from sealpoint.errors import IdentityError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.chain import Chain
-    from sealpoint.keys import Identity
+    from sealpoint.checkpoint.opening import Checkpoint
 
 
 @click.command()
@@ -63,20 +61,20 @@ def command(
     config = configuration.load()
     options.protect()
     from sealpoint.checkpoint import retention
-    from sealpoint.checkpoint.access import require_trust
     from sealpoint.cli.dump import sealing
 
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    opening = options.opening(
+        config,
+        identities=identities,
+        passphrase_file=seal["passphrase_file"],
+        trust=trust,
+        allow_unsigned=allow_unsigned,
+        allow_expired=allow_expired,
     )
-    require_trust(policy)
     defaults = {"unsigned": False, "suite": None, "compress": None}
     prepared = {} if dry_run else sealing(config, seal | defaults)
-    passphrases = options.Passphrases(seal["passphrase_file"])
-    keys = [] if dry_run else options.load_identities(identities, passphrases, config)
-
-    make = merging(keys, prepared)
-    done = retention.prune(file, policy, make, last=keep_last, daily=keep_daily, dry_run=dry_run)
+    make = merging(prepared)
+    done = retention.prune(file, opening, make, last=keep_last, daily=keep_daily, dry_run=dry_run)
     if as_json:
         values = {"kept": done.kept, "replaced": done.replaced, "removed": done.removed}
         click.echo(json.dumps(values, indent=2))
@@ -89,19 +87,15 @@ def command(
         click.echo(f"{would}removed {printable(path)}")
 
 
-def merging(
-    keys: Sequence[Identity], prepared: dict[str, Any]
-) -> Callable[[Chain, int, int], None]:
-    """What `retention.prune` merges with: opened by `keys`, sealed as `prepared` says (`dump.sealing`)."""
+def merging(prepared: dict[str, Any]) -> Callable[[Checkpoint, int, int], None]:
+    """What `retention.prune` merges with: sealed as `prepared` says (`dump.sealing`)."""
     from sealpoint.checkpoint.merge import merge
     from sealpoint.cli.bar import Bar
     from sealpoint.store.output import OutputFile
 
-    def make(chain: Chain, first: int, count: int) -> None:
-        files = chain.unlock(keys)
-        if not all(opened.has_memory for opened in files):
-            raise IdentityError("this identity opens only metadata: it cannot merge checkpoints")
-        path = chain.links[first].path
+    def make(checkpoint: Checkpoint, first: int, count: int) -> None:
+        files = checkpoint.whole()
+        path = checkpoint.links[first].path
         with OutputFile(path, force=True) as out, Bar(f"merging into {path}") as bar:
             merge(files[first:], out, count=count, report=bar, **prepared)
 

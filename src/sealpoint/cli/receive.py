@@ -79,22 +79,24 @@ def command(
     from sealpoint.criu.binary import Search
 
     search = Search(criu or config.criu or None, fault=config.criu_fault)
-    from sealpoint.checkpoint.access import require_trust
     from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
     from sealpoint.checkpoint.restore import RestoreRequest
     from sealpoint.cli import endpoint
     from sealpoint.cli.bar import Bar
     from sealpoint.store.link import Link, accept
 
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    opening = options.opening(
+        config,
+        identities=identities,
+        passphrase_file=passphrase_file,
+        trust=trust,
+        allow_unsigned=allow_unsigned,
+        allow_expired=allow_expired,
+        alone=True,
     )
-    require_trust(policy)
+    opening.identities()  # now: the tree must not wait, frozen, for a passphrase
     request = ReceiveRequest(
-        policy=policy,
-        identities=options.load_identities(
-            identities, options.Passphrases(passphrase_file), config
-        ),
+        opening=opening,
         restore=RestoreRequest(criu=search.result(), options=criu_arguments, criu_log=criu_log),
         keep=keep,
         spool=spool,

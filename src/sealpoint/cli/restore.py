@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 import click
@@ -75,9 +74,6 @@ def command(
     from sealpoint.criu.binary import Search
 
     search = Search(criu or config.criu or None, fault=config.criu_fault)
-    from sealpoint.checkpoint import pages_file
-    from sealpoint.checkpoint.access import require_trust
-    from sealpoint.checkpoint.chain import Chain
     from sealpoint.checkpoint.newest import Mark, Newest
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.restore import Restore, RestoreRequest
@@ -85,12 +81,6 @@ def command(
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.dump import ack_line
 
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
-    )
-    require_trust(policy)
-    keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
-    binary = search.result()
     with Bar("receiving") as bar:
         received = 0
 
@@ -99,20 +89,29 @@ def command(
             received += size
             bar(Progress(received))
 
-        chain = Chain.open(
-            file, policy, directories=parents, spool=spool, progress=receive, stores=stores
+        opening = options.opening(
+            config,
+            identities=identities,
+            passphrase_file=passphrase_file,
+            trust=trust,
+            allow_unsigned=allow_unsigned,
+            allow_expired=allow_expired,
+            parents=parents,
+            stores=stores,
+            spool=spool,
+            progress=receive,
         )
+        binary = search.result()
+        checkpoint = opening.open(file)
     newest = Newest(state or config.state or DEFAULT_DIRECTORY)
-    with chain:
-        checkpoint = chain.top
+    with checkpoint:
         origin, sequence = checkpoint.authentic.origin, checkpoint.authentic.slot.sequence
         if not allow_older:
             newest.check(origin, sequence)
-        opened = chain.unlock(keys)
-        opened[0] = pages_file.join(opened[0], os.path.dirname(file), policy, keys)
+        opened = checkpoint.files()
 
         def approved() -> None:
-            reference = checkpoint.authentic.reference
+            reference = checkpoint.reference
             try:
                 newest.note(origin.workload, Mark(origin.checkpoint_id, origin.captured, sequence))
             except SystemEnvironmentError as error:

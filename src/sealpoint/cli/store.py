@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,12 @@ import click
 from sealpoint import config as configuration
 from sealpoint.cli import options
 from sealpoint.cli.printable import printable
-from sealpoint.errors import IdentityError, UsageError
+from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.chunking import ChunkAdder
     from sealpoint.checkpoint.merge import MergeResult
-    from sealpoint.keys import Identity, TrustPolicy
+    from sealpoint.checkpoint.opening import Opening
     from sealpoint.store.collect import Statistics
 
 
@@ -105,15 +105,17 @@ def add(
     """
     config = configuration.load()
     options.protect()
-    from sealpoint.checkpoint.access import require_trust
     from sealpoint.cli.dump import sealing
 
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    opening = options.opening(
+        config,
+        identities=identities,
+        passphrase_file=seal["passphrase_file"],
+        trust=trust,
+        allow_unsigned=allow_unsigned,
+        allow_expired=allow_expired,
+        parents=parents,
     )
-    require_trust(policy)
-    passphrases = options.Passphrases(seal["passphrase_file"])
-    keys = options.load_identities(identities, passphrases, config)
     prepared = sealing(config, seal)
     names = [os.path.basename(file) for file in files]
     if len(set(names)) != len(names):
@@ -122,7 +124,7 @@ def add(
     for file, name in zip(files, names, strict=True):
         target = os.path.join(directory, name)
         with open_store(directory, tenant_key, prepared) as store:
-            result = _add(file, target, store, policy, keys, parents, prepared, force=seal["force"])
+            result = _add(file, target, store, opening, prepared, force=seal["force"])
         warn_damaged(store)
         values = {
             "file": target,
@@ -144,26 +146,19 @@ def _add(
     file: str,
     target: str,
     store: ChunkAdder,
-    policy: TrustPolicy,
-    keys: Sequence[Identity],
-    parents: tuple[str, ...],
+    opening: Opening,
     prepared: dict[str, Any],
     *,
     force: bool,
 ) -> MergeResult:
-    from sealpoint.checkpoint import pages_file
-    from sealpoint.checkpoint.chain import Chain
     from sealpoint.checkpoint.merge import merge
     from sealpoint.cli.bar import Bar
     from sealpoint.store.output import OutputFile
 
     if os.path.exists(target) and os.path.samefile(file, target):
         raise UsageError(f"{file} lies in the store's directory itself", hint="move it elsewhere")
-    with Chain.open(file, policy, directories=parents) as chain:
-        opened = chain.unlock(keys)
-        opened[0] = pages_file.join(opened[0], os.path.dirname(file), policy, keys)
-        if not all(o.has_memory for o in opened):
-            raise IdentityError("this identity opens only metadata: it cannot copy a checkpoint")
+    with opening.open(file) as checkpoint:
+        opened = checkpoint.whole()
         with OutputFile(target, force=force) as out, Bar(f"adding {file}") as bar:
             return merge(opened, out, report=bar, store=store, **prepared)
 

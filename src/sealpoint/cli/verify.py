@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from sealpoint import config as configuration
 from sealpoint.cli import encrypted, options
 from sealpoint.cli.printable import printable
 from sealpoint.errors import NoTrustedSignerGivenError
+
+if TYPE_CHECKING:
+    from sealpoint.keys import Identity
 
 
 @click.command()
@@ -52,7 +55,8 @@ def command(
         return
     options.check_standard_input(file, passphrase_file)
     config = configuration.load()
-    from sealpoint.checkpoint.access import Checkpoint
+    from sealpoint.checkpoint import pages_file
+    from sealpoint.checkpoint.opening import Opening
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.with_chunks import WithChunks, check_references
     from sealpoint.cli.bar import Bar
@@ -60,12 +64,14 @@ def command(
     policy = options.trust_policy(
         trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired, names_only=True
     )
-    keys = []
-    if identities:
+
+    def keys() -> list[Identity]:
         options.protect()
-        keys = options.load_identities(identities, options.Passphrases(passphrase_file), config)
+        return options.load_identities(identities, options.Passphrases(passphrase_file), config)
+
+    opening = Opening(policy, keys, stores=stores, alone=True, lenient=True, unproven=True)
     with (
-        Checkpoint.open(file, policy, stores=stores) as checkpoint,
+        opening.open(file) as checkpoint,
         Bar(f"verifying {file}") as bar,
     ):
         authentic = checkpoint.authentic
@@ -76,12 +82,12 @@ def command(
             done += size
             bar(Progress(done, authentic.origin.frames_size))
 
-        opened = checkpoint.unlock(keys) if keys else None
+        opened = checkpoint.file() if identities else None
         if opened is None or not opened.has_memory or authentic.prune is not None:
             authentic.check_frames(progress)
         done = 0
         references = authentic.index.references
-        finder = checkpoint.chunk_finder()
+        finder = checkpoint.top.chunk_finder()
         chunks_checked = bool(references and finder.stores)
         if chunks_checked and not isinstance(opened, WithChunks):
             check_references(authentic, finder, progress)
@@ -90,6 +96,8 @@ def command(
             opened = opened.own
         if opened is not None:
             opened.verify_all(progress)
+        pages = pages_file.reference(opened) if opened is not None else None
+        pages_checked = isinstance(opened, pages_file.WithPages)
     signers = [{"name": s.name, "key": s.key_id, "trusted": s.trusted} for s in checkpoint.signers]
     depth = "every frame matches the signed index"
     if chunks_checked:
@@ -98,6 +106,8 @@ def command(
     if opened is not None:
         what = "every chunk" if opened.has_memory else "every metadata chunk"
         depth += f", {what} is authentic"
+    if pages_checked:
+        depth += ", those of the pages beside it too"
     if as_json:
         values = {
             "file": file,
@@ -108,6 +118,8 @@ def command(
             "chunks_authenticated": opened is not None,
             "stored_chunks": references,
             "stored_chunks_checked": chunks_checked,
+            "pages_elsewhere": pages is not None,
+            "pages_checked": pages_checked,
             "interrupted_rekey": authentic.interrupted,
             "freed": 0 if authentic.prune is None else authentic.prune.freed,
         }
@@ -124,6 +136,8 @@ def command(
             f"what it refers to in a store was not checked ({options.show_count(references, 'chunk')}): "
             "no store is beside it (--store DIR)"
         )
+    if pages is not None and not pages_checked:
+        options.warn(f"its memory was not checked: {pages_file.missing(pages).message}")
     if authentic.prune is not None:
         options.warn(
             f"{options.show_size(authentic.prune.freed)} of it were freed for checkpoint "

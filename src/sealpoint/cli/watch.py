@@ -96,18 +96,18 @@ def command(
     prepared = sealing(config, seal)
     states = state or config.state or DEFAULT_DIRECTORY
     thinning = bool(keep_last or keep_daily)
-    passphrases = options.Passphrases(seal["passphrase_file"])
-    keys = options.load_identities(identities, passphrases, config) if thinning else []
-    if thinning and not keys:
-        raise UsageError("thinning out takes an identity", hint="name one with -i")
-    policy = options.trust_policy(
-        [*trust, *prepared["signing"].signers],
+    opening = options.opening(
         config,
+        identities=identities,
+        passphrase_file=seal["passphrase_file"],
+        trust=[*trust, *prepared["signing"].signers],
         allow_unsigned=allow_unsigned or not prepared["signing"].signers,
         allow_expired=allow_expired,
     )
+    if thinning and not opening.identities():  # now: nobody may be there later to be asked
+        raise UsageError("thinning out takes an identity", hint="name one with -i")
 
-    make = merging(keys, prepared)
+    make = merging(prepared)
     request = WatchRequest(
         DumpRequest(
             pid=pid,
@@ -126,7 +126,7 @@ def command(
         note_newest(states, workload, taken.result)
         _show(taken, as_json=as_json)
         if thinning:
-            retention.prune(taken.path, policy, make, last=keep_last, daily=keep_daily)
+            retention.prune(taken.path, opening, make, last=keep_last, daily=keep_daily)
         if number == count:
             break
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from sealpoint import keys
-from sealpoint.checkpoint.access import authenticate, signing_by, unwrap_with, wrap_for
+from sealpoint.checkpoint.access import signing_by, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
+from sealpoint.checkpoint.opening import Opening
 from sealpoint.config import Config
 from sealpoint.dropin import configure
 from sealpoint.dropin.finding import Finding, fail, guarded, ok, warn
@@ -230,17 +231,18 @@ def _round_trip(
 
 def _read_back(fd: int, identities: list[Identity], policy: TrustPolicy) -> list[Finding]:
     try:
-        authentic, _ = authenticate(fd, policy)
+        checkpoint = Opening(policy, lambda: identities, alone=True).take(os.dup(fd))
     except PolicyError:
         text = (
             "this machine's own signer is not trusted here: it will not restore its own checkpoints"
         )
         return [warn(_TOPIC, text, "add the signer's public key to trust, if it should")]
-    try:
-        opened = authentic.unlock(unwrap_with(identities))
-    except IdentityError:
-        text = "this machine's identity is no recipient: it cannot restore its own checkpoints"
-        return [warn(_TOPIC, text, "add its recipient to recipients, if it should")]
-    if not opened.has_memory or opened.read_bytes(opened.entry("inventory.img")) != _PROBE:
-        return [warn(_TOPIC, "this machine's identity opens metadata only")]
+    with checkpoint:
+        try:
+            opened = checkpoint.file()
+        except IdentityError:
+            text = "this machine's identity is no recipient: it cannot restore its own checkpoints"
+            return [warn(_TOPIC, text, "add its recipient to recipients, if it should")]
+        if not opened.has_memory or opened.read_bytes(opened.entry("inventory.img")) != _PROBE:
+            return [warn(_TOPIC, "this machine's identity opens metadata only")]
     return [ok(_TOPIC, "this machine opens what it seals")]

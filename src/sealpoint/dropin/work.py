@@ -8,15 +8,14 @@ from collections.abc import Callable
 from sealpoint import config as configuration
 from sealpoint import process
 from sealpoint.checkpoint import evidence, pages_file
-from sealpoint.checkpoint.access import require_trust, signing_by, wrap_for
+from sealpoint.checkpoint.access import signing_by, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
-from sealpoint.checkpoint.chain import IMAGE, Chain
+from sealpoint.checkpoint.chain import IMAGE
 from sealpoint.checkpoint.evidence import Kind
-from sealpoint.checkpoint.flat import Flat
+from sealpoint.checkpoint.opening import Opening
 from sealpoint.checkpoint.restore import check_restorable
 from sealpoint.checkpoint.view import View
-from sealpoint.checkpoint.with_chunks import require_chunks
 from sealpoint.config import Config
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.dropin import lazy_link
@@ -45,6 +44,17 @@ def _path(directory: int) -> str:
 def _no_passphrase() -> bytes:
     raise UsageError(
         "a key with a passphrase cannot be used by the drop-in: nobody is there to be asked"
+    )
+
+
+def opening(config: Config) -> Opening:
+    """How the drop-in opens checkpoints: as the configuration says.  Raises UsageError, PolicyError, IdentityError."""
+    from sealpoint import keys
+
+    policy = keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
+    return Opening(
+        policy,
+        lambda: [keys.load_identity(i, passphrase=_no_passphrase) for i in config.identities],
     )
 
 
@@ -226,37 +236,28 @@ class RestoreWork:
         lazy: CRIU's work directory for a lazy restore, in which its daemon listens.
         Raises SealpointError: not sealed, trusted, allowed or for us, damaged, a parent is missing or another.
         """
-        from sealpoint import keys
-
         self._config, self._say = config, say
         self._dedup = auto_dedup
         self.passed = False
         if lazy is not None and auto_dedup:
             raise UsageError("auto-dedup would free pages that a lazy restore still needs")
         _require_sealed(directory)
-        policy = keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
-        require_trust(policy)
-        identities = [keys.load_identity(i, passphrase=_no_passphrase) for i in config.identities]
-        self._chain = Chain.open(_path(directory), policy)
+        self._checkpoint = opening(config).open(_path(directory))
         self._link: lazy_link.Link | None = None
         try:
             if lazy is not None:
                 require_lazy(config)
                 self._link = lazy_link.Link(lazy, self.reference)
-            files = self._chain.unlock(identities)
-            files[0] = pages_file.join(
-                files[0], os.path.dirname(_path(directory)), policy, identities
-            )
-            check_restorable(files[0])
-            require_chunks(files)
-            flat = Flat(files)
+            check_restorable(self._checkpoint.file())
+            self._checkpoint.require_chunks()
+            flat = self._checkpoint.flat
             self._view = View(flat)
             self._seen = flat.observe()
             self.server = FuseServer(self._view, read_only=True)
         except BaseException:
             if self._link is not None:
                 self._link.close()
-            self._chain.close()
+            self._checkpoint.close()
             raise
 
     def notified(self, script: str) -> None:
@@ -275,7 +276,7 @@ class RestoreWork:
     @property
     def reference(self) -> ParentRef:
         """By which this checkpoint is told from others."""
-        return self._chain.links[0].reference
+        return self._checkpoint.reference
 
     @property
     def error(self) -> BaseException | None:
@@ -291,8 +292,8 @@ class RestoreWork:
 
     def ended(self, *, success: bool) -> None:
         """CRIU has undone a failed restore itself."""
-        if success and self._dedup and len(self._chain.links) > 1:
-            link = self._chain.links[0]
+        if success and self._dedup and len(self._checkpoint.links) > 1:
+            link = self._checkpoint.links[0]
             signing = signing_by(load_signer(self._config) if self._config.signer else None)
             dedup(link.path, link.reference, self._config, signing, self._say)
 
@@ -301,7 +302,7 @@ class RestoreWork:
         if self._link is not None:
             self._link.close()
         self.server.close()
-        self._chain.close()
+        self._checkpoint.close()
 
 
 def require_lazy(config: Config) -> None:

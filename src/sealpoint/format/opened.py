@@ -62,6 +62,11 @@ class OpenFile:
             authentic.index.frames_of(stream.number)[counter]
         )
 
+    def stored_size(self, stream: Stream) -> int:
+        """Bytes of a stream's frames, as they lie in the file."""
+        index = self.authentic.index
+        return sum(index.entry(position)[2] for position in index.frames_of(stream.number))
+
     def is_whole(self, entry: Entry) -> bool:
         """Whether no byte of an object was given up."""
         size = entry.stream.chunk_size

@@ -84,12 +84,12 @@ def _look_at(entry: os.DirEntry[str], access: source.Access, *, identities: bool
 
 
 def _public(entry: os.DirEntry[str], size: int) -> Listed:
-    from sealpoint.checkpoint.access import Checkpoint
+    from sealpoint.checkpoint.opening import Opening
     from sealpoint.keys import load_trust
 
     policy = load_trust([], allow_unsigned=True, allow_expired=True, names_only=True)
-    with Checkpoint.open(entry.path, policy) as checkpoint:
-        captured = checkpoint.authentic.origin.captured
+    with Opening(policy, alone=True, unproven=True).open(entry.path) as checkpoint:
+        captured = checkpoint.origin.captured
     return Listed(entry.name, "sealed", size, checkpointed=when(captured))
 
 

@@ -219,8 +219,7 @@ def _objects(images: Images) -> Iterator[Stored]:
         if isinstance(source, SealedSource):
             entry = source.opened.entry(name)
             if entry.stream.codecs.strip(b"\0"):  # nothing in it is compressed otherwise
-                index = source.checkpoint.authentic.index
-                stored = sum(index.entry(p)[2] for p in index.frames_of(entry.stream.number))
+                stored = source.opened.stored_size(entry.stream)
         yield Stored(name, role, size, stored)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 
 from sealpoint.checkpoint.archive import Adder
 from sealpoint.checkpoint.builder import CheckpointBuilder
+from sealpoint.checkpoint.pages_file import copied_properties
 from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import IdentityError
-from sealpoint.format.constants import Role, Suite
+from sealpoint.format.constants import Suite
 from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.store.output import Target
@@ -59,7 +60,7 @@ def rewrite(
             workload=origin.workload,
             parent=origin.parent,
             chain=(origin.chain_root, origin.chain_sequence) if origin.parent else None,
-            properties=dict(opened.manifests[Role.METADATA].properties),
+            properties=copied_properties(opened),
             captured=origin.captured,
         )
         out.commit()

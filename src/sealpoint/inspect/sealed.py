@@ -1,55 +1,51 @@
 """A sealed file as a source: authenticated before anything is read, decrypted chunk by chunk in memory.
 
-The parents of an increment are looked for beside it: behind the link `parent` of its directory, as CRIU has it, and
-among the sealed files of its directory.  One is taken only if it is the very file that the increment names, id and
-origin digest.
+What its pages need, parents, a pages file, the chunks of a store, is found as a restore finds it, when it is asked for.
 """
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from sealpoint.checkpoint.access import Checkpoint, describe_stanza, require_trust
-from sealpoint.checkpoint.chain import Chain
+from sealpoint.checkpoint import pages_file
+from sealpoint.checkpoint.access import CheckedFile, describe_stanza
 from sealpoint.checkpoint.delta import DELTA_NAME
-from sealpoint.checkpoint.flat import Flat, Runs
+from sealpoint.checkpoint.opening import Checkpoint
 from sealpoint.criu.roles import SUMMARY_NAME, role_of
-from sealpoint.errors import FileError, IdentityError, UsageError
-from sealpoint.format.constants import MAGIC, PREAMBLE_SIZE, Role, Roots
+from sealpoint.errors import FileError, IdentityError
+from sealpoint.format.constants import Role, Roots
 from sealpoint.format.opened import Scratch
 from sealpoint.inspect.source import PARENT_ELSEWHERE, READ_LIMIT, inside
+from sealpoint.keys.load import in_file
 
 if TYPE_CHECKING:
+    from sealpoint.checkpoint.flat import Runs
     from sealpoint.format.manifest import Entry, Stream
     from sealpoint.format.opened import OpenFile
     from sealpoint.inspect.source import Access, Source
 
 _CACHE: Final = 32 * 1024 * 1024  # bytes of decrypted chunks that are kept for small reads
 _PIECE: Final = 1024 * 1024  # bytes of an increment's pages that are put together at a time
-_MAX_BESIDE: Final = 4096  # files of a directory that are looked at for a parent
-_ID: Final = slice(16, 32)  # of the preamble: docs/spec.md, Preamble
 
 
 class SealedSource:
-    """See Source.  `opened` is the file itself, `checkpoint` what is public of it and who signed it."""
+    """See Source.  One file of a checkpoint: the newest, or by way of `parent` one before.
 
-    def __init__(self, fd: int, path: str, access: Access) -> None:
-        """Takes over `fd` if it succeeds.  Raises FileError, PolicyError, IdentityError, UsageError."""
-        self.label = "standard input" if path == "-" else path
-        self._path = path
-        self._access = access
+    opened: the file, with its pages file; checkpoint: what is public of it and who signed it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, number: int = 0) -> None:
+        """Takes over `checkpoint` where it is of its newest file.  Raises FileError, PolicyError, IdentityError."""
+        self._whose, self._number = checkpoint, number
+        link = checkpoint.links[number]
+        self.label = "standard input" if link.path == "-" else link.path
+        self.checkpoint: CheckedFile = link.checkpoint
         self._parent: SealedSource | None = None
         self._chunks: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
         self._scratch = Scratch()
-        policy = access.policy()
-        require_trust(policy)
-        self.checkpoint = Checkpoint.of(
-            fd, policy, path=None if path == "-" else path, stores=access.stores
-        )
-        self.opened: OpenFile = self.checkpoint.unlock(access.identities())
+        self.opened: OpenFile = checkpoint.file(number)
         self._entries: dict[str, Entry] = {}
         self._links: dict[str, str] = {}
         hard: dict[str, str] = {}
@@ -65,21 +61,30 @@ class SealedSource:
         for name, target in hard.items():
             if target in self._entries:
                 self._entries[name] = self._entries[target]
-        self._chain: Chain | None = None
         self._whole: dict[str, Runs] = {}
-        if self._entries.pop(DELTA_NAME, None) is not None:
-            self._open_parents()
+        self._is_delta = self._entries.pop(DELTA_NAME, None) is not None
+        if self._is_delta:  # its pages are put together from all files of its chain
+            flat = checkpoint.flat_from(number)
+            self._reader = flat.chunk_reader()
+            self._whole = {n: i.runs for n, i in flat.images.items() if i.runs is not None}
 
-    def _open_parents(self) -> None:
-        """Pages of an increment are put together from all files of its chain."""
-        self._chain = Chain.open(self._path, self._access.policy(), stores=self._access.stores)
+    @classmethod
+    def open(cls, path: str, access: Access) -> SealedSource:
+        """Raises FileError, PolicyError, IdentityError, UsageError, SystemEnvironmentError."""
+        return cls._of(access.opening().open(path))
+
+    @classmethod
+    def take(cls, fd: int, path: str, access: Access) -> SealedSource:
+        """As `open`, from a descriptor, which it takes over, and closes if it fails."""
+        return cls._of(access.opening().take(fd, path))
+
+    @classmethod
+    def _of(cls, checkpoint: Checkpoint) -> SealedSource:
         try:
-            flat = Flat(self._chain.unlock(self._access.identities()))
+            return cls(checkpoint)
         except BaseException:
-            self._chain.close()
+            checkpoint.close()
             raise
-        self._reader = flat.chunk_reader()
-        self._whole = {n: i.runs for n, i in flat.images.items() if i.runs is not None}
 
     def names(self) -> list[str]:
         """See Source; in the order in which they were sealed, without the sealer's summary."""
@@ -115,6 +120,9 @@ class SealedSource:
                 f"{self.label}:{name} is of the memory role, and the identity given opens metadata only",
                 hint=f"it takes the identity of: {', '.join(self.memory_recipients())}",
             )
+        pages = pages_file.reference(self.opened)
+        if pages is not None and pages_file.lacks_pages(self.opened) and pages_file.belongs(name):
+            raise in_file(pages_file.missing(pages), self.label)
         raise FileError(f"{self.label} has no {name}")
 
     def memory_recipients(self) -> list[str]:
@@ -190,110 +198,15 @@ class SealedSource:
                     f"{self.label}:{name} leads to no images of this file", hint=PARENT_ELSEWHERE
                 )
             return self, target
-        wanted = self.checkpoint.authentic.origin.parent
-        if wanted is None or self._chain is not None:
+        if self._is_delta or self.checkpoint.authentic.origin.parent is None:
             return None
         if self._parent is None:
-            path = self._find(wanted.checkpoint_id)
-            found = _open_sealed(path, self._access)
-            if found.checkpoint.authentic.reference != wanted:
-                found.close()
-                raise FileError(
-                    f"{path} has the id of {self.label}'s parent, but is another file than it was made on"
-                )
-            self._parent = found
+            below = self._number + 1
+            if below == len(self._whose.links):
+                self._whose.extend()
+            self._parent = SealedSource(self._whose, below)
         return self._parent, prefix
-
-    def _find(self, checkpoint_id: bytes) -> str:
-        here = os.path.dirname(self._path) or "."
-        if self._path != "-":
-            for directory in (f"{here}/parent", here):
-                for path in _sealed_files(directory):
-                    if sealed_id(path) == checkpoint_id:
-                        return path
-        raise FileError(
-            f"{self.label} is an increment of the checkpoint {checkpoint_id.hex()}, which is not beside it",
-            hint="put the sealed file of that checkpoint into the same directory",
-        )
 
     def close(self) -> None:
         """See Source."""
-        if self._chain is not None:
-            self._chain.close()
-        if self._parent is not None:
-            self._parent.close()
-            self._parent = None
-        self.checkpoint.close()
-
-
-def _open_sealed(path: str, access: Access) -> SealedSource:
-    from sealpoint.store.source import open_source
-
-    fd = open_source(path)
-    try:
-        return SealedSource(fd, path, access)
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def sealed_id(path: str) -> bytes | None:
-    """The checkpoint id that a file claims, None if it is no sealed file."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        head = os.pread(fd, PREAMBLE_SIZE, 0)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    return head[_ID] if len(head) == PREAMBLE_SIZE and head.startswith(MAGIC) else None
-
-
-def _sealed_files(directory: str) -> list[str]:
-    try:
-        with os.scandir(directory) as found:
-            paths = sorted(e.path for e in found if e.is_file())
-    except OSError:
-        return []
-    return [p for p in paths[:_MAX_BESIDE] if sealed_id(p) is not None]
-
-
-def newest_in(directory: str) -> str | None:
-    """The sealed file that a directory stands for, None if there is none.
-
-    That is `inventory.img`, where an engine has it; the only one; or of increments the last of their chain.  Which one
-    that is follows from statements that are not verified yet: opening the file verifies it.
-    Raises FileError, UsageError if several are no parent of another.
-    """
-    if sealed_id(f"{directory}/inventory.img") is not None:
-        return f"{directory}/inventory.img"
-    files = _sealed_files(directory)
-    if len(files) < 2:
-        return files[0] if files else None
-    parents: set[bytes] = set()
-    for path in files:
-        parents |= _claimed_parents(path)
-    last = [path for path in files if sealed_id(path) not in parents]
-    if len(last) == 1:
-        return last[0]
-    raise UsageError(
-        f"{directory} holds several sealed files that are no increments of one another",
-        hint=f"name one of them, for instance {(last or files)[0]}",
-    )
-
-
-def _claimed_parents(path: str) -> set[bytes]:
-    from sealpoint.format.reader import SealedFile
-    from sealpoint.format.statement import Origin
-
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        origin = Origin.decode(SealedFile(fd).origin_envelope.payload)
-    except FileError:
-        return set()  # whoever opens it will be told
-    finally:
-        os.close(fd)
-    return set() if origin.parent is None else {origin.parent.checkpoint_id}
+        self._whose.close()

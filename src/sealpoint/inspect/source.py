@@ -22,6 +22,7 @@ from sealpoint.format.constants import MAGIC, Role
 from sealpoint.keys.load import in_file
 
 if TYPE_CHECKING:
+    from sealpoint.checkpoint.opening import Opening
     from sealpoint.keys import Identity, TrustPolicy
 
 READ_LIMIT: Final = 256 * 1024 * 1024  # bytes of an object that is read in one piece
@@ -205,12 +206,21 @@ class Access:
 
     identities: called when the first sealed file is opened, so that plain input needs no key.
     policy: the same; it may raise PolicyError where nobody is trusted.
-    stores: where else than beside a sealed file the stored chunks may lie to which it refers.
+    stores, parents: where else than beside a sealed file the stored chunks and the parents may lie that it names.
     """
 
     identities: Callable[[], Sequence[Identity]]
     policy: Callable[[], TrustPolicy]
     stores: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+
+    def opening(self) -> Opening:
+        """How readers open a sealed file: what lies beside it may be missing until it is needed."""
+        from sealpoint.checkpoint.opening import Opening
+
+        return Opening(
+            self.policy(), self.identities, parents=self.parents, stores=self.stores, lenient=True
+        )
 
     @classmethod
     def of(cls, identities: Sequence[Identity], policy: TrustPolicy) -> Self:
@@ -241,18 +251,17 @@ def find_source(path: str, access: Access) -> Source:
         if head.startswith(MAGIC):
             from sealpoint.inspect.sealed import SealedSource
 
-            return SealedSource(fd, path, access)
+            taken, fd = fd, -1  # it closes it
+            return SealedSource.take(taken, path, access)
         if is_container(head):
             from sealpoint.inspect.archive import ArchiveSource
 
             archive = ArchiveSource(fd, label)
-    except SealpointError as error:
-        os.close(fd)
-        if error.message.startswith(label):
-            raise
-        raise in_file(error, label) from None
-    except BaseException:
-        os.close(fd)
+    except BaseException as error:
+        if fd >= 0:
+            os.close(fd)
+        if isinstance(error, SealpointError) and not error.message.startswith(label):
+            raise in_file(error, label) from None
         raise
     if archive is not None:
         return _decrypted(archive, access)
@@ -270,23 +279,15 @@ def is_container(head: bytes) -> bool:
 
 def _open_directory(path: str, access: Access) -> Source:
     """Of plain images; or of sealed files, then the newest of their chain."""
+    from sealpoint.checkpoint.chain import newest_in
     from sealpoint.inspect.directory import DirectorySource
-    from sealpoint.inspect.sealed import SealedSource, newest_in
 
     sealed = newest_in(path)
     if sealed is None:
         return _decrypted(DirectorySource(path, access), access)
-    from sealpoint.store.source import open_source as open_fd
+    from sealpoint.inspect.sealed import SealedSource
 
-    fd = open_fd(sealed)
-    try:
-        return SealedSource(fd, sealed, access)
-    except SealpointError as error:
-        os.close(fd)
-        raise in_file(error, sealed) from None
-    except BaseException:
-        os.close(fd)
-        raise
+    return SealedSource.open(sealed, access)
 
 
 def _decrypted(files: Source, access: Access) -> Source:

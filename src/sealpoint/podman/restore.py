@@ -13,6 +13,7 @@ from typing import Final
 
 from sealpoint.checkpoint import evidence, tar
 from sealpoint.checkpoint.flat import Flat
+from sealpoint.checkpoint.opening import Checkpoint
 from sealpoint.checkpoint.seen import Seen
 from sealpoint.checkpoint.view import View
 from sealpoint.criu.fuse import FuseServer
@@ -81,13 +82,13 @@ class _Approval:
         return self.view.error
 
 
-def restore(request: RestoreRequest, checkpoint: OpenFile) -> str:
+def restore(request: RestoreRequest, checkpoint: Checkpoint) -> str:
     """Returns the name of the container.  Raises SealpointError; nothing of it then runs or is left."""
     check_options(request.options)
-    name = request.name or _name(checkpoint)
+    name = request.name or _name(checkpoint.file())
     if request.podman.exists(name):
         raise UsageError(f"there is a container {name} already", hint="give another --name")
-    flat = Flat([checkpoint])
+    flat = checkpoint.flat
     seen = flat.observe(IMAGES)
     with Place() as place:
         place.install_relay(request.criu)
