@@ -156,9 +156,7 @@ def prune(dumps, *, last=0, daily=0, **options):
 
     make = options.pop("make", make)
     opening = Opening(dumps.keys.policy, lambda: [dumps.keys.identity])
-    return retention.prune(
-        str(dumps.files[-1]), opening, make, last=last, daily=daily, **options
-    )
+    return retention.prune(str(dumps.files[-1]), opening, make, last=last, daily=daily, **options)
 
 
 @pytest.mark.parametrize("last", [1, 2, 4, 6, 9])

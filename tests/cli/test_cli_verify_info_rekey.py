@@ -71,6 +71,8 @@ def test_verify_json(cli, sealed, keys):
         "chunks_authenticated": False,
         "stored_chunks": 0,
         "stored_chunks_checked": False,
+        "pages_elsewhere": False,
+        "pages_checked": False,
         "interrupted_rekey": False,
         "freed": 0,
     }

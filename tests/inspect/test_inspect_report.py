@@ -176,7 +176,9 @@ def test_the_chain_of_increments_is_drawn_as_far_as_it_is_there(keys, access, tm
     second.files = dict(second.files)
     second.pagemap("1", [(A, PARENT, 600), (A + 650 * PAGE, PRESENT, page(b"new") * 20)])
     reference = seal_increment(keys, tmp_path / "1.sealed", first.files)
-    seal_increment(keys, tmp_path / "2.sealed", second.files, reference, (reference.checkpoint_id, 1))
+    seal_increment(
+        keys, tmp_path / "2.sealed", second.files, reference, (reference.checkpoint_id, 1)
+    )
     report = report_of(tmp_path / "2.sealed", access)
     assert [(link.label, link.this) for link in report.seal.chain] == [
         ("1.sealed", False),

@@ -59,7 +59,7 @@ class Target:
         self.restore(*options).fails(code, *words)
         self.assert_nothing_ran(files)
 
-    def open(self) -> Checkpoint:
+    def open(self) -> CheckedFile:
         return CheckedFile.open(str(self.file), load_trust([self.keys.path("signer.pub")]))
 
 
@@ -79,7 +79,7 @@ def target(
     return make
 
 
-def unlocked(keys: sealed.Keys, checkpoint: Checkpoint) -> OpenFile:
+def unlocked(keys: sealed.Keys, checkpoint: CheckedFile) -> OpenFile:
     identity = load_identity(keys.path("identity.key"), passphrase=lambda: b"")
     return checkpoint.unlock([identity])
 

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 _PLACE: Final = "FILE:IMAGE"
 _MAX_JSON: Final = 1 << 30  # bytes of JSON that are read in one piece
 _rewrite_options = options.stack(
-    options.identity_option, options.trust_options, options.seal_options
+    options.identity_option,
+    options.trust_options,
+    options.parents_option,
+    options.store_option,
+    options.seal_options,
 )
 
 
@@ -207,7 +211,10 @@ def recode(file: str, *, output: str | None, as_json: bool, **given: Any) -> Non
         raise FileError(f"{path}: {recoder.different} images did not come out as they were")
 
 
-_ACCESS: Final = ("identities", "passphrase_file", "trust", "allow_unsigned", "allow_expired")
+_ACCESS: Final = (
+    *("identities", "passphrase_file", "trust", "allow_unsigned", "allow_expired"),
+    *("parents", "stores"),
+)
 
 
 def _rewrite(

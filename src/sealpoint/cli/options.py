@@ -109,7 +109,7 @@ trust_options = stack(
     ),
 )
 # What every command takes that reads a checkpoint, sealed or plain; `open_source` makes use of it.
-source_options = stack(identity_options, trust_options, store_option)
+source_options = stack(identity_options, trust_options, parents_option, store_option)
 recipient_options = stack(
     click.option(
         "-r",
@@ -363,6 +363,7 @@ def source_access(
     allow_unsigned: bool,
     allow_expired: bool,
     stores: Sequence[str] = (),
+    parents: Sequence[str] = (),
 ) -> Access:
     """Keys and policy for reading commands, loaded when the first sealed file is met, and hardened before."""
     import functools
@@ -379,7 +380,7 @@ def source_access(
             trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
         )
 
-    return Access(keys, policy, tuple(stores))
+    return Access(keys, policy, tuple(stores), tuple(parents))
 
 
 def open_source(file: str, **options: Any) -> AbstractContextManager[Source]:

@@ -78,6 +78,7 @@ def init(directory: str, tenant_key: str) -> None:
 @options.identity_option
 @options.trust_options
 @options.parents_option
+@options.store_option
 @options.seal_options
 @options.json_option
 def add(
@@ -90,6 +91,7 @@ def add(
     allow_unsigned: bool,
     allow_expired: bool,
     parents: tuple[str, ...],
+    stores: tuple[str, ...],
     as_json: bool,
     **seal: Any,
 ) -> None:
@@ -115,6 +117,7 @@ def add(
         allow_unsigned=allow_unsigned,
         allow_expired=allow_expired,
         parents=parents,
+        stores=stores,
     )
     prepared = sealing(config, seal)
     names = [os.path.basename(file) for file in files]
