@@ -255,7 +255,7 @@ def test_images_that_are_written_in_turns_arrive_whole(writes: list[tuple[int, o
         wanted[which] += data
     for node in nodes:
         ask(fs, RELEASE, node, struct.pack("<QII", node, 0, 0))
-    fs.wait_complete()
+    fs.wait_closed()
     assert [builder.objects.get(name, b"") for name in names] == wanted
 
 
@@ -267,7 +267,7 @@ def test_what_a_sealer_cannot_undo_fails_the_dump() -> None:
         with pytest.raises(OSError):
             write(fs, node, offset, b"x")
         with pytest.raises(Exception, match="out of order"):
-            fs.wait_complete()
+            fs.wait_closed()
     fs = CaptureFilesystem(Builder())
     create(fs, "a.img")
     with pytest.raises(OSError):

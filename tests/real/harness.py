@@ -41,6 +41,7 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "tree": ("main", "child", "grandchild"),
     "secret": ("main",),
     "kinds": ("main",),
+    "states": ("main",),
     "dirty": ("main",),
 }
 """The processes of each workload; a process is known by its name, the first is the root."""
@@ -68,6 +69,7 @@ PLANTED: dict[str, dict[str, str]] = {
     },
     "secret": {"env": "pages-*", "password": "pages-*"},
     "kinds": {"env": "pages-*"},
+    "states": {"env": "pages-*"},
 }
 """Which secrets a workload holds, and in which of CRIU's images each is found in the clear."""
 

@@ -19,9 +19,11 @@ from sealpoint.criu.roles import is_pages
 from sealpoint.errors import FileError
 
 _INVENTORY_MAGIC: Final = 0x58313116  # in place of the two words that other images begin with
-_PAGEMAP_MAGIC: Final = struct.pack("<II", 0x54564319, 0x56084025)
+_COMMON_MAGIC: Final = 0x54564319
+_PAGEMAP_MAGIC: Final = struct.pack("<II", _COMMON_MAGIC, 0x56084025)
 _WORD: Final = struct.Struct("<I")
 _NUMBERED: Final = re.compile(r"(core|mm)-(\d+)\.img", re.ASCII)
+_FRAMED: Final = re.compile(r"(?:(?:ids|fs)-\d+|(?:reg-)?files)\.img", re.ASCII)
 _MAX_SMALL: Final = 64 * 1024 * 1024  # bytes of an image that is read as a whole
 _MAX_TASKS: Final = 1 << 22  # the kernel's own limit of pids
 _MAX_RECORD: Final = 16 * 1024 * 1024
@@ -77,7 +79,7 @@ class Seen:
             self.faults.append(f"{name} passed twice")
         if is_pages(name):
             return Passing(self, name)
-        return PassingPagemap(self, name) if is_pagemap(name) else _small(self, name)
+        return _PassingPagemap(self, name) if is_pagemap(name) else _small(self, name)
 
 
 class Passing:
@@ -130,15 +132,15 @@ class _PassingSmall(Passing):
         super().end()
 
 
-class PassingPagemap(Passing):
-    """Counts the entries of a pagemap as they pass."""
+class _PassingRecords(Passing):
+    """An image that is taken apart as it passes.  Here only whether its records are whole counts."""
 
     def __init__(self, seen: Seen, name: str) -> None:
         super().__init__(seen, name)
         self._rest = bytearray()  # of a record whose end has not passed yet
         self._wanted = len(_PAGEMAP_MAGIC)  # bytes without which `_rest` is no whole record
-        self._magic = self._head = self._broken = False
-        self._sums = Counted()
+        self._begun = self._broken = False
+        self.records = 0
 
     def add(self, data: bytes | memoryview) -> None:
         self.size += len(data)
@@ -156,10 +158,10 @@ class PassingPagemap(Passing):
 
     def _take(self, data: bytes) -> None:
         at = 0
-        if not self._magic:
-            if not data.startswith(_PAGEMAP_MAGIC):
-                raise FileError(f"{self.name} is not a pagemap")
-            self._magic, at = True, len(_PAGEMAP_MAGIC)
+        if not self._begun:
+            at = len(_PAGEMAP_MAGIC)
+            self.magic(data[:at])
+            self._begun = True
         length, end = _WORD, len(data)
         self._wanted = length.size
         while end - at >= length.size:
@@ -170,25 +172,68 @@ class PassingPagemap(Passing):
                 self._wanted = length.size + size
                 break
             at += length.size + size
-            self._record(data[at - size : at])
+            self.record(data[at - size : at])
+            self.records += 1
         self._rest = bytearray(data[at:])
 
-    def _record(self, data: bytes) -> None:
+    def magic(self, data: bytes) -> None:
+        """What the image begins with.  Raises FileError."""
+        if _WORD.unpack_from(data)[0] != _COMMON_MAGIC:
+            raise FileError(f"{self.name} is not a CRIU image")
+
+    def record(self, data: bytes) -> None:
+        """One of them, without its length.  Raises FileError."""
+
+    def end(self) -> None:
+        if not self._broken:
+            if self._rest or not self.records:
+                self.fault(f"{self.name} is cut short")
+            else:
+                self.whole()
+        super().end()
+
+    def whole(self) -> None:
+        """All records have passed."""
+
+
+class _PassingPagemap(_PassingRecords):
+    """Counts the entries of a pagemap as they pass."""
+
+    def __init__(self, seen: Seen, name: str) -> None:
+        super().__init__(seen, name)
+        self._sums = Counted()
+        self._plain = 0  # pages of usual runs that are not in the sums yet
+        self._parse: Callable[[bytes], Any] = bytes  # known when the first record has passed
+
+    def magic(self, data: bytes) -> None:
+        if data != _PAGEMAP_MAGIC:
+            raise FileError(f"{self.name} is not a pagemap")
+
+    def record(self, data: bytes) -> None:
         from google.protobuf.message import DecodeError
 
         try:
-            if self._head:
+            if self.records:
                 self._count(data)
             else:
                 self._sums.pages_id = schema.message("pagemap_head").FromString(data).pages_id
-                self._head = True
+                self._parse = schema.message("pagemap_entry").FromString
         except DecodeError:
             raise FileError(f"{self.name}: malformed record") from None
 
     def _count(self, data: bytes) -> None:
-        entry, sums = schema.message("pagemap_entry").FromString(data), self._sums
-        pages = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
-        flags = entry.flags if entry.HasField("flags") else PARENT if entry.in_parent else PRESENT
+        # One for each run, of which there may be very many: the usual one first, with few steps.
+        entry = self._parse(data)
+        pages = entry.nr_pages or entry.compat_nr_pages
+        flags = entry.flags
+        entry.DiscardUnknownFields()
+        if flags & PRESENT and not flags & compressed.ALIGNED and entry.ByteSize() == len(data):
+            self._plain += pages
+            return
+        self._settle()
+        if not entry.HasField("flags"):
+            flags = PARENT if entry.in_parent else PRESENT
+        sums = self._sums
         if not flags & PRESENT:
             if flags & PARENT:
                 sums.parent += pages
@@ -200,20 +245,20 @@ class PassingPagemap(Passing):
         sums.present += pages
         if flags & compressed.ALIGNED:
             sums.stored += -sums.stored % PAGE
-        entry.DiscardUnknownFields()
+        stored = None
         if entry.ByteSize() != len(data):  # it has more than the table of fields knows
-            whole = schema.message("pagemap_entry").FromString(data)
-            if found := compressed.sizes_of(whole, pages, self.name):
-                sums.stored += sum(found[0])
-                return
-        sums.stored += pages * PAGE
+            stored = compressed.sizes_of(self._parse(data), pages, self.name)
+        sums.stored += pages * PAGE if stored is None else sum(stored[0])
 
-    def end(self) -> None:
-        if not self._broken and (self._rest or not self._head):
-            self.fault(f"{self.name} is cut short")
-        elif not self._broken:
-            self._seen.counted[self.name] = self._sums
-        super().end()
+    def _settle(self) -> None:
+        """Add what was counted apart."""
+        self._sums.present += self._plain
+        self._sums.stored += self._plain * PAGE
+        self._plain = 0
+
+    def whole(self) -> None:
+        self._settle()
+        self._seen.counted[self.name] = self._sums
 
 
 def _small(seen: Seen, name: str) -> Passing:
@@ -221,7 +266,7 @@ def _small(seen: Seen, name: str) -> Passing:
         return _PassingSmall(seen, name, _READERS[name])
     match = _NUMBERED.fullmatch(name)
     if match is None:
-        return Passing(seen, name)
+        return (_PassingRecords if _FRAMED.fullmatch(name) else Passing)(seen, name)
     return _PassingSmall(seen, name, _OF_TASKS[match[1]])
 
 

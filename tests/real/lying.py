@@ -1,0 +1,87 @@
+"""Stand-ins for a CRIU that was led elsewhere, or that lies: no other part of the tests pretends to be CRIU here.
+
+Behind each that was led elsewhere is the real CRIU, which works on images in another directory than it was given.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import sealed
+
+_WORDS = """case $1 in --version) exec {criu} --version; esac
+count=$#
+while [ $count -gt 0 ]; do
+  word=$1; shift; count=$((count - 1))
+  case $word in
+    -D) shift; count=$((count - 1)); set -- "$@" -D {elsewhere}; continue ;;
+    --stream) continue ;;
+    --action-script) [ {silent} = 0 ] || {{ shift; count=$((count - 1)); continue; }} ;;
+  esac
+  set -- "$@" "$word"
+done
+exec {criu} "$@" """
+
+_RPC = """#!{python} -I
+import os, select, socket, sys
+if sys.argv[1] != "swrk":
+    os.execv({criu!r}, ["criu", *sys.argv[1:]])
+outer = socket.socket(fileno=int(sys.argv[2]))
+near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+elsewhere = os.open({elsewhere!r}, os.O_RDONLY)
+if os.fork() == 0:
+    os.dup2(far.fileno(), 100)
+    os.closerange(3, 100)
+    os.execv({criu!r}, ["criu", "swrk", "100"])
+far.close()
+options = bytes([0x08, elsewhere, 0x88, 0x01, elsewhere])  # images_dir_fd, work_dir_fd: the last ones count
+first = True
+while True:
+    for source in select.select([outer, near], [], [])[0]:
+        data, fds, _, _ = socket.recv_fds(source, 1 << 20, 8)
+        if not data:
+            sys.exit()
+        if source is outer:
+            near.send(data + (b"\\x12" + bytes([len(options)]) + options if first else b""))
+            first = False
+        elif {silent} and data[:2] == b"\\x08\\x06":
+            near.send(b"\\x08\\x06\\x18\\x01")  # a yes to whatever it is
+        else:
+            socket.send_fds(outer, [data], fds)
+"""
+
+_ANSWERS = """#!{python} -I
+import socket, sys
+if sys.argv[1] != "swrk":
+    sys.exit(0)
+outer = socket.socket(fileno=int(sys.argv[2]))
+request = outer.recv(1 << 20)
+outer.send({answer!r})
+"""
+
+
+def typed(directory: Path, criu: Path, elsewhere: Path, *, silent: bool) -> Path:
+    """As typed, for sealpoint's own commands.  silent: it runs no action script, so asks nobody."""
+    body = _WORDS.format(criu=criu, elsewhere=elsewhere, silent=int(silent))
+    return sealed.script(directory / "criu-led-elsewhere", body)
+
+
+def by_rpc(directory: Path, criu: Path, elsewhere: Path, *, silent: bool) -> Path:
+    """By RPC.  silent: no notification reaches the engine."""
+    text = _RPC.format(
+        python=sys.executable, criu=str(criu), elsewhere=str(elsewhere), silent=silent
+    )
+    return _executable(directory / "criu-led-elsewhere", text)
+
+
+def answers(directory: Path, answer: bytes) -> Path:
+    """Does nothing but answer its first request by RPC."""
+    text = _ANSWERS.format(python=sys.executable, answer=answer)
+    return _executable(directory / "criu-that-answers", text)
+
+
+def _executable(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
