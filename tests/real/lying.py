@@ -25,15 +25,14 @@ exec {criu} "$@" """
 
 _RPC = """#!{python} -I
 import os, select, socket, sys
-if sys.argv[1] != "swrk":
+if "swrk" not in sys.argv:
     os.execv({criu!r}, ["criu", *sys.argv[1:]])
-outer = socket.socket(fileno=int(sys.argv[2]))
+outer = socket.socket(fileno=int(sys.argv[-1]))
 near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 elsewhere = os.open({elsewhere!r}, os.O_RDONLY)
 if os.fork() == 0:
-    os.dup2(far.fileno(), 100)
-    os.closerange(3, 100)
-    os.execv({criu!r}, ["criu", "swrk", "100"])
+    far.set_inheritable(True)
+    os.execv({criu!r}, ["criu", *sys.argv[1:-1], str(far.fileno())])
 far.close()
 options = bytes([0x08, elsewhere, 0x88, 0x01, elsewhere])  # images_dir_fd, work_dir_fd: the last ones count
 first = True
@@ -53,9 +52,10 @@ while True:
 
 _ANSWERS = """#!{python} -I
 import socket, sys
-if sys.argv[1] != "swrk":
+if "swrk" not in sys.argv:
+    print("Version: 4.1.1")
     sys.exit(0)
-outer = socket.socket(fileno=int(sys.argv[2]))
+outer = socket.socket(fileno=int(sys.argv[-1]))
 request = outer.recv(1 << 20)
 outer.send({answer!r})
 """
