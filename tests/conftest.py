@@ -1,10 +1,52 @@
-"""For all tests."""
+"""For all tests: whoever starts them, and however, they find the same surroundings.
+
+Signals that were ignored or blocked (under nohup, in the background of a script, by a supervisor) would be so in every
+program that a test starts.  Umask, locale and settings of the caller's shell would show in files and output.  What a
+test wants otherwise it sets itself.
+"""
 
 from __future__ import annotations
 
+import os
+import pwd
 import signal
+from pathlib import Path
 
-# Where the tests run in the background of a script, SIGINT is ignored, and every program that they start would inherit
-# that: the tests of Ctrl-C then wait for ever.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Python itself ignores these, and gives them back to the programs that it starts.
+_PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)
+_FIXED = (signal.SIGKILL, signal.SIGSTOP)
+# What the caller may say to the tests.
+_OURS = (
+    "SEALPOINT_REQUIRE_CRIU",
+    "SEALPOINT_CRIU",
+    "SEALPOINT_FIXTURES",
+    "SEALPOINT_TEST_",
+    "SEALPOINT_VM",
+)
+_UNWANTED = (
+    *("SEALPOINT_", "CRIU_", "XDG_", "LC_", "LANG", "PYTHONWARNINGS", "PYTHONUTF8", "PYTHONIOENCODING"),
+    *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "_SEALPOINT_COMPLETE", "TAR_OPTIONS", "GZIP"),
+)  # fmt: skip
+
+
+def _usual_signals() -> None:
+    for number in signal.valid_signals() - {*_PYTHONS, *_FIXED}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _usual_environment() -> None:
+    for name in list(os.environ):
+        if name.startswith(_UNWANTED) and not name.startswith(_OURS):
+            del os.environ[name]
+    os.environ["LC_ALL"] = "C.UTF-8"
+    os.environ["TERM"] = "dumb"
+    if not Path(os.environ.get("HOME") or "/nonexistent").is_dir():
+        os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+    os.umask(0o022)
+
+
+_usual_signals()
+_usual_environment()

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,9 +169,7 @@ def test_watcher_finds_what_plain_criu_leaves(
         stock_criu.plain_dump(criu, running, ram_dir)
         stock_criu.plain_restore(criu, ram_dir)
     running.assert_intact()
-    began = time.monotonic()
     found = watcher.leaks()
-    assert time.monotonic() - began < 2
     assert {leak.needle for leak in found} == set(running.needles)
     assert {Path(leak.path).parent for leak in found} == {ram_dir}
 
