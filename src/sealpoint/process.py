@@ -119,7 +119,7 @@ def kill_descendants(keep: set[int]) -> None:
         if not victims:
             return
         for pid in victims:
-            for descendant in [*_below(pid), pid]:
+            for descendant in [*descendants(pid), pid]:
                 try:
                     os.kill(descendant, signal.SIGKILL)
                 except ProcessLookupError:
@@ -197,8 +197,19 @@ class Held:
             self._fd = -1
 
 
-def _below(pid: int) -> list[int]:
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since the boot; 0 if it has ended, even if its parent has not noticed."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def descendants(pid: int) -> list[int]:
+    """Pids of the children, their children and so on, the youngest first."""
     found = []
     for child in children(pid):
-        found += [*_below(child), child]
+        found += [*descendants(child), child]
     return found

@@ -34,7 +34,7 @@ class FarSide:
         self._here, self.address = f"{start}.{int(last) + 1}", f"{start}.{int(last) + 2}"
         self._holder = subprocess.Popen(
             ["unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc",
-             "--propagation", "private", "sh", "-c", "echo ready; exec sleep 100000"],
+             "--propagation", "private", "sh", "-c", "echo ready; sleep 100000 & wait"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         if self._holder.stdout.readline() != b"ready\n":

@@ -19,7 +19,7 @@ class Tap:
     seen: the messages that reached it, in both directions.
     """
 
-    HELLO, DATA, END, HAVE, READY, GO, RUNNING, STOP = range(1, 9)
+    HELLO, DATA, END, HAVE, READY, GO, RUNNING, STOP, PROOF, OFFER, ROOM = range(1, 12)
 
     def __init__(self, far: FarSide, moment: Callable[[str, int], str]) -> None:
         self.far = far

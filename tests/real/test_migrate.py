@@ -10,91 +10,18 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
 import pytest
 import sealed
 from far_side import FarSide
+from moving import Receiver, far, migrate, receive, tap, through, where
 from tap import PORT, Tap
 
+__all__ = ["far", "receive", "tap"]  # fixtures
 StartWorkload = Callable[..., harness.Workload]
-TIMEOUT = "3"  # seconds after which a silent link counts as cut
-
-
-@pytest.fixture
-def far() -> Iterator[FarSide]:
-    with FarSide() as side:
-        yield side
-
-
-class Receiver:
-    """`sealpoint receive` on the far side."""
-
-    def __init__(
-        self,
-        sealpoint: sealed.Sealpoint,
-        keys: sealed.Keys,
-        far: FarSide,
-        directory: Path,
-        *more: str,
-    ) -> None:
-        self.keep = directory / "keep"
-        self.errors = directory / "receive.err"
-        words = ["receive", "--listen", f"tcp://{far.address}:{PORT}", "--timeout", TIMEOUT]
-        words += ["--keep", str(self.keep), *(more or keys.open)]
-        with open(self.errors, "wb") as errors:
-            self.process = subprocess.Popen(
-                far.command(*sealed.SEALPOINT, *words), env=sealpoint.environment,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-            )  # fmt: skip
-        sealed.wait_until(
-            lambda: self._listens(far) or self.process.poll() is not None, "it listens"
-        )
-
-    def _listens(self, far: FarSide) -> bool:
-        table = subprocess.run(far.command("cat", "/proc/net/tcp"), capture_output=True, text=True)
-        return any(
-            f":{PORT:04X} " in line and line.split()[3] == "0A"
-            for line in table.stdout.splitlines()
-        )
-
-    def wait(self, timeout: float = 60.0) -> sealed.Result:
-        out, _ = self.process.communicate(timeout=timeout)
-        return sealed.Result(self.process.returncode, out, self.errors.read_text())
-
-    def kept(self) -> list[Path]:
-        return sorted(self.keep.iterdir()) if self.keep.exists() else []
-
-
-@pytest.fixture
-def receive(
-    sealpoint: sealed.Sealpoint, keys: sealed.Keys, far: FarSide, tmp_path: Path
-) -> Iterator[Callable[..., Receiver]]:
-    started: list[Receiver] = []
-
-    def start(*more: str) -> Receiver:
-        started.append(Receiver(sealpoint, keys, far, tmp_path, *more))
-        return started[-1]
-
-    yield start
-    for each in started:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.wait()
-        each.process.stdout.close()
-
-
-def migrate(far: FarSide, running: harness.Workload, keys: sealed.Keys, *more: str) -> list[str]:
-    words = ["migrate", "-t", str(running.pid), "--to", f"tcp://{far.address}:{PORT}"]
-    return [*words, "--timeout", TIMEOUT, *keys.seal, *more]
-
-
-def where(running: harness.Workload, far: FarSide) -> list[str]:
-    """On which sides processes of the workload are."""
-    there = far.pids()
-    return sorted({"far" if pid in there else "here" for pid in running.processes()})
 
 
 @pytest.mark.parametrize("kind", ["memory", "tree", "ipc"])
@@ -222,25 +149,6 @@ def test_nobody_listens(
 # --- The link breaks, or somebody sits on it ---------------------------------------------------------------
 
 
-@pytest.fixture
-def tap(far: FarSide) -> Iterator[Callable[..., Tap]]:
-    started: list[Tap] = []
-
-    def start(moment: Callable[[str, int], str] = lambda *_: "pass") -> Tap:
-        started.append(Tap(far, moment))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.close()
-
-
-def through(tapped: Tap, running: harness.Workload, keys: sealed.Keys, *more: str) -> list[str]:
-    words = migrate(tapped.far, running, keys, *more)
-    words[words.index("--to") + 1] = f"tcp://127.0.0.1:{tapped.port}"
-    return words
-
-
 def test_nothing_on_the_wire_is_readable(
     far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
     keys: sealed.Keys, needles: dict[str, bytes], tap: Callable[..., Tap],
@@ -253,73 +161,6 @@ def test_nothing_on_the_wire_is_readable(
     wire = tapped.wire()
     assert len(wire) > 100_000
     assert [n for n, v in needles.items() if v in wire] == []
-
-
-WHEN = {  # message at which the link breaks: where the tree then is, and whether its sealed file was kept over there
-    "data": (Tap.DATA, ["here"], False),
-    "end": (Tap.END, ["here"], False),
-    "have": (Tap.HAVE, ["here"], False),
-    "ready": (Tap.READY, ["here"], True),
-    "go": (Tap.GO, [], True),
-    "running": (Tap.RUNNING, ["far"], False),
-}
-
-
-@pytest.mark.parametrize("how", ["cut", "freeze"])
-@pytest.mark.parametrize("when", WHEN)
-def test_a_link_that_breaks_never_loses_the_tree_nor_lets_it_run_twice(
-    how: str, when: str, far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
-    sealpoint: sealed.Sealpoint, keys: sealed.Keys, tap: Callable[..., Tap],
-) -> None:  # fmt: skip
-    kind, place, kept = WHEN[when]
-    running = workload("memory", "--mib", "8")
-    before = running.assert_intact()
-    receiver = receive()
-    data = 0
-
-    def moment(_: str, passing: int) -> str:
-        nonlocal data
-        data += passing == Tap.DATA
-        return how if passing == kind and (kind != Tap.DATA or data == 5) else "pass"
-
-    tapped = tap(moment)
-    result = sealpoint.run(*through(tapped, running, keys, "--restore-timeout", TIMEOUT))
-    result.fails(6)
-    received = receiver.wait()
-    if place == ["far"]:
-        received.ok()
-    else:
-        received.fails(6)
-    if "ended here" in result.err:
-        assert place != ["here"]
-        running.reap()
-    assert where(running, far) == place
-    assert bool(receiver.kept()) == kept
-    if not place:  # somebody looks at both sides, and restores what was kept
-        words = ["restore", receiver.kept()[-1], "--detach", *keys.open]
-        subprocess.run(
-            far.command(*sealed.SEALPOINT, *words),
-            env=sealpoint.environment,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-    running.assert_continues(before)
-    assert len(where(running, far)) == 1
-
-
-def test_a_file_that_cannot_be_kept_is_told_and_the_tree_does_not_run_over_there(
-    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
-    keys: sealed.Keys, tap: Callable[..., Tap], tmp_path: Path,
-) -> None:  # fmt: skip
-    (tmp_path / "keep").write_text("a file where the directory should be")
-    running = workload("memory", "--mib", "8")
-    before = running.assert_intact()
-    receiver = receive()
-    tapped = tap(lambda _, passing: "cut" if passing == Tap.READY else "pass")
-    sealpoint.run(*through(tapped, running, keys)).fails(6)
-    receiver.wait().fails(6, "does not run here", "could not be kept")
-    running.assert_continues(before)
-    assert where(running, far) == ["here"]
 
 
 def test_a_cable_that_is_pulled_out_leaves_the_tree_here(
@@ -375,42 +216,7 @@ def test_a_word_that_somebody_else_made_is_not_believed(
     else:
         running.reap()
         assert where(running, far) == []
-        assert receiver.kept()
-
-
-@pytest.mark.parametrize("victim", ["sender", "receiver"])
-def test_kill_9_while_the_tree_waits_for_its_permission(
-    victim: str, far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
-    sealpoint: sealed.Sealpoint, keys: sealed.Keys, tap: Callable[..., Tap],
-) -> None:  # fmt: skip
-    """READY is on its way: the tree is frozen here and complete there."""
-    running = workload("memory", "--mib", "8")
-    before = running.assert_intact()
-    receiver = receive()
-    at_ready = threading.Event()
-
-    def moment(_: str, passing: int) -> str:
-        if passing != Tap.READY:
-            return "pass"
-        at_ready.set()
-        return "freeze"
-
-    words = through(tap(moment), running, keys, "--restore-timeout", "10")
-    migration = sealpoint.start(*words)
-    assert at_ready.wait(60)
-    if victim == "sender":
-        migration.signal(signal.SIGKILL)
-    else:
-        [pid] = [
-            p
-            for p in far.pids()
-            if b"receive" in Path(f"/proc/{p}/cmdline").read_bytes().split(b"\0")
-        ]
-        os.kill(pid, signal.SIGKILL)
-    migration.wait()
-    receiver.wait()
-    sealed.wait_until(lambda: where(running, far) == ["here"], "nothing is left over there", 30)
-    running.assert_continues(before)
+        assert str(receiver.kept()[-1]) in result.err
 
 
 def test_a_tree_runs_on_while_the_link_is_slow_to_take_a_copy_of_it(

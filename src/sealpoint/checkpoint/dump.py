@@ -101,11 +101,16 @@ def check_process(pid: int) -> None:
 
 
 class Dump:
-    """One dump.  `run` may be called once.  roots: of the file; preamble: of the file, once `run` has begun it."""
+    """One dump.  `run` may be called once.
+
+    roots: of the file; preamble: of the file, once `run` has begun it; confirmed: CRIU was told to end the tree, or is
+    about to be.
+    """
 
     def __init__(self, request: DumpRequest, out: Target) -> None:
         self.roots = RootKeys.generate()
         self.preamble: Preamble | None = None
+        self.confirmed = False
         self._request = request
         self._out = out
         self._origin_digest: bytes | None = None
@@ -227,6 +232,7 @@ class Dump:
             except BaseException as error:  # noqa: BLE001 - reported by the main thread
                 self._error = error
                 return False
+            self.confirmed = True
             return True
 
         scripts, options = split_action_scripts(request.options)

@@ -8,11 +8,12 @@ left, or their number no longer shrinks, the last round ends the tree here.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from sealpoint import process
-from sealpoint.checkpoint import migration
+from sealpoint.checkpoint import extent, migration
 from sealpoint.checkpoint.dump import Dump, DumpRequest, DumpResult
 from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.checkpoint.track import Track
@@ -32,12 +33,13 @@ _SHRINKING: Final = (
 class MigrateRequest:
     """dump: what to move, and how it is sealed; rounds: copies beforehand, at most.
 
-    decision: seconds that the far side has to restore and verify.
+    decision: seconds that the far side has to restore and verify; say: gets remarks for the user.
     """
 
     dump: DumpRequest
     rounds: int = 4
     decision: float = 600.0
+    say: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +72,23 @@ class Sender:
         self._track: Track | None = None  # of the round before
         self._dump: Dump | None = None
         self._digest = b""  # of the last file's origin, once it was sent as a whole
+        self._tasks: list[tuple[int, int]] = []  # pid and start time, once READY has come
+        self._place = ""  # where the far side keeps the last file
+        self._gone = False  # GO was sent, or is about to be
 
     def run(self, report: Report = silent) -> MigrateResult:
-        """Raises SealpointError: the tree then runs on here, but for UncertainError."""
+        """Raises SealpointError: the tree then runs on here, or its hint says where it is."""
         started = time.monotonic()
         link = self._link
         try:
             self._session = migration.session_of(link.expect(Kind.HELLO), link.peer)
             self._copy(report)
             result = self._last(report)
-        except SealpointError as error:
-            self._give_up(error)
+            self._hand_over()
+        except BaseException as error:
+            if not self._gone:
+                self._failed(error)
             raise
-        self._hand_over()
         return MigrateResult(tuple(self._rounds), result, link.sent, time.monotonic() - started)
 
     def _copy(self, report: Report) -> None:
@@ -127,6 +133,9 @@ class Sender:
     def _send(
         self, track: Track | None, out: Target, report: Report, *, leave_running: bool
     ) -> DumpResult:
+        size = extent.bound(self._request.dump.pid)
+        self._link.send(Kind.OFFER, migration.offer(size))
+        self._link.expect(Kind.ROOM, patience=self._request.decision)
         request = self._request.dump._replace(
             leave_running=leave_running,
             track=track,
@@ -142,7 +151,10 @@ class Sender:
     def _await_ready(self, _: bytes, origin_digest: bytes) -> bool:
         self._digest = origin_digest
         payload = self._link.expect(Kind.READY, patience=self._request.decision)
-        self._check(payload, Kind.READY)
+        self._place = self._check(payload, Kind.READY).decode(errors="replace")
+        pid = self._request.dump.pid
+        tasks = [(p, process.start_time(p)) for p in [pid, *process.descendants(pid)]]
+        self._tasks = [(p, start) for p, start in tasks if start]
         return True
 
     def _key(self) -> bytes:
@@ -151,25 +163,56 @@ class Sender:
         assert dump.preamble is not None
         return migration.key_of(dump.roots, dump.preamble, self._session)
 
-    def _check(self, payload: bytes, kind: Kind) -> None:
-        migration.check_proof(payload, self._key(), kind, self._digest, self._link.peer)
+    def _check(self, payload: bytes, kind: Kind) -> bytes:
+        return migration.check_proof(payload, self._key(), kind, self._digest, self._link.peer)
 
-    def _give_up(self, error: SealpointError) -> None:
+    def _failed(self, error: BaseException) -> None:
+        """Tell the far side what it may rely on: STOP only where the tree runs on here, GO only where it has ended."""
+        self._link.resume()  # the dump that failed has cancelled its waits
+        if self._dump is None or not self._dump.confirmed or not self._tasks:
+            self._give_up(error)
+            return
+        # CRIU was told to end the tree, and something failed all the same: look how far it came.
+        left = [pid for pid, start in self._tasks if process.start_time(pid) == start]
+        if len(left) == len(self._tasks):
+            self._give_up(error)
+        elif left:
+            self._tell(
+                error,
+                f"of {len(self._tasks)} processes {len(left)} are left here ({left[0]}): end them, then restore "
+                f"{self._place} on {self._link.peer}",
+            )
+        else:
+            self._hand_over()
+            self._tell(error, f"the tree runs on {self._link.peer} all the same")
+
+    def _tell(self, error: BaseException, text: str) -> None:
+        if isinstance(error, SealpointError):
+            error.hint = text
+        else:  # a signal
+            self._request.say(text)
+
+    def _give_up(self, error: BaseException) -> None:
         """The tree runs on here.  If the far side may be waiting for our word, it gets it."""
         if self._digest:
             self._link.stop(migration.proof(self._key(), Kind.STOP, self._digest))
         else:
-            self._link.stop(error.message.encode())
+            reason = error.message if isinstance(error, SealpointError) else "interrupted"
+            self._link.stop(reason.encode())
 
     def _hand_over(self) -> None:
         """The tree has ended here.  Raises UncertainError."""
         link = self._link
         try:
-            link.send(Kind.GO, migration.proof(self._key(), Kind.GO, self._digest))
-            self._check(link.expect(Kind.RUNNING), Kind.RUNNING)
+            with (
+                process.DeferredSignals()
+            ):  # what is to be said now does not take long, and must be said
+                self._gone = True
+                link.send(Kind.GO, migration.proof(self._key(), Kind.GO, self._digest))
+                self._check(link.expect(Kind.RUNNING), Kind.RUNNING)
         except LinkError as error:
             raise migration.UncertainError(
                 f"process {self._request.dump.pid} has ended here, but {link.peer} did not confirm that it runs "
                 f"there ({error.message})",
-                hint="look there: it runs, or its sealed file was kept and can be restored",
+                hint=f"look there: it runs, or its sealed file can be restored: {self._place}",
             ) from None

@@ -11,12 +11,14 @@ has opened the file, or made it.
 
 Whoever does not get what he waits for: before READY arrived, the tree runs on at the sender.  After GO was sent, it may
 run at the receiver only.  A receiver that sent READY and hears neither GO nor STOP cannot know, so it does not run the
-tree, and keeps the sealed file for somebody who can look at both sides.
+tree.  The sealed files are durable at the receiver before READY, and stay there until the tree runs.
 """
 
 from __future__ import annotations
 
 import hmac
+import re
+import struct
 from collections.abc import Mapping
 from typing import Final
 
@@ -28,7 +30,11 @@ from sealpoint.format.preamble import Preamble
 from sealpoint.store.link import Kind, LinkError
 
 SESSION_SIZE: Final = 32
-_VERSION: Final = b"sealpoint/v1 migration"
+_PROTOCOL: Final = b"sealpoint/v2 migration"
+_ANY_PROTOCOL: Final = re.compile(rb"sealpoint/v(\d{1,6}) migration")
+_SIZE: Final = struct.Struct("<Q")
+_MAC_SIZE: Final = 32
+_MAX_PATH: Final = 4000  # bytes: of a message that is no DATA there are 4096
 # Properties of the metadata manifest: for which session the file was made, in hex; whether it is the last one.
 _SESSION: Final = "migration"
 _LAST: Final = "migration-last"
@@ -40,14 +46,36 @@ class UncertainError(SystemEnvironmentError):
 
 def greeting(session: bytes) -> bytes:
     """Payload of HELLO."""
-    return _VERSION + session
+    return _PROTOCOL + session
 
 
 def session_of(payload: bytes, peer: str) -> bytes:
     """The session in a HELLO.  Raises LinkError."""
-    if len(payload) != len(_VERSION) + SESSION_SIZE or not payload.startswith(_VERSION):
-        raise LinkError(f"{peer} does not answer as this version of sealpoint does")
-    return payload[len(_VERSION) :]
+    if len(payload) != len(_PROTOCOL) + SESSION_SIZE or not payload.startswith(_PROTOCOL):
+        raise strange(payload, peer)
+    return payload[len(_PROTOCOL) :]
+
+
+def strange(payload: bytes, peer: str) -> LinkError:
+    """What to say of a greeting that is not of this version."""
+    found = _ANY_PROTOCOL.match(payload)
+    if found is None or found[0] == _PROTOCOL:
+        return LinkError(f"{peer} does not speak as sealpoint does")
+    return LinkError(
+        f"{peer} speaks version {int(found[1])} of the migration, this sealpoint version 2: install the same on both"
+    )
+
+
+def offer(size: int) -> bytes:
+    """Payload of OFFER: bytes that the next file will not exceed, unless the tree grows fast."""
+    return _SIZE.pack(size)
+
+
+def offered(payload: bytes, peer: str) -> int:
+    """The size in an OFFER.  Raises LinkError."""
+    if len(payload) != _SIZE.size:
+        raise LinkError(f"{peer} does not speak as sealpoint does")
+    return int(_SIZE.unpack(payload)[0])
 
 
 def key_of(roots: RootKeys, preamble: Preamble, session: bytes) -> bytes:
@@ -55,15 +83,25 @@ def key_of(roots: RootKeys, preamble: Preamble, session: bytes) -> bytes:
     return derive.derive(roots.root(Role.MEMORY), preamble, "migration", session)
 
 
-def proof(key: bytes, kind: Kind, origin_digest: bytes) -> bytes:
-    """What a message of that kind carries: a MAC over it and the origin digest of the last file."""
-    return hmac.digest(key, bytes([kind]) + origin_digest, "sha256")
+def proof(key: bytes, kind: Kind, origin_digest: bytes, text: bytes = b"") -> bytes:
+    """What a message of that kind carries: a MAC over it, the origin digest of the last file and the text, the text."""
+    return hmac.digest(key, bytes([kind]) + origin_digest + text, "sha256") + text
 
 
-def check_proof(payload: bytes, key: bytes, kind: Kind, origin_digest: bytes, peer: str) -> None:
-    """Raises LinkError."""
-    if not hmac.compare_digest(payload, proof(key, kind, origin_digest)):
+def check_proof(payload: bytes, key: bytes, kind: Kind, origin_digest: bytes, peer: str) -> bytes:
+    """The text in it.  Raises LinkError."""
+    text = payload[_MAC_SIZE:]
+    if not hmac.compare_digest(payload, proof(key, kind, origin_digest, text)):
         raise LinkError(f"{peer} cannot prove that it holds the checkpoint")
+    return text
+
+
+def place(path: str) -> bytes:
+    """The text of READY: where the receiver keeps the last file.  Raises SystemEnvironmentError."""
+    text = path.encode(errors="surrogateescape")
+    if len(text) > _MAX_PATH:
+        raise SystemEnvironmentError(f"{path} is too long a name", hint="shorten that of --keep")
+    return text
 
 
 def properties(session: bytes, *, last: bool) -> dict[str, str]:

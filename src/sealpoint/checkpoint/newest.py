@@ -10,6 +10,7 @@ import hashlib
 import os
 from typing import Final, NamedTuple
 
+from sealpoint.checkpoint.released import Released
 from sealpoint.checkpoint.state import make_state_directory, open_private
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError
 from sealpoint.format import strictjson
@@ -33,6 +34,7 @@ class Newest:
     """The marks in a directory of states."""
 
     def __init__(self, directory: str) -> None:
+        self.directory = directory
         self._directory = f"{directory}/newest"
 
     def _name(self, workload: str) -> str:
@@ -51,7 +53,11 @@ class Newest:
             return None
 
     def check(self, origin: Origin, sequence: int) -> None:
-        """Raises PolicyError if a newer one is known, SystemEnvironmentError.  sequence: of the header."""
+        """Raises PolicyError if a newer one is known, or this one was let run here, SystemEnvironmentError.
+
+        sequence: of the header.
+        """
+        Released(self.directory).check(origin.checkpoint_id)
         mark = self.of(origin.workload) if origin.workload else None
         if mark is None:
             return

@@ -1,23 +1,32 @@
-"""The receiving side of a migration (`migration` has the protocol)."""
+"""The receiving side of a migration (`migration` has the protocol).
+
+What arrives is kept on the disk (`store.received`), and is durable before the sender is told that the tree is here.  It
+is removed when the tree runs here, or when it is certain that it runs at the sender.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from sealpoint.checkpoint import migration
+from sealpoint.checkpoint.newest import Mark, Newest
 from sealpoint.checkpoint.opening import Checkpoint, Opening
 from sealpoint.checkpoint.progress import Report, silent
+from sealpoint.checkpoint.released import Released
 from sealpoint.checkpoint.restore import Restore, RestoreRequest, RestoreResult
 from sealpoint.errors import FileError, PolicyError, SealpointError, SystemEnvironmentError
 from sealpoint.format.constants import Role
 from sealpoint.format.opened import OpenFile
 from sealpoint.store.link import Kind, Link, LinkError, LinkInput
 from sealpoint.store.output import OutputFile
-from sealpoint.store.source import hold_from, pieces
+from sealpoint.store.received import Received, Stage, trim
 
 _MAX_ROUNDS: Final = 64
+_STEP: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +34,53 @@ class ReceiveRequest:
     """How to receive.
 
     opening: how to open each file, without its parents: those came before it.
-    keep: directory for the sealed file if its fate is unknown; spool: where ciphertext is held (memory if None);
-    decision: seconds that the sender has from READY to GO, while it ends the tree.
+    keep: directory in which the sealed files are kept until the tree runs; state: of what runs here; decision: seconds
+    that the sender has from READY to GO, while it ends the tree; say: gets remarks for the user.
     """
 
     opening: Opening
     restore: RestoreRequest
     keep: str
-    spool: str | None = None
+    state: str
     decision: float = 60.0
+    say: Callable[[str], None] = lambda _: None
+
+
+class _Commit:
+    """Makes a complete file durable while it is verified and restored.  `wait` before anybody relies on it."""
+
+    def __init__(self, out: OutputFile) -> None:
+        self._out = out
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            trim(self._out)
+            self._out.commit()
+        except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+            self._error = error
+
+    def wait(self) -> None:
+        """Raises SealpointError."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def path(self) -> str:
+        """Of the file, once it is durable."""
+        return self._out.path
+
+    def end(self) -> None:
+        """Wait, whatever comes of it."""
+        self._thread.join()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.end()
+        self._out.close()
 
 
 class Receiver:
@@ -45,45 +92,82 @@ class Receiver:
         self._session = os.urandom(migration.SESSION_SIZE)
         self._files: list[Checkpoint] = []  # oldest first
         self._opened: list[OpenFile] = []  # the same
-        self._asked = False
+        self._commits: list[_Commit] = []  # the same
+        self._stage = Stage.ARRIVING
+        self._stopped = False  # the sender has proved that the tree runs on there
         self._key = b""
+        self._released = Released(request.state)
 
     def run(self, report: Report = silent) -> RestoreResult:
-        """Raises SealpointError: nothing of the tree runs here then."""
-        link = self._link
+        """Raises SealpointError: nothing of the tree runs here then, or its message says that it does."""
         try:
-            link.send(Kind.HELLO, migration.greeting(self._session))
-            while not self._next_file():
-                link.send(Kind.HAVE)
-            result = self._restore(report)
+            self._released.prepare()
+            received = Received(self._request.keep, self._session[:4].hex())
         except SealpointError as error:
-            if not self._asked:
-                link.stop(error.message.encode())
+            self._link.stop(error.message.encode())
             raise
+        try:
+            return self._run(received, report)
         finally:
             for file in self._files:
                 file.close()
+            for commit in self._commits:
+                commit.close()
+            received.close()
+
+    def _run(self, received: Received, report: Report) -> RestoreResult:
+        link = self._link
+        try:
+            link.send(Kind.HELLO, migration.greeting(self._session))
+            while not self._next_file(received):
+                link.send(Kind.HAVE)
+            result = self._restore(received, report)
+        except BaseException as error:
+            self._failed(received, error)
+            raise
         try:
             link.send(Kind.RUNNING, migration.proof(self._key, Kind.RUNNING, self._digest))
         except LinkError:
             pass  # it runs here all the same: GO said that it ended there
+        if self._discard(received):
+            self._released.forget(self._id)
         return result
 
     @property
     def _digest(self) -> bytes:
         return self._files[-1].authentic.reference.origin_digest
 
-    def _next_file(self) -> bool:
+    @property
+    def _id(self) -> bytes:
+        return self._files[-1].authentic.origin.checkpoint_id
+
+    def _next_file(self, received: Received) -> bool:
         """Take one more file; whether it was the last."""
         if len(self._files) >= _MAX_ROUNDS:
             raise FileError("the migration has too many rounds")
-        held = hold_from(LinkInput(self._link).read_into, self._request.spool)
-        file = self._request.opening.take(held)
+        if self._commits:
+            self._commits[-1].wait()
+        bound = migration.offered(self._link.expect(Kind.OFFER), self._link.peer)
+        out = received.next_file(bound)
+        try:
+            self._link.send(Kind.ROOM)
+            self._take(out)
+        except BaseException:
+            out.close()
+            raise
+        self._commits.append(_Commit(out))
+        file = self._request.opening.take(os.dup(out.fd))
         self._files.append(file)
         opened = file.file()
         self._check(opened)
         self._opened.append(opened)
         return migration.is_last(opened.manifests[Role.METADATA].properties)
+
+    def _take(self, out: OutputFile) -> None:
+        source = LinkInput(self._link)
+        buffer = memoryview(bytearray(_STEP))
+        while size := source.read_into(buffer):
+            out.write(buffer[:size])
 
     def _check(self, opened: OpenFile) -> None:
         """Raises PolicyError, FileError: made for another migration, or out of place in this one."""
@@ -95,48 +179,101 @@ class Receiver:
         if opened.authentic.origin.parent != before:
             raise FileError("the files of the migration do not continue each other")
 
-    def _restore(self, report: Report) -> RestoreResult:
+    def _restore(self, received: Received, report: Report) -> RestoreResult:
         top = self._opened[-1]
         self._key = migration.key_of(top.roots, top.authentic.file.preamble, self._session)
-        request = self._request.restore._replace(detach=True, permitted=self._ask)
+        request = self._request.restore._replace(
+            detach=True,
+            permitted=lambda: self._ask(received),
+            approved=self._note,
+            given_up=self._link.cancel,
+        )
         return Restore(request, self._opened[::-1]).run(report)
 
-    def _ask(self) -> None:
+    def _ask(self, received: Received) -> None:
         """At the gate: tell that all has verified, and wait for the word that the tree has ended there."""
         link, digest = self._link, self._digest
-        self._asked = True
+        for commit in self._commits:
+            commit.wait()
+        where = migration.place(self._path)
+        self._enter(received, Stage.READY)
+        link.send(Kind.READY, migration.proof(self._key, Kind.READY, digest, where))
+        kind, payload = link.receive(patience=self._request.decision)
+        if kind is Kind.STOP:
+            migration.check_proof(payload, self._key, Kind.STOP, digest, link.peer)
+            self._stopped = True
+            raise SystemEnvironmentError(f"{link.peer} gave up: the tree runs on there")
+        migration.check_proof(payload, self._key, Kind.GO, digest, link.peer)
+        self._stage = Stage.GONE
         try:
-            link.send(Kind.READY, migration.proof(self._key, Kind.READY, digest))
-            kind, payload = link.receive(patience=self._request.decision)
-            if kind is Kind.STOP:
-                migration.check_proof(payload, self._key, Kind.STOP, digest, link.peer)
-            else:
-                migration.check_proof(payload, self._key, Kind.GO, digest, link.peer)
-        except LinkError as error:
-            try:
-                hint = f"look there; if it ended, restore {self._keep()}"
-            except SealpointError as problem:
-                hint = f"look there; its sealed file could not be kept here: {problem.message}"
+            received.set_stage(Stage.GONE)
+        except SealpointError as error:  # the tree is not to be lost for that
+            self._request.say(error.message)
+
+    @property
+    def _path(self) -> str:
+        """Of the last file: what a restore is to be given."""
+        return self._commits[-1].path
+
+    def _enter(self, received: Received, stage: Stage) -> None:
+        received.set_stage(stage)
+        self._stage = stage
+
+    def _note(self) -> None:
+        """Just before the tree runs: from now on its file must not run a second time."""
+        origin, slot = self._files[-1].authentic.origin, self._files[-1].authentic.slot
+        self._released.note(origin.checkpoint_id)
+        try:
+            mark = Mark(origin.checkpoint_id, origin.captured, slot.sequence)
+            Newest(self._request.state).note(origin.workload, mark)
+        except SystemEnvironmentError as error:
+            self._request.say(error.message)
+
+    def _failed(self, received: Received, error: BaseException) -> None:
+        """Say where the tree is, or the file that is left of it; raises what says it better than `error`."""
+        self._link.resume()  # a restore that was given up has cancelled its wait
+        if self._stage is Stage.ARRIVING or self._stopped:
+            if self._stage is Stage.ARRIVING:
+                reason = error.message if isinstance(error, SealpointError) else "interrupted"
+                self._link.stop(reason.encode())
+            for commit in self._commits:
+                commit.end()
+            self._discard(received)
+            return
+        record = self._released.of(self._id)
+        if record is not None and record.alive():
+            self._tell(error, f"the tree runs here all the same; remove {received.path}")
+            return
+        self._released.forget(self._id)
+        if self._stage is Stage.GONE:
+            self._link.stop(f"the restore failed: its sealed file is {self._path}".encode())
+            self._tell(
+                error,
+                f"the tree has ended at the sender and does not run here: restore {self._path}",
+            )
+            return
+        text = (
+            f"it does not run here, and whether it runs at the sender is unknown: look there; if it ended, restore "
+            f"{self._path}"
+        )
+        if isinstance(error, LinkError):
             raise migration.UncertainError(
                 f"{error.message}, when the tree was ready here: it does not run here, and whether it runs at the "
                 "sender is unknown",
-                hint=hint,
+                hint=f"look there; if it ended, restore {self._path}",
             ) from None
-        if kind is Kind.STOP:
-            raise SystemEnvironmentError(f"{link.peer} gave up: the tree runs on there")
+        self._tell(error, text)
 
-    def _keep(self) -> str:
-        """Write the sealed files where they can be restored from; returns the path of the last."""
-        directory = self._request.keep
+    def _tell(self, error: BaseException, text: str) -> None:
+        if isinstance(error, SealpointError):
+            error.hint = text
+        else:  # a signal
+            self._request.say(text)
+
+    def _discard(self, received: Received) -> bool:
         try:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise SystemEnvironmentError(f"cannot make {directory}: {error.strerror}") from None
-        path = ""
-        for file in self._files:
-            path = f"{directory}/{file.authentic.origin.checkpoint_id.hex()}.sealed"
-            with OutputFile(path) as out:
-                for piece in pieces(file.top.fd):
-                    out.write(piece)
-                out.commit()
-        return path
+            received.discard()
+        except SealpointError as error:
+            self._request.say(error.message)
+            return False
+        return True

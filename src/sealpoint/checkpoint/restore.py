@@ -37,7 +37,7 @@ class RestoreRequest(NamedTuple):
     """How to restore.
 
     permitted: called when everything has verified and the tree waits; raises if it shall not run.  approved: called
-    just before it runs; must not wait for anybody.
+    just before it runs; must not wait for anybody.  given_up: called when a signal ends the wait for `permitted`.
     """
 
     criu: CriuBinary
@@ -46,6 +46,7 @@ class RestoreRequest(NamedTuple):
     criu_log: str | None = None
     permitted: Callable[[], None] = lambda: None
     approved: Callable[[], None] = lambda: None
+    given_up: Callable[[], None] = lambda: None
 
 
 class RestoreResult(NamedTuple):
@@ -176,6 +177,7 @@ class Restore:
                 code = self._wait(criu, serve, gate, report, signals)
             except BaseException as error:
                 if gate.refuse():  # else the tree runs already
+                    request.given_up()
                     serve.fail(error)
                     if criu.process is not None:
                         criu.stop(_GIVE_UP)

@@ -101,6 +101,7 @@ def command(
         ),
         rounds=rounds,
         decision=restore_timeout,
+        say=options.warn,
     )
     connection = endpoint.Connection(address, patience=timeout, ssh=ssh, remote=remote)
     with connection as link, Bar(f"migrating {pid}") as bar:

@@ -25,13 +25,15 @@ _ENDING = (
     metavar="DIR",
     default="/var/lib/sealpoint/received",
     show_default=True,
-    help="Where the sealed file goes if the link breaks when only the sender knows whether the tree has ended there.",
+    help="Where the sealed files are until the tree runs here. Only root may be able to write to it.",
 )
 @click.option(
-    "--spool",
-    metavar="DIR",
-    help="Hold the ciphertext in an unlinked file in DIR instead of in memory.",
+    "--list", "list_left", is_flag=True, help="Show what earlier migrations have left, and end."
 )
+@click.option(
+    "--remove", metavar="NAME", help="Remove what one migration has left (see --list), and end."
+)
+@options.state_option
 @click.option(
     "--wait",
     type=float,
@@ -54,7 +56,9 @@ def command(
     allow_unsigned: bool,
     allow_expired: bool,
     keep: str,
-    spool: str | None,
+    list_left: bool,
+    remove: str | None,
+    state: str | None,
     wait: float,
     timeout: float,
     criu: str | None,
@@ -65,11 +69,18 @@ def command(
     """Receive one process tree from `sealpoint migrate`, and run it here.
 
     It runs when everything has verified and the sender has said that it has ended there. If not, nothing of it runs.
+    Its sealed files are in --keep until it runs. What an earlier migration has left there is shown first.
 
     \b
     Example:
       sealpoint receive --listen tcp://0.0.0.0:7777 -i identity.key --trust signer.pub
+      sealpoint receive --list
     """
+    if list_left or remove:
+        if listen or stdio or (list_left and remove):
+            raise UsageError("--list and --remove do nothing else")
+        _care(keep, state, remove, as_json=as_json)
+        return
     if bool(listen) == stdio:
         raise UsageError("give either --listen or --stdio")
     if stdio:
@@ -81,9 +92,12 @@ def command(
     search = Search(criu or config.criu or None, fault=config.criu_fault)
     from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
     from sealpoint.checkpoint.restore import RestoreRequest
+    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
     from sealpoint.cli import endpoint
     from sealpoint.cli.bar import Bar
+    from sealpoint.cli.received import described
     from sealpoint.store.link import Link, accept
+    from sealpoint.store.received import make_directory
 
     opening = options.opening(
         config,
@@ -99,9 +113,13 @@ def command(
         opening=opening,
         restore=RestoreRequest(criu=search.result(), options=criu_arguments, criu_log=criu_log),
         keep=keep,
-        spool=spool,
+        state=state or config.state or DEFAULT_DIRECTORY,
         decision=_ENDING * timeout,
+        say=options.warn,
     )
+    make_directory(keep)
+    for line in described(keep, request.state):
+        options.warn(line)
     if listen:
         address = endpoint.parse(listen, schemes=("tcp",))
         link = accept(address.host, address.port or 0, patience=timeout, wait=wait)
@@ -117,3 +135,18 @@ def command(
         click.echo(json.dumps({"pid": result.pid, "criu": result.criu}, indent=2), err=stdio)
     else:
         click.echo(f"process {result.pid} runs here", err=stdio)
+
+
+def _care(keep: str, state: str | None, remove: str | None, *, as_json: bool) -> None:
+    """List what was left, or remove one of it.  Raises UsageError, SystemEnvironmentError."""
+    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
+    from sealpoint.cli import received
+
+    store = state or configuration.load().state or DEFAULT_DIRECTORY
+    if remove:
+        received.remove(keep, store, remove)
+    elif as_json:
+        click.echo(json.dumps(received.values(keep, store), indent=2))
+    else:
+        for line in received.described(keep, store):
+            click.echo(line)

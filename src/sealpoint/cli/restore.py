@@ -74,12 +74,15 @@ def command(
     from sealpoint.criu.binary import Search
 
     search = Search(criu or config.criu or None, fault=config.criu_fault)
+    from sealpoint.checkpoint import migration
     from sealpoint.checkpoint.newest import Mark, Newest
     from sealpoint.checkpoint.progress import Progress
+    from sealpoint.checkpoint.released import Released
     from sealpoint.checkpoint.restore import Restore, RestoreRequest
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.dump import ack_line
+    from sealpoint.format.constants import Role
 
     with Bar("receiving") as bar:
         received = 0
@@ -109,9 +112,12 @@ def command(
         if not allow_older:
             newest.check(origin, sequence)
         opened = checkpoint.files()
+        moved = migration.is_last(opened[0].manifests[Role.METADATA].properties)
 
         def approved() -> None:
             reference = checkpoint.reference
+            if moved:
+                Released(newest.directory).note(reference.checkpoint_id)
             try:
                 newest.note(origin.workload, Mark(origin.checkpoint_id, origin.captured, sequence))
             except SystemEnvironmentError as error:

@@ -37,6 +37,8 @@ class Kind(enum.IntEnum):
     GO = 6  # sender: the tree has ended here
     RUNNING = 7  # receiver: it runs
     STOP = 8  # either: this side gives up; the text says why
+    OFFER = 10  # sender: how large the next file can become
+    ROOM = 11  # receiver: there is room for it
 
 
 class LinkError(SystemEnvironmentError):
@@ -127,6 +129,13 @@ class Link:
     def cancel(self) -> None:
         """From another thread: end a wait, the present one or the next."""
         os.eventfd_write(self._wake, 1)
+
+    def resume(self) -> None:
+        """What was cancelled has ended: from now on waits are waits again."""
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
 
     def close(self) -> None:
         """Close both descriptors."""
