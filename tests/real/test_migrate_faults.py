@@ -314,3 +314,26 @@ def test_what_is_kept_is_for_root_alone(
     running.reap()
     paths = [receiver.keep, *receiver.left()]
     assert [p for p in paths if p.stat().st_mode & 0o077] == []
+
+
+def test_a_file_that_does_not_become_durable_is_no_ready(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys, tap: Callable[..., Tap],
+) -> None:  # fmt: skip
+    """Its name is taken when it is complete: nobody is told that the tree is here."""
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    receiver = receive()
+
+    def moment(_: str, passing: int) -> str:
+        if passing == Tap.END:
+            [directory] = receiver.keep.iterdir()
+            (directory / "01.sealed").write_text("in the way")
+        return "pass"
+
+    sealpoint.run(*through(tap(moment), running, keys, "--rounds", "0")).fails(
+        6, "gave up", "exists"
+    )
+    receiver.wait().fails(2, "exists")
+    running.assert_continues(before)
+    assert where(running, far) == ["here"]
