@@ -63,7 +63,7 @@ def test_relative_paths_are_relative_to_the_file_that_names_them(files, monkeypa
     assert loaded.signer == f"{base}/signer.key"
 
 
-@pytest.mark.parametrize("name", ["allow_lazy_restore", "allow_plain_images"])
+@pytest.mark.parametrize("name", ["allow_lazy_restore", "allow_plain_images", "criu_fault"])
 def test_what_weakens_a_promise_is_off_unless_it_is_turned_on(files, name):
     system, _ = files
     assert getattr(config.load(), name) is False
@@ -73,6 +73,27 @@ def test_what_weakens_a_promise_is_off_unless_it_is_turned_on(files, name):
         system.write_text(f"\n{name} = {wrong}\n")
         with pytest.raises(UsageError, match=f"line 2: {name}: wants true or false"):
             config.load()
+
+
+def test_what_lets_criu_do_more_is_said_in_the_system_s_file_only(files):
+    system, user = files
+    system.write_text('allow_criu_fields = [72, "11.5", "req.7"]\ncriu_fault = true\n')
+    loaded = config.load()
+    assert (loaded.allow_criu_fields, loaded.criu_fault) == (("72", "11.5", "req.7"), True)
+    for line in ("allow_criu_fields = [72]", "criu_fault = true"):
+        user.write_text(line)
+        with pytest.raises(UsageError, match="can be set in"):
+            config.load()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["[-1]", "[0]", '["a"]', "[true]", "[7.5]", '["7."]', "{}", '["req"]']
+)
+def test_fields_of_criu_are_numbers(files, wrong):
+    system, _ = files
+    system.write_text(f"allow_criu_fields = {wrong}\n")
+    with pytest.raises(UsageError, match="line 1: allow_criu_fields: wants numbers of fields"):
+        config.load()
 
 
 def test_one_string_will_do_for_a_list(files):

@@ -95,6 +95,25 @@ def test_an_option_of_criu_that_leads_past_the_seal_is_found(machine, keys):
     line(machine.doctor(), "fail", "criu", "default.conf, line 2", "stream")
 
 
+@pytest.mark.parametrize("name", ["default.conf", "runc.conf"])
+def test_an_abbreviated_option_of_criu_is_found_in_the_files_of_criu_and_of_engines(
+    machine, keys, name
+):
+    installed(machine, keys)
+    (machine.etc / "criu").mkdir(exist_ok=True)
+    (machine.etc / "criu" / name).write_text("tcp-established\nimages-di\t/tmp\n")
+    line(machine.doctor(), "fail", "criu", f"{name}, line 2", "images-dir")
+
+
+def test_ways_around_what_is_refused_are_told(machine, keys):
+    installed(machine, keys)
+    text = machine.config.read_text()
+    machine.config.write_text(text + 'allow_criu_fields = [72, "11.5"]\ncriu_fault = true\n')
+    found = machine.doctor()
+    line(found, "warn", "config", "allow_criu_fields", "72, 11.5")
+    line(found, "warn", "config", "criu_fault", "CRIU_FAULT")
+
+
 def test_a_mistake_in_the_configuration_is_told_with_its_line(machine):
     machine.config.parent.mkdir()
     machine.config.write_text("# x\nsigner = 3\n")

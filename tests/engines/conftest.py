@@ -32,7 +32,7 @@ criu, keys, needles, ram_dir, workload = (
     _real.workload,
 )
 
-NO_CRIU = ("test_fuse_requests", "test_rpc_parsing")
+NO_CRIU = ("test_fuse_requests", "test_request_table", "test_rpc_parsing")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -181,4 +181,16 @@ def test_a_criu_option_that_does_not_exist(
     undisturbed: harness.Workload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, out: Path
 ) -> None:
     dump = ["dump", "-t", undisturbed.pid, "-o", out, *keys.seal, "--", "--no-such-option"]
-    sealpoint.run(*dump).fails(7, "no-such-option")
+    sealpoint.run(*dump).fails(2, "--no-such-option is not known to sealpoint")
+
+
+@pytest.mark.parametrize("options", [("--external", "x--config=/tmp/a"), ("--", "--config", "a")])
+def test_a_word_that_criu_would_take_for_a_configuration_file(
+    undisturbed: harness.Workload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    out: Path,
+    options: tuple[str, ...],
+) -> None:
+    dump = ["dump", "-t", undisturbed.pid, "-o", out, *keys.seal, "--", *options]
+    sealpoint.run(*dump).fails(2, "for --config")

@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from sealpoint.criu.environment import environment
 from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.store.link import Link, connect
 
@@ -65,7 +66,10 @@ class Connection:
         name = f"{endpoint.user}@{endpoint.host}" if endpoint.user else endpoint.host
         try:
             self._process = subprocess.Popen(
-                [*words, "--", name, remote], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [*words, "--", name, remote],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment(own=True),
             )
         except (OSError, IndexError) as error:
             raise SystemEnvironmentError(f"cannot run {ssh}: {error}") from None

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Self
 
+from sealpoint.criu.environment import environment
+
 _CLONE_NEWNET: Final = 0x40000000
 _NETLINK_NETFILTER: Final = 12
 _NFTABLES: Final = 10  # linux/netfilter/nfnetlink.h: NFNL_SUBSYS_NFTABLES
@@ -98,6 +100,7 @@ def _feed(program: str, rules: bytes) -> bool:
             [program, "-w", "--noflush"],
             check=False,
             input=rules,
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=_SECONDS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import select
@@ -15,6 +16,7 @@ from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.environment import environment
 from sealpoint.criu.gate import Gate
+from sealpoint.criu.options import END, UnknownError, names_configuration, scan
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.errors import (
     CriuError,
@@ -54,13 +56,19 @@ _SHORT_WITH_VALUE = "tDovxrJLWM"
 
 
 def check_options(options: tuple[str, ...]) -> None:
-    """CRIU options given by the user.  Raises UsageError for those that cannot work here."""
-    for option in options:
-        if option == "--":
-            return
+    """CRIU options given by the user.  Raises UsageError for those that cannot work here, or that nobody knows."""
+    try:
+        list(scan(options))
+    except UnknownError as error:
+        raise UsageError(f"{error}, so it may lead memory elsewhere") from None
+    for option in itertools.takewhile(lambda word: word != END, options):
         for name in _names(option):
             if name in _REFUSED:
                 raise UsageError(f"CRIU's option {name} cannot be used here", hint=_REFUSED[name])
+    if hidden := [word for word in options if names_configuration(word)]:
+        raise UsageError(
+            f"CRIU would take {hidden[0]!r} for --config", hint="give CRIU's options one by one"
+        )
 
 
 def _names(option: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ from sealpoint.criu.options import (
 
 _GLOBAL: Final = "/etc/criu/default.conf"
 _HOME: Final = ".criu/default.conf"
+OF_RUNC: Final = "/etc/criu/runc.conf"  # runc and crun name it in every request, unless a container names another
 _MAX: Final = 64 * 1024 * 1024
 _NULL_DEVICE: Final = os.makedev(1, 3)
 _SPACE: Final = " \t\v\f\r"  # isspace() but the end of the line
@@ -179,21 +180,22 @@ def _content(path: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no path"
         raise RefusedError(f"{path}: cannot be read: {reason}") from None
-    with os.fdopen(fd, "rb", buffering=0) as file:
+    try:
         info = os.fstat(fd)
         if stat.S_ISCHR(info.st_mode) and info.st_rdev == _NULL_DEVICE:
             return b""
         if not stat.S_ISREG(info.st_mode):
             raise RefusedError(f"{path}: not a regular file")
         parts, size = [], 0
-        try:
-            while part := file.read(1 << 20):
-                parts.append(part)
-                size += len(part)
-                if size > _MAX:
-                    raise RefusedError(f"{path}: larger than {_MAX} bytes")
-        except OSError as error:
-            raise RefusedError(f"{path}: cannot be read: {error.strerror}") from None
+        while part := os.read(fd, 1 << 20):
+            parts.append(part)
+            size += len(part)
+            if size > _MAX:
+                raise RefusedError(f"{path}: larger than {_MAX} bytes")
+    except OSError as error:
+        raise RefusedError(f"{path}: cannot be read: {error.strerror}") from None
+    finally:
+        os.close(fd)
     return b"".join(parts)
 
 

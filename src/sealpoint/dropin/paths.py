@@ -9,6 +9,7 @@ import subprocess
 from typing import Final
 
 from sealpoint import ownership
+from sealpoint.criu.environment import environment
 from sealpoint.dropin.real import DEFAULT_PATH, which
 
 _TIMEOUT: Final = 10.0
@@ -143,6 +144,7 @@ def _systemctl(*arguments: str) -> str:
             capture_output=True,
             timeout=_TIMEOUT,
             check=False,
+            env=environment(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

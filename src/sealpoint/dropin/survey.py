@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from sealpoint import config as configuration
 from sealpoint.config import SYSTEM_PATH, Config
 from sealpoint.criu.binary import CriuBinary
-from sealpoint.dropin import arguments, record, survey_engines, survey_keys, survey_machine
+from sealpoint.criu.environment import environment
+from sealpoint.dropin import criu_config, record, survey_engines, survey_keys, survey_machine
 from sealpoint.dropin.finding import Finding, fail, guarded, ok, warn
 from sealpoint.dropin.paths import path_problems, unsafe
 from sealpoint.dropin.real import find_real, is_dropin, problem_of, supports
 from sealpoint.dropin.record import Record
-from sealpoint.errors import SealpointError, UsageError
+from sealpoint.errors import SealpointError
 
 _TIMEOUT = 30.0
 
@@ -101,6 +102,7 @@ def _dropin(installed: Record | None) -> list[Finding]:
         capture_output=True,
         timeout=_TIMEOUT,
         check=False,
+        env=environment(own=True),
     )
     if done.returncode or b"Version:" not in done.stdout:
         said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
@@ -126,13 +128,22 @@ def _criu(config: Config, *, root: bool) -> tuple[CriuBinary | None, list[Findin
     found = guarded(topic, lambda: _works(criu, version)) if root else []
     if reason := unsafe(criu.path):
         found.append(fail(topic, f"{criu.path} runs as root, but {reason}", "install it as root"))
-    try:
-        arguments.parse(["dump"])  # looks at CRIU's own configuration files
-    except arguments.RefusedError as error:
-        found.append(fail(topic, str(error), "remove the option there"))
-    except UsageError as error:
-        found.append(fail(topic, error.message, error.hint or ""))
+    found += guarded(topic, _settings)
     return criu, found
+
+
+def _settings() -> list[Finding]:
+    """What CRIU's own configuration files say that a dump by the drop-in would stumble over."""
+    found = []
+    for files in ("criu", "runc"):
+        try:
+            if files == "criu":
+                criu_config.defaults(os.environ)
+            else:
+                criu_config.read(criu_config.OF_RUNC)
+        except criu_config.RefusedError as error:
+            found.append(fail("criu", str(error), "remove the option there"))
+    return found
 
 
 def _works(criu: CriuBinary, version: str) -> list[Finding]:

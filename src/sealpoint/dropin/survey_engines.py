@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from sealpoint.criu.environment import environment
 from sealpoint.dropin import paths
 from sealpoint.dropin.finding import Finding, fail, ok, warn
 from sealpoint.dropin.real import DEFAULT_PATH, is_dropin, which
@@ -113,7 +114,12 @@ def _crun(search: str) -> list[Finding]:
 def _output(argv: list[str]) -> bytes:
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT, check=False
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=False,
+            env=environment(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return b""

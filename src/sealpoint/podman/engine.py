@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sealpoint.criu.environment import environment
 from sealpoint.errors import CriuError, SystemEnvironmentError, UsageError
 
 _PATIENCE: Final = 300.0  # seconds for a call that is no checkpoint
@@ -85,6 +86,7 @@ class Podman:
                 capture_output=True,
                 timeout=_PATIENCE,
                 check=False,
+                env=environment(own=True),
             )
         except (OSError, subprocess.TimeoutExpired):
             raise PodmanError(f"podman {arguments[0]} does not end") from None
@@ -100,6 +102,7 @@ class Podman:
             capture_output=True,
             timeout=_PATIENCE,
             check=False,
+            env=environment(own=True),
         )
         if done.returncode not in (0, 1):
             raise PodmanError(explain("container exists", done.stderr))

@@ -20,6 +20,7 @@ from typing import Final, Self
 
 import sealpoint
 from sealpoint.criu import mounts
+from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.errors import SystemEnvironmentError
 
@@ -68,11 +69,10 @@ class Place:
 
     def environment(self, temporary: str) -> dict[str, str]:
         """For podman: temporary files go to `temporary`, and our `criu` is found first."""
-        environment = dict(os.environ)
-        environment["PATH"] = f"{self.bin}:{environment.get('PATH', os.defpath)}"
-        environment["TMPDIR"] = temporary
-        environment.pop("CRIU_CONFIG_FILE", None)
-        return environment
+        variables = environment(own=True)
+        variables["PATH"] = f"{self.bin}:{variables.get('PATH', os.defpath)}"
+        variables["TMPDIR"] = temporary
+        return variables
 
     def install_relay(self, real: str) -> None:
         """The `criu` that goes between podman's runtime and the real one, at `real`."""
