@@ -1,7 +1,8 @@
-"""An engine as podman and runc look to sealpoint: it reads an archive, and restores what is in it by CRIU's RPC.
+"""An engine as podman and runc look to sealpoint: it writes and reads an archive, and has CRIU work by its RPC.
 
-It knows `container exists NAME`, `container restore --import ARCHIVE` and `rm ... NAME`.  A container is a directory
-with the archive's members; `trace` beside them says what was done.  What podman itself does is tested in tests/vm.
+It knows `container exists|inspect NAME`, `container checkpoint --export ARCHIVE NAME`, `container restore --import
+ARCHIVE`, `stop ... NAME`, `wait NAME` and `rm ... NAME`.  A container is a directory with the archive's members; its
+first process stands in `pid`.  What podman itself does is tested in tests/vm.
 """
 
 from __future__ import annotations
@@ -47,6 +48,16 @@ class Engine:
         if arguments[:2] == ["container", "restore"]:
             (archive,) = (a.partition("=")[2] or b for a, b in _pairs(arguments) if "--import" in a)
             return self._restore(archive)
+        if arguments[:2] == ["container", "inspect"]:
+            return self._inspect(arguments[2])
+        if arguments[:2] == ["container", "checkpoint"]:
+            archive = next(b for a, b in _pairs(arguments) if a == "--export")
+            return self._checkpoint(arguments[-1], archive)
+        if arguments[:1] == ["stop"]:
+            os.kill(self._pid(arguments[-1]), signal.SIGKILL)
+            return 0
+        if arguments[:1] == ["wait"]:
+            return 0
         if arguments[:1] == ["rm"]:
             return self._remove(arguments[-1])
         return 125
@@ -73,6 +84,41 @@ class Engine:
         if not reply.success:
             print(f"Error: {reply.message or 'CRIU failed'}", file=sys.stderr)
             return 125
+        return 0
+
+    def start(self, name: str, pid: int) -> None:
+        """A container of that name runs, with this process."""
+        (self.state / name).mkdir()
+        (self.state / name / "pid").write_text(str(pid))
+
+    def _pid(self, name: str) -> int:
+        return int((self.state / name / "pid").read_text())
+
+    def _inspect(self, name: str) -> int:
+        state = {"Status": "running", "Pid": self._pid(name)}
+        values = {"Id": name, "Name": name, "State": state, "StaticDir": str(self.state / name)}
+        print(json.dumps([values | {"HostConfig": {"NetworkMode": "bridge"}}]))
+        return 0
+
+    def _checkpoint(self, name: str, archive: str) -> int:
+        container = self.state / name
+        images = container / "checkpoint"
+        images.mkdir()
+        with (
+            rpc.directory_descriptor(images) as directory,
+            rpc.Client(Path(self.criu or shutil.which("criu")), os.environ) as client,
+        ):
+            options = {"images_dir_fd": directory, "work_dir_fd": directory, "log_level": 4}
+            options |= {"pid": self._pid(name), "leave_running": True, "log_file": "dump.log"}
+            reply = client.call(rpc.request(rpc.DUMP, **options))
+        if not reply.success:
+            print(f"Error: {reply.message or 'CRIU failed'}", file=sys.stderr)
+            return 125
+        (container / "config.dump").write_text(json.dumps({"name": name}))
+        (container / "spec.dump").write_text("{}")
+        with open(archive, "wb") as file, tarfile.open(fileobj=file, mode="w|") as tar:
+            for member in ("config.dump", "spec.dump", "checkpoint"):
+                tar.add(container / member, member)
         return 0
 
     def _remove(self, name: str) -> int:

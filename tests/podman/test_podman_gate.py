@@ -1,4 +1,7 @@
-"""What `sealpoint podman restore` takes for a yes, with the real CRIU; the engine is a small one.  Podman: tests/vm."""
+"""What `sealpoint podman checkpoint` and `restore` take for a yes, with the real CRIU; the engine is a small one.
+
+Podman itself: tests/vm.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import harness
+import lying
 import pytest
+import rpc
 import sealed
 import small_engine
 import stock_criu
@@ -73,8 +78,8 @@ def container(
 def restore(
     sealpoint: sealed.Sealpoint, keys: sealed.Keys, engine: Path
 ) -> Callable[..., sealed.Result]:
-    def call(file: object, podman: Path = engine) -> sealed.Result:
-        return sealpoint.run("podman", "restore", file, "--podman", podman, *keys.open)
+    def call(file: object, podman: Path = engine, *more: object) -> sealed.Result:
+        return sealpoint.run("podman", "restore", file, "--podman", podman, *keys.open, *more)
 
     return call
 
@@ -136,3 +141,74 @@ def test_an_engine_that_does_not_run_the_criu_that_it_was_given_is_no_yes(
     shutil.rmtree(tmp_path / "containers" / f"{NAME}.work")
     restore(it.file).ok()
     it.workload.assert_continues(it.before)
+
+
+@pytest.fixture
+def checkpoint(
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys, engine: Path, tmp_path: Path
+) -> Callable[..., sealed.Result]:
+    """checkpoint(RUNNING, FILE): of a container with that workload; more: options."""
+
+    def call(
+        running: harness.Workload, file: Path, *more: object, podman: Path = engine
+    ) -> sealed.Result:
+        shutil.rmtree(tmp_path / "containers" / NAME, ignore_errors=True)
+        small_engine.Engine(str(tmp_path / "containers"), "").start(NAME, running.pid)
+        command = ["podman", "checkpoint", NAME, "-o", file, "--podman", podman]
+        return sealpoint.run(*command, *keys.seal, *more)
+
+    return call
+
+
+def test_a_container_is_sealed_and_ends(
+    checkpoint, sealpoint: sealed.Sealpoint, workload, keys: sealed.Keys, tmp_path: Path
+) -> None:
+    running = workload("ipc")
+    file = tmp_path / "web.sealed"
+    checkpoint(running, file).ok()
+    running.wait_gone()
+    sealpoint.run("verify", file, *keys.open).ok()
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["asks", "asks nobody"])
+def test_a_container_whose_images_went_elsewhere_is_no_success(
+    checkpoint, workload, criu: Path, tmp_path: Path, ram_dir: Path, silent: bool
+) -> None:
+    running = workload("secret")
+    before = running.assert_intact()
+    led = lying.by_rpc(tmp_path, criu, ram_dir, silent=silent)
+    result = checkpoint(running, tmp_path / "web.sealed", "--criu", led)
+    result.fails(7, "no images of a checkpoint" if not silent else "without a complete checkpoint")
+    assert not (tmp_path / "web.sealed").exists()
+    assert (ram_dir / "inventory.img").exists()
+    running.assert_continues(before)
+
+
+def test_success_of_a_container_without_anything_done_is_no_success(
+    checkpoint, workload, criu: Path, tmp_path: Path
+) -> None:
+    """By a CRIU that lies to the relay, and by one that the engine runs instead of the relay."""
+    running = workload("secret")
+    before = running.assert_intact()
+    liar = lying.answers(tmp_path, rpc.encode({1: rpc.DUMP, 2: True}))
+    file = tmp_path / "web.sealed"
+    checkpoint(running, file, "--criu", liar).fails(7, f"process {running.pid}")
+    stubborn = small_engine.install(tmp_path / "stubborn", tmp_path / "containers", str(liar))
+    checkpoint(running, file, podman=stubborn).fails(7, "did not run the criu")
+    assert not file.exists()
+    running.assert_continues(before)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["asks", "asks nobody"])
+def test_a_container_of_other_images_leaves_nothing_that_runs(
+    container, restore, workload, criu: Path, tmp_path: Path, ram_dir: Path, silent: bool
+) -> None:
+    it = container("secret")
+    other = workload("tree")
+    elsewhere = ram_dir / "elsewhere"
+    stock_criu.plain_dump(criu, other, elsewhere)
+    led = lying.by_rpc(tmp_path, criu, elsewhere, silent=silent)
+    result = restore(it.file, tmp_path / "small-engine", "--criu", led)
+    result.fails(7, "was ended" if silent else "it never read core-")
+    assert_nothing_left(it, tmp_path)
+    sealed.wait_until(lambda: other.remains() == [], "nothing of the other is left", 10)
