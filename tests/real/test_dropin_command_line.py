@@ -85,6 +85,35 @@ def test_a_script_that_refuses_after_the_seal_leaves_nothing_to_be_taken_for_a_c
     assert not (images / "inventory.img").exists()
 
 
+def test_whoever_ignores_the_ends_of_children_hears_how_criu_ended_all_the_same(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    """Where SIGCHLD is ignored the kernel keeps no exit status, and the programs that are started inherit that."""
+    running = workload("secret")
+    before = running.assert_intact()
+    images, script = tmp_path / "images", tmp_path / "refuse"
+    images.mkdir()
+    script.write_text('#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ]\n')
+    script.chmod(0o755)
+
+    def call(*arguments: object) -> int:
+        usual = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            process = dropin.start(*arguments, log=tmp_path / "log")
+        finally:
+            signal.signal(signal.SIGCHLD, usual)
+        return process.wait(60)
+
+    refused = ("dump", "-t", running.pid, "-D", images, "--action-script", script)
+    assert call(*refused) not in (0, None)
+    dropin.settle()
+    running.assert_continues(before)
+    assert call("dump", "-t", running.pid, "-D", images) == 0, (tmp_path / "log").read_text()
+    running.wait_gone()
+    assert call("restore", "-d", "-D", images) == 0, (tmp_path / "log").read_text()
+    running.assert_continues(before)
+
+
 def test_a_plain_directory_is_not_restored(
     workload: StartWorkload, dropin: DropIn, criu: Path, ram_dir: Path
 ) -> None:

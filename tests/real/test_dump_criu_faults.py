@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,6 +143,27 @@ def test_a_criu_that_fails_after_the_file_was_named(
     restore = ["restore", f"{out}.failed", "--detach", *keys.open]
     sealpoint.run(*restore).ok()
     running.assert_continues(before)
+
+
+def test_a_failure_is_seen_although_whoever_started_us_ignores_the_ends_of_children(
+    undisturbed: harness.Workload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    out: Path,
+    tmp_path: Path,
+    criu: Path,
+) -> None:
+    """A child's exit status is lost where SIGCHLD is ignored, and a supervisor's children inherit that."""
+    body = f'case $1 in dump) {criu} "$@" --leave-running; exit 3; esac\nexec {criu} "$@"'
+    failing = sealed.script(tmp_path / "failing-criu", body)
+    usual = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        command = ["dump", "-t", undisturbed.pid, "-o", out, "--criu", failing, *keys.seal]
+        running = sealpoint.start(*command)
+    finally:
+        signal.signal(signal.SIGCHLD, usual)
+    running.wait().fails(7, "status 3")
+    (out.parent / "app.sealed.failed").unlink()
 
 
 @pytest.mark.parametrize(

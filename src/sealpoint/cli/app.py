@@ -123,6 +123,8 @@ def _handle_signals() -> None:
                 signal.signal(other, ignore)
         raise _TerminatedError(number)
 
+    # Where it is ignored, the kernel keeps no exit status: every program that we run would seem to have succeeded.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in signals:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(number, terminate)

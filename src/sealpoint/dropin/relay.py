@@ -29,6 +29,7 @@ _MAX: Final = 65536
 
 def main(real: str, address: str) -> NoReturn:
     """real: path of the real CRIU; address: path of the command's socket."""
+    shim.usual_children()
     arguments = sys.argv[1:]
     if arguments[:1] == ["swrk"]:
         arguments = shim.serve(arguments, None, real, functools.partial(start, address))

@@ -9,6 +9,7 @@ Out of scope: what the helper does (`proxy` for RPC, `command_line` for `criu du
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 def run() -> NoReturn:
     """Never returns."""
+    usual_children()
     words = sys.argv[1:]
     real = ""
     line = None
@@ -38,6 +40,11 @@ def run() -> NoReturn:
 
         lazy_pages.run(line, real)
     become(real, _arguments(line, words, real))
+
+
+def usual_children() -> None:
+    """Whoever starts us may ignore SIGCHLD: then the kernel keeps no exit status, and nobody learns how CRIU ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def become(real: str, arguments: list[str]) -> NoReturn:
