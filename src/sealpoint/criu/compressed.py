@@ -15,8 +15,6 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Final
 
-from google.protobuf.unknown_fields import UnknownFieldSet
-
 from sealpoint.errors import FileError
 
 ALIGNED: Final = 8  # PE_PAYLOAD_ALIGNED
@@ -27,6 +25,8 @@ _VARINT, _BYTES = 0, 2
 
 def sizes_of(record: Any, pages: int, where: str) -> tuple[Sequence[int], int] | None:
     """Stored sizes of an entry's blocks and pages per block, None if it is not compressed.  Raises FileError."""
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
     found: Any = UnknownFieldSet(record)
     if not len(found):
         return None
