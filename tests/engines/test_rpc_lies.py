@@ -37,7 +37,6 @@ def innocent() -> Iterator[subprocess.Popen[bytes]]:
     """A process that has nothing to do with it."""
     with subprocess.Popen(["sleep", "600"]) as process:
         yield process
-        assert process.poll() is None
         process.kill()
 
 
@@ -128,9 +127,9 @@ def test_an_older_process_that_the_answer_names_as_restored_is_left_alone(
     innocent: subprocess.Popen[bytes],
 ) -> None:
     sealed_and_gone(dropin, places, workload)
-    for named in (innocent.pid, os.getpid(), 1):
-        answer = rpc.encode({1: rpc.RESTORE, 2: True, 4: {1: named}})
-        dropin.configure(criu=str(lying.answers(tmp_path, answer)))
-        reply = rpc_faults.restore(dropin, places)
-        rpc_faults.assert_refused(reply, places.log("restore.log"), "without a yes")
-        assert 4 not in rpc.decode(reply.raw)
+    answer = rpc.encode({1: rpc.RESTORE, 2: True, 4: {1: innocent.pid}})
+    dropin.configure(criu=str(lying.answers(tmp_path, answer)))
+    reply = rpc_faults.restore(dropin, places)
+    rpc_faults.assert_refused(reply, places.log("restore.log"), "without a yes")
+    assert 4 not in rpc.decode(reply.raw)
+    assert innocent.poll() is None

@@ -108,9 +108,25 @@ def test_a_dump_by_the_real_criu_is_complete_and_with_anything_amiss_it_is_not(
     assert believed == []
 
 
+def lazily(images: Images, name: str) -> tuple[Images, str]:
+    """As if the first run of a pagemap were still to be fetched; and the name of its pages."""
+    table = pagemap.decode(images[name], name)
+    table.flags[0] = LAZY
+    rest = images[table.pages_name][table.counts[0] * 4096 :]
+    return images | {name: pagemap.encode(table), table.pages_name: rest}, table.pages_name
+
+
 def test_a_gate_that_wants_a_whole_dump_refuses_every_other_kind(images: Images) -> None:
     believed = []
-    for what, set_ in amiss(images):
+    root = next(name for name in images if re.fullmatch(r"pagemap-\d+\.img", name))
+    memory = {n: d for n, d in images.items() if n.startswith("page")}
+    others = [
+        ("lazy", lazily(images, root)[0]),
+        ("pages", memory),
+        ("pre-dump", memory | {"inventory.img": images["inventory.img"]}),
+    ]
+    assert all(judge(set_).problems == () for _, set_ in others)
+    for what, set_ in [*amiss(images), *others]:
         sizes = {name: len(data) for name, data in set_.items()}
         seen = evidence.observe(sizes, lambda name, set_=set_: [set_[name]])
         try:
@@ -179,19 +195,12 @@ def test_sets_that_are_no_dump_are_known_for_what_they_are(images: Images) -> No
     without_root = {n: d for n, d in pre_dump.items() if n != f"pagemap-{root}.img"}
     assert f"pagemap-{root}.img is missing" in judge(without_root, root=root).problems
     assert judge({"inventory.img": images["inventory.img"]}).problems
-    lazy = dict(images)
-    name = f"pagemap-{root}.img"
-    table = pagemap.decode(images[name], name)
-    table.flags[0] = LAZY
-    table.pages -= table.counts[0]
-    lazy[name] = pagemap.encode(table)
-    pages = images[table.pages_name]
-    lazy[table.pages_name] = pages[table.counts[0] * 4096 :]
+    lazy, freed = lazily(images, f"pagemap-{root}.img")
     assert judge(lazy) == (Kind.LAZY, ())
     old = {("reg-files.img" if n == "files.img" else n): d for n, d in images.items()}
     assert judge(old) == (Kind.OLD, ())
     sizes = {name: len(data) for name, data in images.items()}
-    holes = evidence.observe(sizes, lambda name: [images[name]], {table.pages_name})
+    holes = evidence.observe(sizes, lambda name: [images[name]], {freed})
     assert evidence.judge(holes) == (Kind.DEDUPLICATED, ())
     assert judge({}).kind is None
     assert judge({"notes.txt": b"x"}).problems

@@ -211,3 +211,19 @@ def test_a_pre_dump_that_cannot_be_named_fails_and_leaves_the_process_running(
     said = dropin.run("pre-dump", "-t", running.pid, "-D", images, status=1)
     assert "is a directory" in said
     running.assert_intact()
+
+
+def test_a_pre_dump_that_wrote_nothing_is_no_success(
+    workload: StartWorkload, dropin: DropIn, tmp_path: Path
+) -> None:
+    """By a stand-in for CRIU that reports success and does nothing."""
+    running = workload("dirty", "--mib", "8")
+    liar = sealed.script(tmp_path / "lying-criu", "echo Version: 4.1.1")
+    config = dropin.directory / "config/sealpoint/config.toml"
+    config.write_text(config.read_text() + f'criu = "{liar}"\n')
+    images = dropin.directory / "step-1"
+    images.mkdir()
+    said = dropin.run("pre-dump", "-t", running.pid, "-D", images, status=1)
+    assert "there are no images of a checkpoint" in said
+    assert os.listdir(images) == []
+    running.assert_intact()
