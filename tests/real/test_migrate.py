@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,40 @@ def test_a_tree_moves_to_another_machine_with_all_it_holds(
     running.assert_continues(before)
     assert where(running, far) == ["far"]
     assert receiver.kept() == []
+
+
+# A sender with our keys that forgets, with each copy, the ones before.
+FORGETFUL = """
+from sealpoint.checkpoint import migrate
+
+def forget(sender):
+    track = migrate.Track(None, lambda _: None, sender._request.dump.workload)
+    track.start(None)
+    return track
+
+migrate.Sender._next_track = forget
+from sealpoint.cli import main
+
+main()
+"""
+
+
+def test_files_that_do_not_continue_each_other_are_refused_and_the_tree_runs_on_here(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys,
+) -> None:  # fmt: skip
+    """All of them are trusted, and made for this migration."""
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    receiver = receive()
+    done = subprocess.run(
+        [sys.executable, "-c", FORGETFUL, *migrate(far, running, keys)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=sealpoint.environment, timeout=60,
+    )  # fmt: skip
+    receiver.wait().fails(3, "do not continue each other")
+    assert done.returncode != 0
+    running.assert_continues(before)
+    assert where(running, far) == ["here"]
 
 
 def test_rounds_send_what_has_changed_and_none_can_be_asked_for(
