@@ -26,7 +26,10 @@ def in_child(function) -> int:
 
 def test_no_core_dumps_and_no_tracing_afterwards():
     def check() -> int:
-        hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        hard = resource.getrlimit(resource.RLIMIT_CORE)[1] or 1 << 20
+        resource.setrlimit(
+            resource.RLIMIT_CORE, (hard, hard)
+        )  # some machines have none to begin with
         process.protect()
         dumpable = process._libc().prctl(3, 0, 0, 0, 0)  # PR_GET_DUMPABLE
         return 0 if resource.getrlimit(resource.RLIMIT_CORE) == (0, hard) and not dumpable else 1

@@ -90,6 +90,13 @@ def test_a_defect_is_one_line_without_a_traceback_or_its_message(cli, sealed, mo
     )
 
 
+def test_names_in_messages_do_not_steer_the_terminal(cli):
+    shown = cli("info", "no\x1b]0;owned\x07\x9b31m\u202ename")
+    assert shown.code == 2
+    assert "no?]0;owned??31m?name does not exist" in shown.err
+    assert all(c.isprintable() or c == "\n" for c in shown.err)
+
+
 def test_debugging_shows_the_traceback(cli, sealed, monkeypatch):
     monkeypatch.setattr("sealpoint.checkpoint.access.CheckedFile.open", lambda *_, **__: 1 / 0)
     monkeypatch.setenv("SEALPOINT_DEBUG", "1")

@@ -405,3 +405,14 @@ def test_it_is_light_or_dark_as_the_reader_likes(sealed, access, tmp_path):
         assert len({row[n : n + 3] for row in rows[::3] for n in range(0, len(row) - 3, 12)}) > 20
     assert corner["light"] > 600
     assert corner["dark"] < 200
+
+
+@pytest.mark.parametrize("text", ['"><script>', "'><b>", "&amp;", "\u202e", "a\0b\x1b"])
+def test_text_of_a_checkpoint_is_escaped_wherever_it_stands(text):
+    """In attributes as well: no quote ends one, and nothing that cannot be seen is in the page."""
+    page = el("p", text, title=text).render()
+    assert page.count("<") == page.count(">") == 2
+    assert page.partition(">")[0].count('"') == 2
+    assert all(c.isprintable() for c in page)
+    inner = page.removeprefix('<p title="').partition('">')
+    assert html.unescape(inner[0]) == html.unescape(inner[2].removesuffix("</p>"))
