@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from sealpoint.dropin import request_table as table
 from sealpoint.dropin.criu_config import RefusedError
-from sealpoint.dropin.requests import Requests
+from sealpoint.dropin.requests import Requests, memory_file
 
 import rpc  # isort: skip
 
@@ -120,6 +121,25 @@ def test_tls_that_is_off_is_no_obstacle() -> None:
 def test_a_kind_of_request_that_is_not_known_is_refused(kind: int) -> None:
     with pytest.raises(RefusedError, match=f"request type {kind}"):
         Requests(real="/nowhere/criu").prepare(rpc.encode({1: kind}), kind)
+
+
+def test_the_settings_are_sealed_before_the_request_is_sent(tmp_path: Path) -> None:
+    file = tmp_path / "criu.conf"
+    file.write_text('tcp-established # yes\nexternal  "mnt[a b]:c"\nlog-file own.log\n')
+    memory = memory_file()
+    try:
+        data = rpc.encode({1: 1, 2: {1: 3, 51: str(file)}})
+        prepared, _ = Requests(memory).prepare(data, 1)
+        options = rpc.decode(rpc.decode(prepared)[2])
+        assert options[51].decode() == f"/proc/self/fd/{memory}"
+        assert options[10] == b"own.log"
+        content = Path(f"/proc/self/fd/{memory}").read_text()
+        assert content == 'tcp-established\nexternal "mnt[a b]:c"\n'
+        for attempt in (lambda: os.write(memory, b"x"), lambda: os.ftruncate(memory, 0)):
+            with pytest.raises(PermissionError):
+                attempt()
+    finally:
+        os.close(memory)
 
 
 @settings(max_examples=500)

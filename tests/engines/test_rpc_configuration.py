@@ -44,7 +44,11 @@ class Trap:
 
     def text(self, template: str) -> str:
         return template.format(
-            link=self.link, script=self.script, port=self.port, comments="# nothing\n" * 110_000
+            many="verbosity\n" * 10_000,
+            link=self.link,
+            script=self.script,
+            port=self.port,
+            comments="# nothing\n" * 110_000,
         )
 
     def assert_untouched(self) -> None:
@@ -88,6 +92,8 @@ ATTACKS = {
     "a command": "exec-cmd\n",
     "a descriptor": "inherit-fd fd[3]:{link}\n",
     "a log elsewhere": "log-file {link}/log\n",
+    "a log in the place of a checkpoint": "log-file inventory.img\n",
+    "very many options": "{many}",
     "a file with more": "config {link}\n",
     "a stream": "stream\n",
     "a status": "status-fd 1\n",
@@ -206,6 +212,32 @@ def test_a_file_that_is_exchanged_while_criu_starts_changes_nothing(
     running.assert_intact()
 
 
+def test_a_default_file_that_appears_later_is_not_read(
+    dropin: dropin_tools.DropIn,
+    workload: StartWorkload,
+    places: dict[str, int],
+    tmp_path: Path,
+    trap: Trap,
+) -> None:
+    """After our look and before CRIU's own: a CRIU that waits for the file to be there."""
+    running = workload("secret")
+    home = Path(dropin.environment["HOME"]) / ".criu"
+    home.mkdir()
+    slow = tmp_path / "slow-criu"
+    slow.write_text(
+        f"#!/bin/sh\necho 'images-dir {trap.link}' >{home}/default.conf\n"
+        f'echo tcp-close >>{home}/default.conf\nexec {dropin.real} "$@"\n'
+    )
+    slow.chmod(0o755)
+    dropin.configure(criu=str(slow))
+    reply = dump(dropin, running, leave_running=True, log_file="own.log", **places)
+    assert reply.success, reply.message
+    trap.assert_untouched()
+    said = "".join(log.read_text(errors="replace") for log in tmp_path.rglob("own.log"))
+    assert SWITCHES["tcp-close"][1] not in said
+    running.assert_intact()
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a device", "a directory", "a relative name"])
 def test_what_is_no_regular_file_is_refused_and_holds_nobody_up(
     dropin: dropin_tools.DropIn,
@@ -221,6 +253,34 @@ def test_what_is_no_regular_file_is_refused_and_holds_nobody_up(
     assert not reply.success
     assert "regular file" in reply.message or "absolute" in reply.message
     running.assert_intact()
+
+
+def test_what_is_in_a_file_without_settings_is_not_told(
+    dropin: dropin_tools.DropIn, places: dict[str, int], work: Path, tmp_path: Path
+) -> None:
+    """Who may name a file for a container may not read every file of root's."""
+    secret = "$6$" + os.urandom(8).hex()
+    file = tmp_path / "shadow"
+    file.write_text(f"root:{secret}:19000:0:99999:7:::\n")
+    reply = call(dropin, rpc.CHECK, config_file=str(file), **places)
+    assert not reply.success
+    assert f"{file}, line 1" in reply.message
+    assert secret not in reply.message
+    assert all(secret not in log.read_text() for log in work.iterdir())
+
+
+def test_a_log_never_takes_the_place_of_a_checkpoint(
+    dropin: dropin_tools.DropIn, workload: StartWorkload, places: dict[str, int], images: Path
+) -> None:
+    """CRIU empties its log when it starts, and by default writes it where the images are."""
+    running = workload("secret")
+    places.pop("work_dir_fd")
+    assert dump(dropin, running, leave_running=True, **places).success
+    sealed = (images / "inventory.img").read_bytes()
+    for kind in (rpc.RESTORE, rpc.CHECK, rpc.DUMP):
+        reply = call(dropin, kind, log_file="inventory.img", pid=running.pid, **places)
+        assert not reply.success
+    assert (images / "inventory.img").read_bytes() == sealed
 
 
 @pytest.mark.parametrize("name", ["/dev/null", "/nowhere/criu.conf"])

@@ -129,6 +129,14 @@ def test_where_criu_only_shows_its_help_nothing_else_is_done(words: tuple[str, .
     assert arguments.parse(list(words), {}).command == ""
 
 
+@pytest.mark.parametrize("command", ["dump", "pre-dump", "restore", "lazy-pages"])
+@pytest.mark.parametrize("own", [(), ("--no-default-config",), ("--config", "/dev/null")], ids=str)
+def test_criu_is_never_to_read_a_file_of_settings(command: str, own: tuple[str, ...]) -> None:
+    line = arguments.parse([command, *own], {"HOME": "/nowhere", "CRIU_CONFIG_FILE": "/dev/null"})
+    assert line.rest == ["--no-default-config", command]
+    assert line.words == [command]
+
+
 @pytest.mark.parametrize("version", FACTS)
 def test_the_table_of_options_is_that_of_every_version(version: str) -> None:
     facts = FACTS[version]["options"]

@@ -115,7 +115,7 @@ def parse(words: list[str], environ: Mapping[str, str] = os.environ) -> CommandL
         given = list(scan(words))
     except UnknownError as error:
         return _doubtful(words, error)
-    if any(option.name == "version" for option in given):
+    if any(option.name in ("help", "version") for option in given):
         return CommandLine()
     others = [option for option in given if not option.name]
     line = CommandLine(
@@ -196,6 +196,7 @@ def _check(line: CommandLine) -> None:
             raise RefusedError(f"--{name}: {reason}")
         if name.startswith("tls"):
             raise RefusedError(f"--{name}: {_TLS}")
+    criu_config.check_log(line.values.get("log-file", ""), "--log-file")
 
 
 def _take(line: CommandLine, name: str, value: str | None, word: str) -> None:

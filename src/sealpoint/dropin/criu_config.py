@@ -7,7 +7,9 @@ works come from a file: what names libraries, programs, descriptors, directories
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -26,6 +28,8 @@ _GLOBAL: Final = "/etc/criu/default.conf"
 _HOME: Final = ".criu/default.conf"
 OF_RUNC: Final = "/etc/criu/runc.conf"  # runc and crun name it in every request, unless a container names another
 _MAX: Final = 64 * 1024 * 1024
+_MAX_WORDS: Final = 8192
+_NAME: Final = re.compile(r"-{1,2}[A-Za-z0-9-]{1,40}(=.{0,80})?")
 _NULL_DEVICE: Final = os.makedev(1, 3)
 _SPACE: Final = " \t\v\f\r"  # isspace() but the end of the line
 _DIRECTORY: Final = "where images and logs go is said by who calls CRIU"
@@ -99,7 +103,9 @@ def read(path: str) -> list[Setting]:
         given = list(scan([word for word, _ in words]))
     except UnknownError as error:
         word, number = words[error.at]
-        raise RefusedError(f"{path}, line {number}: {error} ({word!r})") from None
+        # Whoever names a file must not learn what is in it, if it is none of settings.
+        reason = str(error) if _NAME.fullmatch(word) else "this is no option of CRIU"
+        raise RefusedError(f"{path}, line {number}: {reason}") from None
     return [
         checked(option.name, option.value, f"{path}, line {words[option.at][1]}")
         for option in given
@@ -118,17 +124,25 @@ def checked(name: str, value: str | None, origin: str) -> Setting:
         raise RefusedError(
             f"{origin}: the option log-file cannot name a directory there: CRIU's log stays in its work directory"
         )
+    if base == "log-file":
+        check_log(value or "", origin)
     setting = Setting(name, value, origin)
     if names_configuration(setting.word):
         raise RefusedError(f"{origin}: CRIU would take the value of {name} for --config")
     return setting
 
 
+def check_log(name: str, origin: str) -> None:
+    """CRIU empties its log when it starts: it must not be an image, nor a sealed file.  Raises RefusedError."""
+    if name.endswith((".img", ".sealed")):
+        raise RefusedError(f"{origin}: the log {name} would take the place of a checkpoint")
+
+
 def split(content: bytes, path: str) -> list[tuple[str, int]]:
     """The words that CRIU makes of a file, each with the number of its line.  Raises RefusedError."""
     words: list[tuple[str, int]] = []
-    for number, raw in enumerate(content.split(b"\n"), 1):
-        line = os.fsdecode(raw).lstrip(_SPACE)
+    for number, raw in enumerate(io.BytesIO(content), 1):
+        line = os.fsdecode(raw.removesuffix(b"\n")).lstrip(_SPACE)
         if not line or line.startswith("#"):
             continue
         where = f"{path}, line {number}"
@@ -136,6 +150,8 @@ def split(content: bytes, path: str) -> list[tuple[str, int]]:
             what = "a zero byte" if "\0" in line else "a carriage return"
             raise RefusedError(f"{where}: there is {what} in the line")
         mark = " " if " " in line else "\t"  # a space counts first, as in CRIU
+        if len(words) >= _MAX_WORDS:
+            raise RefusedError(f"{where}: more than {_MAX_WORDS // 2} options")
         name, _, rest = line.partition(mark)
         words.append((f"--{name}", number))
         value = _value(rest.lstrip(_SPACE), where) if mark in line else None

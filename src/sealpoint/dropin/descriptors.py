@@ -86,7 +86,7 @@ class Journal:
     def open(self, directory: int, name: str) -> None:
         """directory: descriptor; name: as the request says, empty for CRIU's default."""
         self.directory = directory
-        if "/" not in name:
+        if "/" not in name and not name.endswith((".img", ".sealed")):  # never into a checkpoint
             self._name = name or _DEFAULT_LOG
 
     def say(self, reason: str, kind: str = "Error") -> None:

@@ -75,6 +75,7 @@ class Requests:
             own = criu_config.read(path)
         criu_config.fold(options, self._settings, overrides=False)
         criu_config.fold(options, own, overrides=True)
+        criu_config.check_log(options.log_file, "the request")
         content = criu_config.written(criu_config.remaining(own))
         self._write(content)
         options.ClearField("config_file")
