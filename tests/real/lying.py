@@ -23,6 +23,18 @@ while [ $count -gt 0 ]; do
 done
 exec {criu} "$@" """
 
+_ANOTHER = """case $1 in --version) exec {criu} --version; esac
+count=$#
+while [ $count -gt 0 ]; do
+  word=$1; shift; count=$((count - 1))
+  case $word in
+    -t | --tree) shift; count=$((count - 1)); set -- "$@" -t {pid}; continue ;;
+    --tree=*) set -- "$@" -t {pid}; continue ;;
+  esac
+  set -- "$@" "$word"
+done
+exec {criu} "$@" """
+
 _RPC = """#!{python} -I
 import os, select, socket, sys
 if "swrk" not in sys.argv:
@@ -65,6 +77,13 @@ def typed(directory: Path, criu: Path, elsewhere: Path, *, silent: bool) -> Path
     """As typed, for sealpoint's own commands.  silent: it runs no action script, so asks nobody."""
     body = _WORDS.format(criu=criu, elsewhere=elsewhere, silent=int(silent))
     return sealed.script(directory / "criu-led-elsewhere", body)
+
+
+def of_another(directory: Path, criu: Path, pid: int) -> Path:
+    """As typed: it dumps another process than it was told to."""
+    path = directory / "led"
+    path.mkdir()
+    return sealed.script(path / "criu-led-elsewhere", _ANOTHER.format(criu=criu, pid=pid))
 
 
 def by_rpc(directory: Path, criu: Path, elsewhere: Path, *, silent: bool) -> Path:

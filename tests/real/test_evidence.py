@@ -286,3 +286,33 @@ def test_a_restore_of_other_images_leaves_nothing_that_runs(
     sealpoint.settle()
     assert theirs.remains() == []
     assert ours.remains() == []
+
+
+@pytest.mark.parametrize("door", ["stream", "mount"])
+def test_a_dump_of_another_tree_is_no_success(
+    workload: StartWorkload,
+    sealpoint: sealed.Sealpoint,
+    dropin: typed.DropIn,
+    keys: sealed.Keys,
+    out: Path,
+    tmp_path: Path,
+    criu: Path,
+    door: str,
+) -> None:
+    """Complete, and through our own door, but not of the process that was asked for."""
+    asked, other = workload("secret"), workload("tree")
+    before = asked.assert_intact(), other.assert_intact()
+    led = lying.of_another(tmp_path, criu, other.pid)
+    if door == "stream":
+        dump = ["dump", "-t", asked.pid, "-o", out, "--criu", led, *keys.seal]
+        said = sealpoint.run(*dump).fails(7).err
+    else:
+        dropin.configure(criu=f'"{led}"')
+        (led.parent / "criu").symlink_to(led)
+        dropin.environment["PATH"] = f"{dropin.path.parent}:{led.parent}:{os.environ['PATH']}"
+        status, said = dropin.run("dump", "-t", asked.pid, "-D", out.parent)
+        assert status != 0, said
+    assert f"it is of task {other.pid}, not of {asked.pid}" in said
+    assert os.listdir(out.parent) == []
+    asked.assert_continues(before[0])
+    other.assert_continues(before[1])

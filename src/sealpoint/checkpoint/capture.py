@@ -40,8 +40,14 @@ class Capture:
         directory: str,
         builder: CheckpointBuilder,
         pages: Callable[[str], PagesTarget] | None = None,
+        *,
+        root: int | None = None,
     ) -> None:
-        """pages: makes what takes a pages image; the builder's own objects if None."""
+        """pages: makes what takes a pages image; the builder's own objects if None.
+
+        root: of the tree, as it knows its own pid.
+        """
+        self._root = root
         self._builder = builder
         self._pages = pages or builder.large
         self._listener = stream.listen(directory, stream.CAPTURE_SOCKET)
@@ -72,7 +78,7 @@ class Capture:
             self._changed.wait_for(lambda: self._open == 0 or self._error is not None)
         if self._error is not None:
             raise self._error
-        evidence.require(self._seen, evidence.WHOLE)
+        evidence.require(self._seen, evidence.WHOLE, root=self._root)
 
     def fail(self, error: BaseException) -> None:
         """Stop receiving: CRIU sees closed pipes."""

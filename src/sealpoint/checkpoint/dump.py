@@ -136,7 +136,8 @@ class Dump:
         try:
             with PrivateDir() as directory:
                 pages = self._pages_to(builder)
-                capture = Capture(directory.path, builder, pages)
+                root = process.pid_inside(request.pid)
+                capture = Capture(directory.path, builder, pages, root=root)
                 try:
                     with process.DeferredSignals() as signals:
                         criu = self._capture(directory, capture, builder, writer, report, signals)

@@ -90,7 +90,7 @@ def judge(seen: Seen, *, parent: Container[str] | None = None, root: int | None 
     """Which kind a set is, and what speaks against its being complete.
 
     parent: names of the images of the parent that pages may be in; None if nobody knows them.  root: of the tree that
-    was asked for, as it knows its own pid; of a pre-dump, which has no pstree, its pagemap must be there.
+    was asked for, as it knows its own pid: pstree must begin with it, and a pre-dump, which has none, have its pagemap.
     """
     kind = _kind(seen)
     if kind is None:
@@ -105,6 +105,8 @@ def judge(seen: Seen, *, parent: Container[str] | None = None, root: int | None 
             problems.append("there is no memory of any task")
     elif kind is not Kind.PAGES:
         problems += _tree(seen)
+        if root is not None and seen.tasks and seen.tasks[0].pid != root:
+            problems.append(f"it is of task {seen.tasks[0].pid}, not of {root}")
     problems += _pages(seen, parent)
     return Verdict(kind, tuple(dict.fromkeys(problems)))
 
