@@ -187,7 +187,7 @@ def test_a_container_whose_images_went_elsewhere_is_no_success(
 def test_success_of_a_container_without_anything_done_is_no_success(
     checkpoint, workload, criu: Path, tmp_path: Path
 ) -> None:
-    """By a CRIU that lies to the relay, and by one that the engine runs instead of the relay."""
+    """By a CRIU that lies to the relay, by one that the engine runs in its place, and by one that lies to us."""
     running = workload("secret")
     before = running.assert_intact()
     liar = lying.answers(tmp_path, rpc.encode({1: rpc.DUMP, 2: True}))
@@ -195,6 +195,9 @@ def test_success_of_a_container_without_anything_done_is_no_success(
     checkpoint(running, file, "--criu", liar).fails(7, f"process {running.pid}")
     stubborn = small_engine.install(tmp_path / "stubborn", tmp_path / "containers", str(liar))
     checkpoint(running, file, podman=stubborn).fails(7, "did not run the criu")
+    bold = lying.in_place_of_the_relay(tmp_path, rpc.encode({1: rpc.DUMP, 2: True}))
+    direct = small_engine.install(tmp_path / "direct", tmp_path / "containers", str(bold))
+    checkpoint(running, file, podman=direct).fails(7, "without asking")
     assert not file.exists()
     running.assert_continues(before)
 

@@ -218,9 +218,9 @@ def test_a_pre_dump_that_wrote_nothing_is_no_success(
 ) -> None:
     """By a stand-in for CRIU that reports success and does nothing."""
     running = workload("dirty", "--mib", "8")
-    liar = sealed.script(tmp_path / "lying-criu", "echo Version: 4.1.1")
-    config = dropin.directory / "config/sealpoint/config.toml"
-    config.write_text(config.read_text() + f'criu = "{liar}"\n')
+    (tmp_path / "lying").mkdir()
+    sealed.script(tmp_path / "lying/criu", "echo Version: 4.1.1")
+    dropin.environment["PATH"] = f"{dropin.path.parent}:{tmp_path}/lying:{os.environ['PATH']}"
     images = dropin.directory / "step-1"
     images.mkdir()
     said = dropin.run("pre-dump", "-t", running.pid, "-D", images, status=1)
