@@ -23,7 +23,9 @@ class Config(NamedTuple):
     X.509 certificates must lead to; compress, suite: defaults of the options; criu: path of the CRIU to run; state:
     directory of the state store; allow_lazy_restore: the drop-in may run a tree before all of its memory was verified;
     allow_plain_images: it may restore what is not sealed; allow_criu_fields: numbers of fields of CRIU's requests that
-    it lets through although it does not know them ("72", "11.5", "req.7"); criu_fault: CRIU_FAULT reaches CRIU.
+    it lets through although it does not know them ("72", "11.5", "req.7"); criu_fault: CRIU_FAULT reaches CRIU;
+    container_workloads: containers are sealed under an opaque workload of theirs; expect_workloads, expect (checkpoint
+    ids, origin digests): the drop-in restores nothing else.
     """
 
     recipients: tuple[str, ...] = ()
@@ -42,6 +44,9 @@ class Config(NamedTuple):
     allow_plain_images: bool = False
     allow_criu_fields: tuple[str, ...] = ()
     criu_fault: bool = False
+    container_workloads: bool = True
+    expect_workloads: tuple[str, ...] = ()
+    expect: tuple[str, ...] = ()
 
 
 _PATHS: Final = {

@@ -2,12 +2,20 @@
 
 An old copy of a file can always be put back, whole and valid; only memory helps.  Here it is for workloads that have a
 name, by the capture times that origin statements give.  A mark that is lost makes older ones acceptable again.
+
+Going back once on purpose is allowed for a workload and for a while (`allow`); whoever restores an older one first
+takes that permission, under a lock.  Both are written down in `log`, beside the marks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import json
 import os
+import time
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from sealpoint.checkpoint.released import Released
@@ -18,8 +26,12 @@ from sealpoint.format.constants import ID_SIZE
 from sealpoint.format.statement import Origin
 from sealpoint.format.strictjson import Fields
 
+AHEAD: Final = 300  # seconds by which clocks may differ; a mark from further ahead would refuse all that is true
 _MAX_SIZE: Final = 4096
 _WHAT: Final = "high-water mark"
+_PERMISSION: Final = ".older"  # ends the name of a permission
+_LOG: Final = "log"
+_ALLOW_OLDER: Final = "--allow-older restores it all the same, `sealpoint state allow-older` lets an engine do it once"
 
 
 class Mark(NamedTuple):
@@ -52,52 +64,163 @@ class Newest:
         except (OSError, FileError):
             return None
 
-    def check(self, origin: Origin, sequence: int) -> None:
-        """Raises PolicyError if a newer one is known, or this one was let run here, SystemEnvironmentError.
+    def problem(self, origin: Origin, sequence: int) -> str:
+        """Why a checkpoint is older than what is known; empty if it is not.  sequence: of the header.
 
-        sequence: of the header.
+        Raises SystemEnvironmentError.
         """
-        Released(self.directory).check(origin.checkpoint_id)
         mark = self.of(origin.workload) if origin.workload else None
         if mark is None:
-            return
+            return ""
         same = mark.checkpoint_id == origin.checkpoint_id
         if origin.captured < mark.captured and not same:
-            raise PolicyError(
+            return (
                 f"it is older than checkpoint {mark.checkpoint_id.hex()}, the newest known of workload "
-                f"{origin.workload!r}",
-                hint="--allow-older restores it all the same",
+                f"{origin.workload!r}"
             )
         if same and sequence < mark.sequence:
-            raise PolicyError(
-                f"its header is number {sequence}, but number {mark.sequence} was seen: an older copy was put back",
-                hint="--allow-older restores it all the same",
-            )
+            return f"its header is number {sequence}, but number {mark.sequence} was seen: an older copy was put back"
+        return ""
 
-    def note(self, workload: str, mark: Mark) -> None:
-        """Remember a checkpoint that was sealed or restored, if it is the newest.  Raises SystemEnvironmentError."""
-        known = self.of(workload) if workload else None
-        if not workload or (
-            known is not None and (known.captured, known.sequence) > (mark.captured, mark.sequence)
-        ):
-            return
-        data = strictjson.encode(
-            {
-                "checkpoint": mark.checkpoint_id.hex(),
-                "captured": str(mark.captured),
-                "sequence": str(mark.sequence),
-            }
-        )
-        temporary = f"{self._directory}/.{os.urandom(8).hex()}"
+    def check(self, origin: Origin, sequence: int) -> None:
+        """Raises PolicyError if a newer one is known and no step back is allowed, or if this one was let run here.
+
+        Raises SystemEnvironmentError, too.
+        """
+        Released(self.directory).check(origin.checkpoint_id)
+        problem = self.problem(origin, sequence)
+        if problem and not self._permitted_until(origin.workload):
+            raise PolicyError(problem, hint=_ALLOW_OLDER)
+
+    def admit(self, origin: Origin, sequence: int) -> str:
+        """As `check`, for the last time before it runs; takes the permission if that is what lets it pass.
+
+        Returns a remark on that, else nothing.  Raises PolicyError, SystemEnvironmentError.
+        """
+        Released(self.directory).check(origin.checkpoint_id)
+        if not self.problem(origin, sequence):
+            return ""
+        with self._locked():
+            problem = self.problem(origin, sequence)
+            if not problem:
+                return ""
+            if not self._permitted_until(origin.workload):
+                raise PolicyError(problem, hint=_ALLOW_OLDER)
+            path = self._permission(origin.workload)
+            try:
+                os.unlink(path)
+                self._sync()
+            except OSError as error:
+                raise SystemEnvironmentError(f"cannot remove {path}: {error.strerror}") from None
+            self._log("took", origin.workload, checkpoint=origin.checkpoint_id.hex())
+        return f"{problem}; this was allowed once"
+
+    def allow(self, workload: str, seconds: int) -> int:
+        """Let one older checkpoint of a workload pass, within so many seconds; returns when that ends (unix time).
+
+        Raises PolicyError (nothing is known of the workload), SystemEnvironmentError.
+        """
+        if self.of(workload) is None:
+            raise PolicyError(
+                f"no checkpoint of workload {workload!r} is known here: nothing would be refused as older",
+                hint="an error that refuses an older checkpoint names its workload, and so does sealpoint info",
+            )
+        now = int(time.time())
+        with self._locked():
+            self._write(
+                self._name(workload) + _PERMISSION,
+                strictjson.encode({"from": str(now), "until": str(now + seconds)}),
+            )
+            self._log("allowed", workload, until=now + seconds)
+        return now + seconds
+
+    def note(self, workload: str, mark: Mark) -> bool:
+        """Remember a checkpoint that was sealed or restored, if it is the newest.  Raises SystemEnvironmentError.
+
+        False where it is not, because it was captured further ahead than clocks may differ.
+        """
+        if not workload:
+            return True
+        if mark.captured > time.time() + AHEAD:
+            return False
+        with self._locked():
+            known = self.of(workload)
+            if known is None or (known.captured, known.sequence) <= (mark.captured, mark.sequence):
+                data = strictjson.encode(
+                    {
+                        "checkpoint": mark.checkpoint_id.hex(),
+                        "captured": str(mark.captured),
+                        "sequence": str(mark.sequence),
+                    }
+                )
+                self._write(self._name(workload), data)
+        return True
+
+    def _permission(self, workload: str) -> str:
+        return f"{self._directory}/{self._name(workload)}{_PERMISSION}"
+
+    def _permitted_until(self, workload: str) -> int:
+        """When the permission of a workload ends; 0 if it has none, or no longer."""
+        now = time.time()
+        try:
+            with open_private(self._directory, self._name(workload) + _PERMISSION) as file:
+                f = Fields(strictjson.decode(file.read(_MAX_SIZE), _WHAT), _WHAT)
+            since, until = f.u64("from"), f.u64("until")
+            f.done()
+        except (OSError, FileError):
+            return 0
+        return until if since <= now < until else 0
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One change at a time, of all processes.  The lock is the directory's, which nobody else can open."""
         try:
             make_state_directory(self._directory)
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._failure(error) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _write(self, name: str, data: bytes) -> None:
+        temporary = f"{self._directory}/.{os.urandom(8).hex()}"
+        try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.rename(temporary, f"{self._directory}/{self._name(workload)}")
+            os.rename(temporary, f"{self._directory}/{name}")
+            self._sync()
         except OSError as error:
-            raise SystemEnvironmentError(
-                f"cannot remember the newest checkpoint in {self._directory}: {error.strerror}"
-            ) from None
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise self._failure(error) from None
+
+    def _sync(self) -> None:
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _log(self, what: str, workload: str, **more: object) -> None:
+        line = {"time": int(time.time()), "user": os.getuid(), what: workload, **more}
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(f"{self._directory}/{_LOG}", flags, 0o600)
+            try:
+                os.write(fd, json.dumps(line).encode() + b"\n")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> SystemEnvironmentError:
+        return SystemEnvironmentError(
+            f"cannot remember the newest checkpoint in {self._directory}: {error.strerror}"
+        )

@@ -16,10 +16,11 @@ from typing import Final, NamedTuple, Self
 from sealpoint.checkpoint import pages_file
 from sealpoint.checkpoint.access import CheckedFile, require_trust
 from sealpoint.checkpoint.chain import Chain, Finder, Link
+from sealpoint.checkpoint.expectation import ANY, Expectation
 from sealpoint.checkpoint.flat import Flat, Image
 from sealpoint.checkpoint.with_chunks import require_chunks
 from sealpoint.criu import schema
-from sealpoint.errors import FileError, IdentityError
+from sealpoint.errors import FileError, IdentityError, PolicyError
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.reader import AuthenticFile
 from sealpoint.format.statement import Origin, ParentRef
@@ -42,7 +43,8 @@ class Opening:
 
     trust: whom to believe; identities: called once, when the file is authentic and its contents are asked for.
     parents, stores: directories where else than beside a file its parents and stored chunks may lie.  spool: where what
-    comes from a pipe is held, None in memory; progress: gets the bytes of it as they arrive.
+    comes from a pipe is held, None in memory; progress: gets the bytes of it as they arrive.  expected: which
+    checkpoint it must be.
 
     alone: parents are left out of it.  lenient: parents and a pages file that are not there are an error when they are
     needed, not before.  unproven: for showing what a file says of itself and who signed it, to nobody who would believe
@@ -55,6 +57,7 @@ class Opening:
     stores: tuple[str, ...] = ()
     spool: str | None = None
     progress: Callable[[int], None] = field(default=lambda _: None)
+    expected: Expectation = ANY
     alone: bool = False
     lenient: bool = False
     unproven: bool = False
@@ -92,12 +95,19 @@ class Opening:
     def _begin(self, top: Link, finder: Finder) -> Checkpoint:
         checkpoint = Checkpoint(Chain(top, self.trust, finder), self)
         try:
+            self._check_expected(checkpoint)
             if not (self.alone or self.lenient):
                 checkpoint.complete()
         except BaseException:
             checkpoint.close()
             raise
         return checkpoint
+
+    def _check_expected(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.expected.check(checkpoint.authentic)
+        except PolicyError as error:
+            raise in_file(error, checkpoint.label) from None
 
 
 class Task(NamedTuple):
@@ -130,17 +140,21 @@ class Checkpoint:
         stores: Sequence[str] = (),
         spool: str | None = None,
         progress: Callable[[int], None] = lambda _: None,
+        workloads: Sequence[str] = (),
+        expect: Sequence[str] = (),
     ) -> Checkpoint:
         """The checkpoint at `path` ("-": standard input), if it is whole and somebody in `trust` signed all of it.
 
         trust: a policy, or signers as --trust names them; allow_unsigned: whoever made it.  identities: private keys,
-        or a call that loads them.  Raises PolicyError, FileError, UsageError, SystemEnvironmentError.
+        or a call that loads them.  workloads, expect: which checkpoint it must be, by workload, and by id or origin
+        digest.  Raises PolicyError, FileError, UsageError, SystemEnvironmentError.
         """
         policy = trust if isinstance(trust, TrustPolicy) else load_trust(trust)
         if allow_unsigned:
             policy = policy._replace(allow_unsigned=True)
         keys = identities if callable(identities) else lambda: identities
-        opening = Opening(policy, keys, tuple(parents), tuple(stores), spool, progress)
+        expected = Expectation.of(workloads, expect)
+        opening = Opening(policy, keys, tuple(parents), tuple(stores), spool, progress, expected)
         return opening.open(path)
 
     # What is public

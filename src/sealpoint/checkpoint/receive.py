@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sealpoint.checkpoint import migration
-from sealpoint.checkpoint.newest import Mark, Newest
+from sealpoint.checkpoint.admission import Admission
 from sealpoint.checkpoint.opening import Checkpoint, Opening
 from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.checkpoint.released import Released
@@ -34,11 +34,13 @@ class ReceiveRequest:
     """How to receive.
 
     opening: how to open each file, without its parents: those came before it.
+    admit: called with what is to run, before the sender hears that it can: raises if it shall not.
     keep: directory in which the sealed files are kept until the tree runs; state: of what runs here; decision: seconds
     that the sender has from READY to GO, while it ends the tree; say: gets remarks for the user.
     """
 
     opening: Opening
+    admit: Callable[[Checkpoint], Admission]
     restore: RestoreRequest
     keep: str
     state: str
@@ -182,10 +184,20 @@ class Receiver:
     def _restore(self, received: Received, report: Report) -> RestoreResult:
         top = self._opened[-1]
         self._key = migration.key_of(top.roots, top.authentic.file.preamble, self._session)
+        admission = self._request.admit(self._files[-1])
+
+        def permitted() -> None:
+            admission.permit()  # before the tree may end there
+            self._ask(received)
+
+        def approved() -> None:
+            self._released.note(self._id)  # from now on its file must not run a second time
+            admission.passed()
+
         request = self._request.restore._replace(
             detach=True,
-            permitted=lambda: self._ask(received),
-            approved=self._note,
+            permitted=permitted,
+            approved=approved,
             given_up=self._link.cancel,
         )
         return Restore(request, self._opened[::-1]).run(report)
@@ -218,16 +230,6 @@ class Receiver:
     def _enter(self, received: Received, stage: Stage) -> None:
         received.set_stage(stage)
         self._stage = stage
-
-    def _note(self) -> None:
-        """Just before the tree runs: from now on its file must not run a second time."""
-        origin, slot = self._files[-1].authentic.origin, self._files[-1].authentic.slot
-        self._released.note(origin.checkpoint_id)
-        try:
-            mark = Mark(origin.checkpoint_id, origin.captured, slot.sequence)
-            Newest(self._request.state).note(origin.workload, mark)
-        except SystemEnvironmentError as error:
-            self._request.say(error.message)
 
     def _failed(self, received: Received, error: BaseException) -> None:
         """Say where the tree is, or the file that is left of it; raises what says it better than `error`."""

@@ -152,6 +152,16 @@ class StateStore:
             os.unlink(temporary)
             raise
 
+    def machine_key(self) -> bytes:
+        """A secret of this machine, made at its first use.  Raises SystemEnvironmentError."""
+        try:
+            make_state_directory(self.directory)
+            return self._key(make=True)
+        except OSError as error:
+            raise SystemEnvironmentError(
+                f"the machine's key in {self.directory} cannot be used: {error.strerror}"
+            ) from None
+
     def _key(self, *, make: bool) -> bytes:
         """The machine's key, made at its first use.  Raises OSError."""
         path = f"{self.directory}/{_KEY_NAME}"

@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "flatten": "Make one file of an increment and its parents.",
     "prune": "Merge increments that are no longer wanted into later ones.",
     "store": "Keep equal memory of many checkpoints once.",
+    "state": "Let an older checkpoint of a workload be restored once.",
     "rekey": "Change who can open a sealed file.",
     "secrets": "Report which secrets a checkpoint exposes, masked.",
     "report": "Make one page about a checkpoint, to be read anywhere.",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sealpoint.checkpoint.track import Track
     from sealpoint.format.writer import Signing
     from sealpoint.inspect.scanner import Tally
+    from sealpoint.podman.checkpoint import CheckpointResult
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
@@ -201,7 +202,7 @@ def _tally() -> Tally:
     return Tally()
 
 
-def note_newest(state: str, workload: str, result: DumpResult) -> None:
+def note_newest(state: str, workload: str, result: DumpResult | CheckpointResult) -> None:
     """Older checkpoints of this workload are from now on restored on request only."""
     from sealpoint.checkpoint.newest import Mark, Newest
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY

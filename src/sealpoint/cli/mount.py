@@ -18,6 +18,7 @@ from sealpoint.errors import SystemEnvironmentError, UsageError
 @click.argument("directory", metavar="DIR")
 @options.identity_options
 @options.trust_options
+@options.expect_options
 @options.parents_option
 @options.store_option
 @click.option(
@@ -32,6 +33,8 @@ def command(
     trust: tuple[str, ...],
     allow_unsigned: bool,
     allow_expired: bool,
+    workloads: tuple[str, ...],
+    expect: tuple[str, ...],
     parents: tuple[str, ...],
     stores: tuple[str, ...],
     foreground: bool,
@@ -63,6 +66,8 @@ def command(
         trust=trust,
         allow_unsigned=allow_unsigned,
         allow_expired=allow_expired,
+        workloads=workloads,
+        expect=expect,
         parents=parents,
         stores=stores,
     )

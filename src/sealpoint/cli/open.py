@@ -21,6 +21,7 @@ from sealpoint.cli import encrypted, options
 )
 @options.identity_options
 @options.trust_options
+@options.expect_options
 @click.option(
     "--only", multiple=True, metavar="GLOB", help="Only objects whose name matches. Repeatable."
 )
@@ -36,6 +37,8 @@ def command(
     trust: tuple[str, ...],
     allow_unsigned: bool,
     allow_expired: bool,
+    workloads: tuple[str, ...],
+    expect: tuple[str, ...],
     only: tuple[str, ...],
     stores: tuple[str, ...],
     force: bool,
@@ -51,6 +54,7 @@ def command(
       sealpoint open app.sealed -o images -i keys/identity.key --trust keys/signer.pub --only 'core-*'
     """
     if encrypted.is_dump(file):
+        options.refuse_expectation(file, workloads, expect)
         access = {"trust": trust, "allow_unsigned": allow_unsigned, "allow_expired": allow_expired}
         access |= {"identities": identities, "passphrase_file": passphrase_file}
         encrypted.open_plain(file, output, only, force=force, as_json=as_json, **access)
@@ -68,6 +72,8 @@ def command(
         trust=trust,
         allow_unsigned=allow_unsigned,
         allow_expired=allow_expired,
+        workloads=workloads,
+        expect=expect,
         stores=stores,
         alone=True,
     )

@@ -17,7 +17,7 @@ from sealpoint.errors import UsageError
 from sealpoint.format.constants import Suite
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.opening import Opening
+    from sealpoint.checkpoint.opening import Checkpoint, Opening
     from sealpoint.format.writer import Signing, Wrap
     from sealpoint.inspect.source import Access, Source
     from sealpoint.keys import Identity, Recipient, TrustPolicy
@@ -109,6 +109,26 @@ trust_options = stack(
     ),
 )
 # What every command takes that reads a checkpoint, sealed or plain; `open_source` makes use of it.
+expect_options = stack(
+    click.option(
+        "--workload",
+        "workloads",
+        multiple=True,
+        metavar="NAME",
+        help="The workload that is expected; another one is refused. Repeatable.",
+    ),
+    click.option(
+        "--expect",
+        multiple=True,
+        metavar="ID|ORIGIN-DIGEST",
+        help="The checkpoint that is expected, as dump --json and info name it; another one is refused. Repeatable.",
+    ),
+)
+allow_older_option = click.option(
+    "--allow-older",
+    is_flag=True,
+    help="Restore a checkpoint although a newer one of its workload was sealed or restored here.",
+)
 source_options = stack(identity_options, trust_options, parents_option, store_option)
 recipient_options = stack(
     click.option(
@@ -337,11 +357,14 @@ def opening(
     trust: Sequence[str],
     allow_unsigned: bool,
     allow_expired: bool,
+    workloads: Sequence[str] = (),
+    expect: Sequence[str] = (),
     **how: Any,
 ) -> Opening:
-    """How a command opens checkpoints; `how`: see Opening.  Raises PolicyError where nobody is trusted."""
+    """How a command opens checkpoints; `how`: see Opening.  Raises PolicyError where nobody is trusted, UsageError."""
     import functools
 
+    from sealpoint.checkpoint.expectation import Expectation
     from sealpoint.checkpoint.opening import Opening
 
     @functools.cache
@@ -349,7 +372,7 @@ def opening(
         return load_identities(identities, Passphrases(passphrase_file), config)
 
     policy = trust_policy(trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired)
-    found = Opening(policy, keys, **how)
+    found = Opening(policy, keys, expected=Expectation.of(workloads, expect), **how)
     found.require_trust()
     return found
 
@@ -391,6 +414,23 @@ def open_source(file: str, **options: Any) -> AbstractContextManager[Source]:
     check_standard_input(file, options["passphrase_file"])
     protect()
     return source.open_source(file, source_access(configuration.load(), **options))
+
+
+def refuse_expectation(file: str, workloads: Sequence[str], expect: Sequence[str]) -> None:
+    """Raises UsageError: a CRIUsec dump has nothing signed by which it could be told from another one."""
+    if workloads or expect:
+        raise UsageError(
+            f"{file} is a dump in the CRIUsec format: nothing in it says which checkpoint it is",
+            hint="--workload and --expect are for sealed files",
+        )
+
+
+def announce(checkpoint: Checkpoint) -> None:
+    """Say on standard error what is about to be restored, before it is."""
+    from sealpoint.checkpoint.admission import describe
+
+    for line in describe(checkpoint):
+        click.echo(f"sealpoint: restoring {line}", err=True)
 
 
 def names_trust(trust: Sequence[str], config: Config) -> bool:

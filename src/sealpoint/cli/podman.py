@@ -54,6 +54,12 @@ def command() -> None:
     metavar="SIZE",
     help="The most that podman may write to memory meanwhile, e.g. 2G (default: half of it).",
 )
+@click.option(
+    "--workload",
+    metavar="NAME",
+    help="The name under which older checkpoints are refused later (default: an opaque one of the container).",
+)
+@options.state_option
 @_podman_options
 def checkpoint_command(
     container: str,
@@ -61,6 +67,8 @@ def checkpoint_command(
     output: str,
     leave_running: bool,
     memory: str,
+    workload: str | None,
+    state: str | None,
     podman: str,
     before: tuple[str, ...],
     criu: str | None,
@@ -85,14 +93,23 @@ def checkpoint_command(
         raise UsageError(f"--memory: {memory!r} is no size", hint="for instance 512M, 2G or 50%")
     config = configuration.load()
     options.protect()
+    from sealpoint.checkpoint.container_workload import workload_of
+    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
     from sealpoint.cli.bar import Bar
-    from sealpoint.cli.dump import sealing
+    from sealpoint.cli.dump import note_newest, sealing
     from sealpoint.dropin.real import find_real
     from sealpoint.podman.checkpoint import CheckpointRequest, checkpoint
     from sealpoint.podman.engine import Podman
     from sealpoint.store.output import OutputFile
 
     prepared = sealing(config, seal)
+    states = state or config.state or DEFAULT_DIRECTORY
+
+    def named(container: str) -> str:
+        if workload is not None or not config.container_workloads:
+            return workload or ""
+        return workload_of(container, StateStore(states))
+
     request = CheckpointRequest(
         name=container,
         podman=Podman(podman, before),
@@ -100,13 +117,16 @@ def checkpoint_command(
         leave_running=leave_running,
         memory=memory,
         options=more,
+        workload=named,
         **prepared,
     )
     with OutputFile(output, force=seal["force"]) as out, Bar(f"checkpointing {container}") as bar:
         result = checkpoint(request, out, bar)
+    note_newest(states, result.workload, result)
     if as_json:
         values = {
             "checkpoint": result.checkpoint_id.hex(),
+            "workload": result.workload,
             "origin": result.origin_digest.hex(),
             "container": result.container.id,
             "name": result.container.name,
@@ -131,6 +151,9 @@ def checkpoint_command(
 @click.argument("file", metavar="FILE")
 @options.identity_options
 @options.trust_options
+@options.expect_options
+@options.allow_older_option
+@options.state_option
 @click.option("-n", "--name", default="", metavar="NAME", help="A new name, and a new id.")
 @_podman_options
 def restore_command(
@@ -141,6 +164,10 @@ def restore_command(
     trust: tuple[str, ...],
     allow_unsigned: bool,
     allow_expired: bool,
+    workloads: tuple[str, ...],
+    expect: tuple[str, ...],
+    allow_older: bool,
+    state: str | None,
     name: str,
     podman: str,
     before: tuple[str, ...],
@@ -160,6 +187,8 @@ def restore_command(
     """
     config = configuration.load()
     options.protect()
+    from sealpoint.checkpoint.admission import Admission
+    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
     from sealpoint.dropin.real import find_real
     from sealpoint.podman.engine import Podman
     from sealpoint.podman.restore import RestoreRequest, restore
@@ -173,12 +202,17 @@ def restore_command(
         trust=trust,
         allow_unsigned=allow_unsigned,
         allow_expired=allow_expired,
+        workloads=workloads,
+        expect=expect,
     )
     request = RestoreRequest(
         Podman(podman, before), find_real(criu or config.criu).path, name, more
     )
     with opening.open(file) as checkpoint:
-        restored = restore(request, checkpoint)
+        states = state or config.state or DEFAULT_DIRECTORY
+        admission = Admission(checkpoint, states, options.warn, allow_older=allow_older)
+        options.announce(checkpoint)
+        restored = restore(request, checkpoint, admission)
         signers = [s.name for s in checkpoint.signers]
     if as_json:
         click.echo(json.dumps({"name": restored, "signers": signers}, indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
+from sealpoint.format.printable import printable
 
-def printable(text: str) -> str:
-    """The text without control characters, which could steer a terminal or hide what was printed."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+__all__ = ["printable"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
 from sealpoint.errors import UsageError
+
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.opening import Checkpoint
 
 _ENDING = (
     3  # times --timeout that the sender has to end the tree: freeing much memory takes a while
@@ -20,6 +24,8 @@ _ENDING = (
 @click.option("--stdio", is_flag=True, help="Speak on standard input and output, as under ssh.")
 @options.identity_options
 @options.trust_options
+@options.expect_options
+@options.allow_older_option
 @click.option(
     "--keep",
     metavar="DIR",
@@ -55,6 +61,9 @@ def command(
     trust: tuple[str, ...],
     allow_unsigned: bool,
     allow_expired: bool,
+    workloads: tuple[str, ...],
+    expect: tuple[str, ...],
+    allow_older: bool,
     keep: str,
     list_left: bool,
     remove: str | None,
@@ -90,6 +99,8 @@ def command(
     from sealpoint.criu.binary import Search
 
     search = Search(criu or config.criu or None, fault=config.criu_fault)
+    from sealpoint.checkpoint.admission import Admission
+    from sealpoint.checkpoint.expectation import Expectation
     from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
     from sealpoint.checkpoint.restore import RestoreRequest
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
@@ -106,14 +117,24 @@ def command(
         trust=trust,
         allow_unsigned=allow_unsigned,
         allow_expired=allow_expired,
+        workloads=workloads,
         alone=True,
     )
     opening.identities()  # now: the tree must not wait, frozen, for a passphrase
+    states = state or config.state or DEFAULT_DIRECTORY
+    wanted = Expectation.of((), expect)  # of the last file: those of rounds before are others
+
+    def admit(checkpoint: Checkpoint) -> Admission:
+        wanted.check(checkpoint.authentic)
+        options.announce(checkpoint)
+        return Admission(checkpoint, states, options.warn, allow_older=allow_older)
+
     request = ReceiveRequest(
         opening=opening,
+        admit=admit,
         restore=RestoreRequest(criu=search.result(), options=criu_arguments, criu_log=criu_log),
         keep=keep,
-        state=state or config.state or DEFAULT_DIRECTORY,
+        state=states,
         decision=_ENDING * timeout,
         say=options.warn,
     )

@@ -9,13 +9,13 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.errors import SystemEnvironmentError
 
 
 @click.command()
 @click.argument("file", metavar="FILE|-")
 @options.identity_options
 @options.trust_options
+@options.expect_options
 @click.option(
     "-d", "--detach", is_flag=True, help="Return when the tree runs instead of waiting for its end."
 )
@@ -29,11 +29,7 @@ from sealpoint.errors import SystemEnvironmentError
 )
 @options.parents_option
 @options.store_option
-@click.option(
-    "--allow-older",
-    is_flag=True,
-    help="Restore a checkpoint although a newer one of its workload was sealed or restored here.",
-)
+@options.allow_older_option
 @options.state_option
 @options.criu_options
 @options.json_option
@@ -46,6 +42,8 @@ def command(
     trust: tuple[str, ...],
     allow_unsigned: bool,
     allow_expired: bool,
+    workloads: tuple[str, ...],
+    expect: tuple[str, ...],
     detach: bool,
     spool: str | None,
     ack: bool,
@@ -75,7 +73,7 @@ def command(
 
     search = Search(criu or config.criu or None, fault=config.criu_fault)
     from sealpoint.checkpoint import migration
-    from sealpoint.checkpoint.newest import Mark, Newest
+    from sealpoint.checkpoint.admission import Admission
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.released import Released
     from sealpoint.checkpoint.restore import Restore, RestoreRequest
@@ -99,6 +97,8 @@ def command(
             trust=trust,
             allow_unsigned=allow_unsigned,
             allow_expired=allow_expired,
+            workloads=workloads,
+            expect=expect,
             parents=parents,
             stores=stores,
             spool=spool,
@@ -106,22 +106,17 @@ def command(
         )
         binary = search.result()
         checkpoint = opening.open(file)
-    newest = Newest(state or config.state or DEFAULT_DIRECTORY)
     with checkpoint:
-        origin, sequence = checkpoint.authentic.origin, checkpoint.authentic.slot.sequence
-        if not allow_older:
-            newest.check(origin, sequence)
+        states = state or config.state or DEFAULT_DIRECTORY
+        admission = Admission(checkpoint, states, options.warn, allow_older=allow_older)
         opened = checkpoint.files()
         moved = migration.is_last(opened[0].manifests[Role.METADATA].properties)
 
         def approved() -> None:
             reference = checkpoint.reference
             if moved:
-                Released(newest.directory).note(reference.checkpoint_id)
-            try:
-                newest.note(origin.workload, Mark(origin.checkpoint_id, origin.captured, sequence))
-            except SystemEnvironmentError as error:
-                options.warn(error.message)
+                Released(states).note(reference.checkpoint_id)
+            admission.passed()
             if ack:
                 sys.stdout.buffer.write(ack_line(reference.checkpoint_id, reference.origin_digest))
                 sys.stdout.buffer.flush()
@@ -131,8 +126,10 @@ def command(
             detach=detach,
             options=criu_arguments,
             criu_log=criu_log,
+            permitted=admission.permit,
             approved=approved,
         )
+        options.announce(checkpoint)
         with Bar("restoring") as bar:
             result = Restore(request, opened).run(bar)
     if as_json:

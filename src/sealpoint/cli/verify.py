@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @options.trust_options
 @options.identity_options
 @options.store_option
+@options.expect_options
 @options.json_option
 def command(
     *,
@@ -31,6 +32,8 @@ def command(
     identities: tuple[str, ...],
     passphrase_file: str | None,
     stores: tuple[str, ...],
+    workloads: tuple[str, ...],
+    expect: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Check structure, header, both signed statements and the hash of every frame; no decryption key is needed.
@@ -45,6 +48,7 @@ def command(
       sealpoint verify app.sealed --trust keys/signer.pub
     """
     if encrypted.is_dump(file):
+        options.refuse_expectation(file, workloads, expect)
         access: dict[str, Any] = {
             "trust": trust,
             "allow_expired": allow_expired,
@@ -56,6 +60,7 @@ def command(
     options.check_standard_input(file, passphrase_file)
     config = configuration.load()
     from sealpoint.checkpoint import pages_file
+    from sealpoint.checkpoint.expectation import Expectation
     from sealpoint.checkpoint.opening import Opening
     from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.with_chunks import WithChunks, check_references
@@ -69,7 +74,15 @@ def command(
         options.protect()
         return options.load_identities(identities, options.Passphrases(passphrase_file), config)
 
-    opening = Opening(policy, keys, stores=stores, alone=True, lenient=True, unproven=True)
+    opening = Opening(
+        policy,
+        keys,
+        stores=stores,
+        expected=Expectation.of(workloads, expect),
+        alone=True,
+        lenient=True,
+        unproven=True,
+    )
     with (
         opening.open(file) as checkpoint,
         Bar(f"verifying {file}") as bar,

@@ -87,6 +87,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("tc", 3, "task_core_entry"),
         ("thread_core", 5, "thread_core_entry"),
     ),
+    "utsns_entry": (("nodename", 1, "bytes"),),
     "pagemap_head": (("pages_id", 1, "uint32"),),
     # As of CRIU 4.2; before, the count was 32 bits wide and its name that of field 5.
     "pagemap_entry": (
@@ -194,6 +195,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("log_file", 10, "string"),
         ("ps", 11, "criu_page_server_info"),
         ("notify_scripts", 12, "bool"),
+        ("root", 13, "bytes"),
         ("parent_img", 14, "string"),
         ("track_mem", 15, "bool"),
         ("auto_dedup", 16, "bool"),

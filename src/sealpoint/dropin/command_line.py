@@ -185,6 +185,7 @@ class _Helper:
                 directory,
                 config,
                 _say,
+                tell=lambda text: _say(text, "Info "),
                 auto_dedup=line.has("auto-dedup"),
                 lazy=_lazy(line, images),
             )
@@ -196,6 +197,7 @@ class _Helper:
             track=line.has("track-mem"),
             pre_dump=line.command == "pre-dump",
             dedup=line.has("auto-dedup"),
+            root=line.values.get("root", ""),
         )
         self._work = DumpWork(directory, config, _page_server(line), step=step, say=_say)
         self._action = "post-dump"

@@ -40,9 +40,9 @@ def absolute(name: str) -> str:
 
 
 def given(config: Config) -> dict[str, Any]:
-    """The settings that are not empty."""
+    """The settings that are not as they are without a configuration."""
     values = config._asdict()
-    return {name: value for name, value in values.items() if value}
+    return {n: value for n, value in values.items() if value != Config._field_defaults[n]}
 
 
 def merged(base: Config, over: Config) -> Config:
@@ -109,18 +109,21 @@ def render(config: Config) -> bytes:
     """config.toml.  Raises UsageError for a path that TOML cannot hold."""
     lines = [_HEADER]
     for name, value in given(config).items():
-        text = (
-            "[" + ", ".join(_string(v) for v in value) + "]"
-            if isinstance(value, tuple)
-            else _string(str(value))
-        )
-        lines.append(f"{name} = {text}\n")
+        lines.append(f"{name} = {_toml(value)}\n")
     try:
         data = "".join(lines).encode()
     except UnicodeEncodeError:
         raise UsageError("a path is not UTF-8, which the configuration has to be") from None
     assert Config(**configuration.parse(data, configuration.SYSTEM_PATH)) == config
     return data
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_string(v) for v in value) + "]"
+    return _string(str(value))
 
 
 def _string(value: str) -> str:

@@ -8,6 +8,7 @@ the bits are relative to another dump, the dump is a full one, and says so.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,6 +17,8 @@ from sealpoint import keys
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture_fs import PARENT, CaptureFilesystem
 from sealpoint.checkpoint.chain import IMAGE
+from sealpoint.checkpoint.container_workload import container_of, workload_of
+from sealpoint.checkpoint.newest import Mark, Newest
 from sealpoint.checkpoint.prune import Pruned, prune_parents
 from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, NoStateError, State, StateStore
 from sealpoint.checkpoint.tracking import Tracking, supported
@@ -36,6 +39,7 @@ class Step:
     """What was asked for.  pid: root of the tree; parent: directory of the parent, relative to the images directory.
 
     track: changes of memory are to be tracked from here on; pre_dump: memory only; dedup: free what parents lose.
+    root: the root directory of a container, if an engine names one.
     """
 
     pid: int = 0
@@ -43,6 +47,7 @@ class Step:
     track: bool = False
     pre_dump: bool = False
     dedup: bool = False
+    root: str = ""
 
 
 @dataclass(slots=True)
@@ -59,6 +64,8 @@ class Increment:
     parent_images: dict[str, bytes] | None = None
     _parent: State | None = None
     _done: ParentRef | None = None
+    _workload: str = ""
+    _captured: int = 0
     _store: StateStore = field(init=False)
     _tracking: Tracking = field(init=False)
 
@@ -72,14 +79,30 @@ class Increment:
             )
         if self.step.parent:
             self._find_parent()
-        if not self.tracks:
-            return
+        if self.tracks:
+            self._begin_tracking()
+        self._workload = self._parent.workload if self._parent is not None else self._of_container()
+
+    def _begin_tracking(self) -> None:
         try:
             self._tracking.begin()
         except SystemEnvironmentError:
             if self._tracking.last():  # a wrong record could lead to an increment that lacks pages
                 raise
             self._full("what memory changes are relative to cannot be written down")
+
+    def _of_container(self) -> str:
+        """The workload of the container that is dumped, empty where there is none."""
+        if not self.config.container_workloads or self.step.pid <= 0:
+            return ""
+        container = container_of(self.step.pid, self.step.root)
+        if not container:
+            return ""
+        try:
+            return workload_of(container, self._store)
+        except SystemEnvironmentError as error:
+            self.say(f"the checkpoint has no workload: {error.message}")
+            return ""
 
     @property
     def tracks(self) -> bool:
@@ -131,10 +154,13 @@ class Increment:
     ) -> None:
         """Complete the sealed file; all but its name.  Raises SealpointError."""
         parent = self._parent
+        self._captured = int(time.time())
         chain = None
         if parent is not None:
             chain = (parent.chain[0], parent.chain[1] + 1)
         origin = builder.finish(
+            workload=self._workload,
+            captured=self._captured,
             parent=None if parent is None else parent.reference,
             chain=chain,
             properties=properties,
@@ -146,6 +172,7 @@ class Increment:
             self._done,
             chain or (builder.checkpoint_id, 0),
             None if parent is None else parent.reference,
+            self._workload,
             layout=builder.layout(),
             sections=filesystem.kept or {},
         )
@@ -172,13 +199,30 @@ class Increment:
             self._store.remove(self._done.checkpoint_id)
             if self.tracks:
                 self._tracking.begin()
-        elif self.step.dedup and self._parent is not None:
+            return
+        if not self.step.pre_dump:  # which nobody restores
+            self._note()
+        if self.step.dedup and self._parent is not None:
             dedup(path, self._done, self.config, signing, self.say)
+
+    def _note(self) -> None:
+        """Older checkpoints of this workload are from now on restored on request only."""
+        assert self._done is not None
+        mark = Mark(self._done.checkpoint_id, self._captured, 1)
+        try:
+            Newest(self._store.directory).note(self._workload, mark)
+        except SystemEnvironmentError as error:
+            self.say(error.message)
+
+
+def states_of(config: Config) -> str:
+    """Directory of the state store of this machine."""
+    return config.state or DEFAULT_DIRECTORY
 
 
 def store_of(config: Config) -> StateStore:
     """The state store of this machine."""
-    return StateStore(config.state or DEFAULT_DIRECTORY)
+    return StateStore(states_of(config))
 
 
 def dedup(path: str, child: ParentRef, config: Config, signing: Signing, say: Say) -> None:

@@ -242,6 +242,7 @@ def _start(
             directory,
             config,
             remarks.append,
+            tell=lambda text: journal.say(text, "Info "),
             auto_dedup=options.auto_dedup,
             lazy=work_directory if options.lazy_pages else None,
         )
@@ -252,6 +253,7 @@ def _start(
             track=options.track_mem,
             pre_dump=request.type in _PRE_DUMPS,
             dedup=options.auto_dedup,
+            root=os.fsdecode(options.root),
         )
         pages_out = _page_server(options, ended)
         work = dump = DumpWork(directory, config, pages_out, step=step, say=remarks.append)

@@ -9,17 +9,19 @@ from sealpoint import config as configuration
 from sealpoint import process
 from sealpoint.checkpoint import evidence, pages_file
 from sealpoint.checkpoint.access import signing_by, wrap_for
+from sealpoint.checkpoint.admission import Admission, describe
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
 from sealpoint.checkpoint.chain import IMAGE
 from sealpoint.checkpoint.evidence import Kind
+from sealpoint.checkpoint.expectation import Expectation
 from sealpoint.checkpoint.opening import Opening
 from sealpoint.checkpoint.restore import check_restorable
 from sealpoint.checkpoint.view import View
 from sealpoint.config import Config
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.dropin import lazy_link
-from sealpoint.dropin.increments import Increment, Say, Step, dedup
+from sealpoint.dropin.increments import Increment, Say, Step, dedup, states_of
 from sealpoint.errors import CriuError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC, Suite
 from sealpoint.format.statement import ParentRef
@@ -55,6 +57,7 @@ def opening(config: Config) -> Opening:
     return Opening(
         policy,
         lambda: [keys.load_identity(i, passphrase=_no_passphrase) for i in config.identities],
+        expected=Expectation.of(config.expect_workloads, config.expect),
     )
 
 
@@ -228,11 +231,13 @@ class RestoreWork:
         config: Config,
         say: Say = lambda _: None,
         *,
+        tell: Say = lambda _: None,
         auto_dedup: bool = False,
         lazy: int | None = None,
     ) -> None:
         """auto_dedup: free what the parents lose by it when it is restored; `say` gets what came of that.
 
+        tell: gets what is restored, at the gate.
         lazy: CRIU's work directory for a lazy restore, in which its daemon listens.
         Raises SealpointError: not sealed, trusted, allowed or for us, damaged, a parent is missing or another.
         """
@@ -242,9 +247,11 @@ class RestoreWork:
         if lazy is not None and auto_dedup:
             raise UsageError("auto-dedup would free pages that a lazy restore still needs")
         _require_sealed(directory)
+        self._tell = tell
         self._checkpoint = opening(config).open(_path(directory))
         self._link: lazy_link.Link | None = None
         try:
+            self._admission = Admission(self._checkpoint, states_of(config), tell)
             if lazy is not None:
                 require_lazy(config)
                 self._link = lazy_link.Link(lazy, self.reference)
@@ -271,7 +278,11 @@ class RestoreWork:
             self._link.check()  # it authenticates each page before its use
         else:
             self._view.verify_rest()
+        for line in describe(self._checkpoint):
+            self._tell(f"restoring {line}")
+        self._admission.permit()
         self.passed = True
+        self._admission.passed()
 
     @property
     def reference(self) -> ParentRef:

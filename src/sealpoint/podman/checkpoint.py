@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,7 +38,10 @@ _ATTRIBUTES: Final = {"type": "file", "mode": str(0o600), "uid": "0", "gid": "0"
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRequest:
-    """options: of podman's own; memory: the most that podman may write to memory, as of a tmpfs, "" for its default."""
+    """options: of podman's own; memory: the most that podman may write to memory, as of a tmpfs, "" for its default.
+
+    workload: of the checkpoint, from the id of the container.
+    """
 
     name: str
     podman: Podman
@@ -49,12 +53,18 @@ class CheckpointRequest:
     leave_running: bool = False
     memory: str = ""
     options: tuple[str, ...] = ()
+    workload: Callable[[str], str] = lambda _: ""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointResult:
-    """Sizes in bytes; stopped: seconds for which the container stood still, until it ended or went on."""
+    """Sizes in bytes; stopped: seconds for which the container stood still, until it ended or went on.
 
+    captured: seconds since 1970; workload: as it was sealed.
+    """
+
+    captured: int
+    workload: str
     checkpoint_id: bytes
     origin_digest: bytes
     container: Container
@@ -179,7 +189,8 @@ def _run(
         with Broker(place.socket, images):
             properties = _archive(place, guard, images, builder, report)
         count, plain_size = builder.count, builder.size
-        digest = builder.finish(properties=properties)
+        captured, workload = int(time.time()), request.workload(container.id)
+        digest = builder.finish(properties=properties, workload=workload, captured=captured)
         out.commit()
     except BaseException as error:
         out.cancel()
@@ -189,6 +200,8 @@ def _run(
         if server is not None:
             server.close()
     return CheckpointResult(
+        captured,
+        workload,
         writer.preamble.checkpoint_id,
         digest,
         container,

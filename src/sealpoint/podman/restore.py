@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sealpoint.checkpoint import evidence, tar
+from sealpoint.checkpoint.admission import Admission
 from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.opening import Checkpoint
 from sealpoint.checkpoint.seen import Seen
@@ -54,6 +55,7 @@ class _Approval:
 
     view: View
     seen: Seen
+    admission: Admission
     began: bool = False
     approved: bool = field(default=False)
 
@@ -72,7 +74,9 @@ class _Approval:
             }
             evidence.require_opened(self.seen, opened)
             self.view.verify_rest()
+            self.admission.permit()
             self.approved = True
+            self.admission.passed()
 
     def ended(self, *, success: bool) -> None:
         """Podman says it, too."""
@@ -82,7 +86,7 @@ class _Approval:
         return self.view.error
 
 
-def restore(request: RestoreRequest, checkpoint: Checkpoint) -> str:
+def restore(request: RestoreRequest, checkpoint: Checkpoint, admission: Admission) -> str:
     """Returns the name of the container.  Raises SealpointError; nothing of it then runs or is left."""
     check_options(request.options)
     name = request.name or _name(checkpoint.file())
@@ -102,7 +106,7 @@ def restore(request: RestoreRequest, checkpoint: Checkpoint) -> str:
             waits_for_all=False,
         )
         try:
-            _run(flat, seen, place, guard)
+            _run(flat, seen, admission, place, guard)
             guard.done()
         finally:
             guard.close()
@@ -111,13 +115,13 @@ def restore(request: RestoreRequest, checkpoint: Checkpoint) -> str:
     return name
 
 
-def _run(flat: Flat, seen: Seen, place: Place, guard: Guard) -> None:
+def _run(flat: Flat, seen: Seen, admission: Admission, place: Place, guard: Guard) -> None:
     view = View(flat)
     server = FuseServer(view, read_only=True)
     try:
         os.symlink(server.path, place.view)
         _write_archive(flat.top, place)
-        approval = _Approval(view, seen)
+        approval = _Approval(view, seen, admission)
         with Broker(place.socket, approval):
             guard.go()
             try:

@@ -1,0 +1,130 @@
+"""What every door asks that lets a checkpoint run: what it is, and whether a newer one of its workload is known.
+
+The door says what it restores before CRIU is released, so that somebody who got another one than was meant can see
+that.  The high-water mark rises when the gate has said yes, and for what a trusted signer made only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from sealpoint.checkpoint import summary
+from sealpoint.checkpoint.newest import AHEAD, Mark, Newest
+from sealpoint.checkpoint.opening import Checkpoint
+from sealpoint.criu import schema
+from sealpoint.criu.roles import SUMMARY_NAME
+from sealpoint.errors import FileError, SystemEnvironmentError
+from sealpoint.format.opened import OpenFile
+from sealpoint.format.printable import printable
+
+_MAX_TIME: Final = 1 << 36
+_MAX_UTS: Final = 65536
+_PREFIXES: Final = ("", "checkpoint/")
+
+
+class Admission:
+    """One checkpoint at a door."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        state: str,
+        say: Callable[[str], None],
+        *,
+        allow_older: bool = False,
+    ) -> None:
+        """state: directory of the state store; say: gets warnings.  allow_older: whatever is known.
+
+        Raises PolicyError where a newer one is known, SystemEnvironmentError.
+        """
+        self._checkpoint, self._say = checkpoint, say
+        self._newest = Newest(state)
+        self._allow_older = allow_older
+        if not allow_older:
+            self._newest.check(checkpoint.origin, checkpoint.authentic.slot.sequence)
+
+    def permit(self) -> None:
+        """At the gate, when everything has verified.  Raises PolicyError, SystemEnvironmentError: it must not run."""
+        if not self._allow_older:
+            origin, sequence = self._checkpoint.origin, self._checkpoint.authentic.slot.sequence
+            if remark := self._newest.admit(origin, sequence):
+                self._say(f"an older checkpoint is restored: {remark}")
+
+    def passed(self) -> None:
+        """The gate has said yes: remember it.  Never fails: it runs."""
+        checkpoint = self._checkpoint
+        origin = checkpoint.origin
+        if not origin.workload or not is_trusted(checkpoint):
+            return
+        mark = Mark(origin.checkpoint_id, origin.captured, checkpoint.authentic.slot.sequence)
+        try:
+            if not self._newest.note(origin.workload, mark):
+                self._say(
+                    f"the checkpoint says that it was captured at {show_time(origin.captured)}, more than "
+                    f"{AHEAD // 60} minutes from now: older ones of its workload will not be refused for it"
+                )
+        except SystemEnvironmentError as error:
+            self._say(error.message)
+
+
+def is_trusted(checkpoint: Checkpoint) -> bool:
+    """Whether a trusted signer signed the origin statement; without, whoever wrote the file chose what it says."""
+    signed = set(checkpoint.origin.signers)
+    return any(s.trusted and s.key_id in signed for s in checkpoint.signers)
+
+
+def describe(checkpoint: Checkpoint) -> list[str]:
+    """What is about to run, in lines for people: safe to print.  Raises what opening it raises."""
+    origin = checkpoint.origin
+    workload = f"workload {origin.workload!r}" if origin.workload else "no workload"
+    what = f"{workload}, checkpoint {origin.checkpoint_id.hex()}"
+    lines = [f"{what}, captured {show_time(origin.captured)}, signed by {_signers(checkpoint)}"]
+    if contents := _contents(checkpoint.own()):
+        lines.append(contents)
+    return [printable(line) for line in lines]
+
+
+def _signers(checkpoint: Checkpoint) -> str:
+    signed = set(checkpoint.origin.signers)
+    names = [
+        s.name if s.trusted else f"{s.name} (not trusted)"
+        for s in checkpoint.signers
+        if s.key_id in signed
+    ]
+    return ", ".join(names) or "nobody"
+
+
+def _contents(opened: OpenFile) -> str:
+    """Command, container and host, as far as the keys reach and the images tell."""
+    found = []
+    entry = opened.entries.get(SUMMARY_NAME)
+    known = summary.decode(opened.read_bytes(entry)) if entry is not None else {}
+    roots = [task for task in known.get("tasks", []) if task["parent"] == "0"]
+    if roots:
+        found.append(f"command {roots[0]['command']!r}")
+    if name := known.get("container", {}).get("name"):
+        found.append(f"container {name!r}")
+    if host := _host(opened):
+        found.append(f"host {host!r}")
+    return ", ".join(found)
+
+
+def _host(opened: OpenFile) -> str:
+    """The host name of the first UTS namespace in the images; of one that is the machine's there is no image."""
+    for name, entry in sorted(opened.entries.items()):
+        base = next((name.removeprefix(p) for p in reversed(_PREFIXES) if name.startswith(p)), name)
+        if base.startswith("utsns-") and entry.size <= _MAX_UTS:
+            try:
+                first = next(schema.records(opened.read_bytes(entry), "utsns_entry", name), None)
+            except FileError:
+                continue
+            if first is not None:
+                return bytes(first.nodename).decode(errors="replace")
+    return ""
+
+
+def show_time(seconds: int) -> str:
+    """UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(seconds, _MAX_TIME)))
