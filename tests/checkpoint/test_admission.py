@@ -136,10 +136,12 @@ def test_who_is_not_trusted_is_called_so(door, tmp_path):
     assert first.endswith("(not trusted)")
 
 
-def test_command_and_host_cannot_steer_a_terminal(door):
+def test_what_a_file_or_a_signer_is_called_cannot_steer_a_terminal(door, keys):
     nasty = "evil\x1b]0;\n\u202eworkload"
     contents = images(command=b"x\x1b[31m\n\xff", host=b"h\x9b\n\xe2\x80\xae\xff")
-    door(NOW, contents=contents, finish={"workload": nasty})
+    (signer,) = keys.policy.pinned
+    trust = keys.policy._replace(pinned=(signer._replace(name="signer\x1b[2J\u202e"),))
+    door(NOW, contents=contents, finish={"workload": nasty}, trust=trust)
     lines = describe(door.last())
     assert all(line.isprintable() for line in lines)
     assert "command 'x" in lines[1]

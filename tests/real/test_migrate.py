@@ -22,6 +22,8 @@ from moving import Receiver, far, migrate, receive, tap, through, where
 from tap import PORT, Tap
 
 __all__ = ["far", "receive", "tap"]  # fixtures
+from sealpoint.checkpoint.newest import Mark, Newest
+
 StartWorkload = Callable[..., harness.Workload]
 
 
@@ -147,6 +149,45 @@ def test_a_far_side_that_cannot_open_or_does_not_trust_it_refuses_and_the_tree_r
     receiver.wait().fails(4 if lacks == "identity" else 5)
     running.assert_continues(before)
     assert where(running, far) == ["here"]
+
+
+@pytest.mark.parametrize("what", ["another workload", "an id", "an older one"])
+def test_a_tree_that_is_not_expected_or_older_is_refused_and_runs_on_here(
+    what: str, far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path: Path,
+) -> None:  # fmt: skip
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    state = tmp_path / "receiver's state"
+    words = {"another workload": ["--workload", "other"], "an id": ["--expect", "ab" * 16]}
+    if what == "an older one":
+        Newest(str(state)).note("billing", Mark(bytes(16), int(time.time()) + 200, 1))
+    receiver = receive(*keys.open, "--state", str(state), *words.get(what, []))
+    options = ["--workload", "billing"]
+    sealpoint.run(*migrate(far, running, keys, *options)).fails(6, "gave up")
+    message = "it is older than" if what == "an older one" else "another checkpoint was expected"
+    receiver.wait().fails(5, message)
+    running.assert_continues(before)
+    assert where(running, far) == ["here"]
+    known = Newest(str(state)).of("billing")
+    assert known is None or known.checkpoint_id == bytes(16)
+
+
+def test_what_moves_in_is_said_and_is_the_newest_from_then_on(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload,
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path: Path,
+) -> None:  # fmt: skip
+    running = workload("memory", "--mib", "8")
+    before = running.assert_intact()
+    state = tmp_path / "receiver's state"
+    receiver = receive(*keys.open, "--state", str(state), "--workload", "billing")
+    moved = sealpoint.run(*migrate(far, running, keys, "--workload", "billing", "--json")).ok()
+    identifier = json.loads(moved.out)["checkpoint"]
+    done = receiver.wait().ok()
+    assert f"sealpoint: restoring workload 'billing', checkpoint {identifier}, " in done.err
+    running.assert_continues(before)
+    assert where(running, far) == ["far"]
+    assert Newest(str(state)).of("billing").checkpoint_id.hex() == identifier
 
 
 def test_a_restore_that_fails_over_there_leaves_the_tree_here(

@@ -67,8 +67,9 @@ class Newest:
     def problem(self, origin: Origin, sequence: int) -> str:
         """Why a checkpoint is older than what is known; empty if it is not.  sequence: of the header.
 
-        Raises SystemEnvironmentError.
+        Raises PolicyError if it was let run here, which nothing but --allow-older overrides; SystemEnvironmentError.
         """
+        Released(self.directory).check(origin.checkpoint_id)
         mark = self.of(origin.workload) if origin.workload else None
         if mark is None:
             return ""
@@ -87,7 +88,6 @@ class Newest:
 
         Raises SystemEnvironmentError, too.
         """
-        Released(self.directory).check(origin.checkpoint_id)
         problem = self.problem(origin, sequence)
         if problem and not self._permitted_until(origin.workload):
             raise PolicyError(problem, hint=_ALLOW_OLDER)
@@ -97,7 +97,6 @@ class Newest:
 
         Returns a remark on that, else nothing.  Raises PolicyError, SystemEnvironmentError.
         """
-        Released(self.directory).check(origin.checkpoint_id)
         if not self.problem(origin, sequence):
             return ""
         with self._locked():

@@ -30,6 +30,12 @@ from sealpoint.cli import options
     metavar="N",
     help="Copies of the memory while the tree runs, at most; each sends what has changed. 0: none.",
 )
+@click.option(
+    "--workload",
+    default="",
+    metavar="NAME",
+    help="A name for what is moved, which is signed: the other side can insist on it (receive --workload).",
+)
 @options.link_timeout_option
 @click.option(
     "--restore-timeout",
@@ -55,6 +61,7 @@ def command(
     pid: int,
     to: str,
     rounds: int,
+    workload: str,
     timeout: float,
     restore_timeout: float,
     ssh: str,
@@ -96,6 +103,7 @@ def command(
             pid=pid,
             criu=search.result(),
             options=criu_arguments,
+            workload=workload,
             criu_log=criu_log,
             **prepared,
         ),
