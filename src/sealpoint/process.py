@@ -14,6 +14,7 @@ from typing import Self
 
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG = 1
 Handler = Callable[[int, FrameType | None], object]
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
@@ -110,6 +111,13 @@ def deliver_dropped() -> None:
 def become_subreaper() -> None:
     """Orphaned descendants become children of this process, so that they can be found and ended."""
     _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with(parent: int) -> None:
+    """In a new child of `parent`: SIGKILL when that process ends, across an exec.  Ends at once if it has ended."""
+    _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_descendants(keep: set[int]) -> None:

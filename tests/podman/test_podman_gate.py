@@ -6,6 +6,7 @@ Podman itself: tests/vm.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Callable
@@ -120,7 +121,7 @@ def test_a_read_error_that_criu_ignores_is_a_no(
     disk = OnceUnreadable(it.file, frames_of(keys, it.file, "shared memory")[0])
     server = FuseServer(disk, read_only=True)
     try:
-        result = restore(f"{server.path}/{it.file.name}")
+        result = restore(f"/proc/{os.getpid()}/fd/{server.fd}/{it.file.name}")
     finally:
         server.close()
     assert disk.failed == 1

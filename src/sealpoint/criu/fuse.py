@@ -178,8 +178,8 @@ class FuseServer:
 
     @property
     def path(self) -> str:
-        """The directory, for this process and for root elsewhere."""
-        return f"/proc/{os.getpid()}/fd/{self.fd}"
+        """The directory, for this process alone; a child gets in by `cwd=path`, or inherits `fd`."""
+        return f"/proc/self/fd/{self.fd}"
 
     @property
     def device(self) -> int:

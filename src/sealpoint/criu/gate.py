@@ -2,6 +2,9 @@
 
 At `post-dump` the sealed file must be complete and durable, at `post-restore` everything must have verified.  The shell
 filters the other actions out before it starts an interpreter.
+
+Socket, script and a nonce of this run lie in a directory that only root can enter.  The script finds them beside
+itself, by the path under which CRIU ran it, so that no path of theirs has a pid in it.
 """
 
 from __future__ import annotations
@@ -18,17 +21,18 @@ from typing import Self
 
 from sealpoint.criu import hook
 
-_SOCKET = "gate.sock"
-_SCRIPT = "gate.sh"
+SCRIPT = "gate.sh"
+_PATIENCE = 10.0  # seconds for who connects to say what it asks
 Decide = Callable[[], bool]
 
 
 class Gate:
     """Serves one action of one CRIU run, in a thread.  `decide` returns True to let CRIU go on.
 
+    directory: a path that this process can use; only root may be able to enter it.
     before: other action scripts, which run first and can say no, too; for the other actions as well.
     confirm: called when nothing can turn the answer into a no any more, but itself; must not wait for anybody.
-    script: the path for `--action-script`.  passed: whether the answer was yes.
+    passed: whether the answer was yes.
     """
 
     def __init__(
@@ -48,22 +52,22 @@ class Gate:
         self._lock = threading.Lock()
         self._refused = False
         self._asking: socket.socket | None = None
-        self._path = f"{directory}/{_SOCKET}"
+        self._nonce = os.urandom(2 * hook.HALF)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._server.bind(self._path)
+        self._server.bind(f"{directory}/{hook.SOCKET}")
         self._server.listen(4)
-        self.script = f"{directory}/{_SCRIPT}"
-        self._write_script()
+        _write(f"{directory}/{hook.NONCE}", self._nonce, 0o600)
+        _write(f"{directory}/{SCRIPT}", self._script().encode(), 0o700)
         self._thread = threading.Thread(target=self._serve, name="gate", daemon=True)
 
-    def _write_script(self) -> None:
+    def _script(self) -> str:
         # CRIU executes the script for each of its actions, without a shell and without arguments.
-        run = shlex.join([sys.executable, "-I", "-S", hook.__file__, self._path])
-        fd = os.open(self.script, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700)
-        with os.fdopen(fd, "w") as file:
-            file.write("#!/bin/sh\n")
-            file.writelines(f"{shlex.quote(path)} || exit 1\n" for path in self._before)
-            file.write(f'[ "$CRTOOLS_SCRIPT_ACTION" = {self.action} ] || exit 0\nexec {run}\n')
+        run = shlex.join([sys.executable, "-I", "-S", hook.__file__])
+        lines = ["#!/bin/sh\n"]
+        lines += [f"{shlex.quote(path)} || exit 1\n" for path in self._before]
+        lines.append(f'[ "$CRTOOLS_SCRIPT_ACTION" = {self.action} ] || exit 0\n')
+        lines.append(f'exec {run} "${{0%/*}}"\n')
+        return "".join(lines)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -92,18 +96,27 @@ class Gate:
         with self._lock:
             self._asking = connection
         try:
-            asked = connection.recv(64)
-            if asked != self.action.encode() + b"\n" or self.passed or not self._decide():
+            if not self._asks(connection) or self.passed or not self._decide():
                 return
             with self._lock:
                 if not self._refused and self._confirm():
                     self.passed = True
-                    connection.sendall(hook.YES)
+                    connection.sendall(hook.YES + self._nonce[hook.HALF :])
         except OSError:
             self.passed = False
         finally:
             with self._lock:
                 self._asking = None
+
+    def _asks(self, connection: socket.socket) -> bool:
+        """Whether this is the hook of this run, at the action that matters."""
+        if hook.peer(connection) != 0:
+            return False
+        connection.settimeout(_PATIENCE)
+        expected = self._nonce[: hook.HALF] + self.action.encode() + b"\n"
+        asks = hook.same(hook.receive(connection, len(expected)), expected)
+        connection.settimeout(None)
+        return asks
 
     def refuse(self) -> bool:
         """Answer no, now and from now on, whatever `decide` would say.  False if the answer was yes already."""
@@ -115,3 +128,18 @@ class Gate:
                 with contextlib.suppress(OSError):  # the hook has gone
                     self._asking.shutdown(socket.SHUT_RDWR)
             return True
+
+
+def remove(directory: str) -> None:
+    """A directory with nothing but what a gate has made in it.  Does its best."""
+    for name in (hook.SOCKET, hook.NONCE, SCRIPT):
+        with contextlib.suppress(OSError):
+            os.unlink(f"{directory}/{name}")
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
+
+
+def _write(path: str, data: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)

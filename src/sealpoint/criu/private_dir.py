@@ -1,8 +1,9 @@
 """A directory in memory that no other path leads to and that is gone with its process, even after kill -9.
 
-It is a tmpfs mounted nowhere (fsopen, fsmount: a detached mount): reachable only through a file descriptor, as
-/proc/PID/fd/N, by root.  CRIU gets such paths for its streaming socket, its work directory and its log.  `noswap` keeps
-it off any swap device (Linux 6.4; older kernels go without, and `swap_warning` says what that means).
+It is a tmpfs mounted nowhere (fsopen, fsmount: a detached mount): reachable only through a file descriptor, or by a
+process that works in it.  CRIU is started there, and finds its streaming socket, its work directory and its log under
+relative names: a path through /proc/PID would be anybody's once that process has died.  `noswap` keeps it off any swap
+device (Linux 6.4; older kernels go without).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sealpoint.errors import SystemEnvironmentError
 
 
 class PrivateDir:
-    """Context manager.  `path` works for this process and, for root, in others as long as this process lives."""
+    """Context manager.  `path` works for this process alone; a child gets in by `cwd=path`, or inherits `fd`."""
 
     def __init__(self) -> None:
         """Raises SystemEnvironmentError where the process may not mount."""
@@ -29,7 +30,7 @@ class PrivateDir:
                 f"cannot make a private directory in memory: {error.strerror}",
                 hint="run as root (CAP_SYS_ADMIN): CRIU needs it, too",
             ) from None
-        self.path = f"/proc/{os.getpid()}/fd/{self.fd}"
+        self.path = f"/proc/self/fd/{self.fd}"
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.environment import environment
-from sealpoint.criu.gate import Gate
+from sealpoint.criu.gate import SCRIPT, Gate
 from sealpoint.criu.options import END, UnknownError, names_configuration, scan
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.errors import (
@@ -107,7 +107,7 @@ def split_action_scripts(options: tuple[str, ...]) -> tuple[tuple[str, ...], tup
 
 @dataclass(slots=True)
 class CriuRun:
-    """One CRIU process working on a private directory in memory.
+    """One CRIU process working in a private directory in memory, which it inherits as its working directory.
 
     own_group: in a process group of its own, so that Ctrl-C reaches sealpoint alone, which then lets CRIU clean up.
     """
@@ -124,12 +124,13 @@ class CriuRun:
 
     def start(self, command: str, arguments: list[str], options: tuple[str, ...]) -> None:
         """Start `criu COMMAND`.  Raises SystemEnvironmentError."""
-        path = self.directory.path
-        argv = [self.criu.path, command, "--no-default-config", "--stream", "-D", path, "-W", path]
-        argv += ["-o", _LOG, "--action-script", self.gate.script, *arguments, *options]
+        program = os.path.abspath(self.criu.path)
+        argv = [program, command, "--no-default-config", "--stream", "-D", ".", "-W", "."]
+        argv += ["-o", _LOG, "--action-script", f"./{SCRIPT}", *arguments, *options]
         try:
             self.process = subprocess.Popen(
                 argv,
+                cwd=self.directory.path,
                 stdin=None if not self.own_group else subprocess.DEVNULL,
                 stdout=self._early if self.own_group else None,
                 stderr=self._early if self.own_group else None,

@@ -1,8 +1,10 @@
 """`criu dump`, `pre-dump` and `restore` as typed: the sealed file lies in the images directory, CRIU works on a mount.
 
-As with RPC, the real CRIU takes over this process and a helper, nobody's child, serves it; so exit status, signals,
-terminal and the parent of a restored tree are those of CRIU itself.  Only where something remains to be done when CRIU
-has ended (a pre-dump has no hook; parents are freed last) it runs as a child and is waited for (`supervise`).
+CRIU runs as a child of this process (`typed_child`), and a helper, nobody's child, serves it and says in the end
+whether all is well.  With `--restore-sibling` CRIU takes over this process: the restored tree becomes its sibling.
+
+CRIU gets the images as its working directory and opens them there, before it changes to the work directory.  Its
+action script lies in a directory that only root can enter: CRIU closes all descriptors before it runs one.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ from typing import Any, NoReturn
 from sealpoint import config as configuration
 from sealpoint import process
 from sealpoint.checkpoint.capture_fs import PARENT
+from sealpoint.criu import gate as gates
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.network_lock import NetworkLock
-from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.criu.run_dir import RunDirectory
+from sealpoint.dropin import typed_child
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.increments import Step
-from sealpoint.dropin.shim import child_environment, release_descriptors
+from sealpoint.dropin.leftovers import Leftovers
+from sealpoint.dropin.shim import release_descriptors
 from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
 from sealpoint.errors import SealpointError
 from sealpoint.store import page_server
@@ -34,7 +39,7 @@ _PATIENCE = 60.0  # seconds for the helper to be ready
 _KILL_PATIENCE = 2.0  # seconds after CRIU's end in which a killed tree begins to end
 _PF_EXITING = 0x4  # in field 9 of /proc/PID/stat (linux/sched.h)
 _MAX_MESSAGE = 65536
-_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_PREFIX = "sealpoint-gate-"
 
 
 class _PlainImages(Exception):  # noqa: N818 - no error, but no work for us
@@ -42,89 +47,112 @@ class _PlainImages(Exception):  # noqa: N818 - no error, but no work for us
 
 
 def run(line: CommandLine, given: list[str], real: str) -> list[str]:
-    """Start the helper; returns the arguments for the real CRIU, if that is to take over this process.
+    """Start the helper, then CRIU.  Returns only for plain images, where they are allowed: the arguments for CRIU.
 
-    given: all arguments as they were; they are left for a restore of plain images, where that is allowed.
-
-    Raises SealpointError with the helper's reason.
+    given: all arguments as they were.  Raises SealpointError with the helper's reason.
     """
     if line.command == "dedup":
         from sealpoint.dropin.dedup import run as run_dedup
 
         run_dedup(line)
-    arguments, link = _start(line, given)
-    if arguments is given:
-        return given
-    if line.command == "pre-dump" or line.has("auto-dedup"):
-        _supervise(real, arguments, link)
-    link.close()
-    return arguments
-
-
-def _start(line: CommandLine, given: list[str]) -> tuple[list[str], socket.socket]:
-    near, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    images = os.path.abspath(line.images or ".")
-    pid = os.getpid()
-    child = os.fork()
-    if child == 0:
-        if os.fork() == 0:
-            near.close()
-            _help(line, images, pid, helpers)
-        os._exit(0)
-    helpers.close()
-    os.waitpid(child, 0)
-    answer = _receive(near, _PATIENCE)
+    images = _absolute(line.images or ".")
+    link = _start(line, images)
+    answer, fds = _receive(link, _PATIENCE)
     if "plain" in answer:
         sys.stderr.write(
             "criu (sealpoint): warning: the images are not sealed: nobody vouches for them\n"
         )
         sys.stderr.flush()
-        return given, near
-    if "images" not in answer:
+        return given
+    if not fds:
         raise SealpointError(answer.get("error", "sealpoint's helper did not start"))
-    work = line.work if line.work is not None else images
-    ours = ["-D", answer["images"], "-W", work]
-    if "script" in answer:
-        ours += ["--action-script", answer["script"]]
+    arguments = ["-D", ".", "-W", images if line.work is None else _absolute(line.work)]
+    if script := answer.get("script"):
+        arguments += ["--action-script", script]
     if answer.get("parent"):
-        ours += ["--prev-images-dir", PARENT]
-    return [*ours, *line.rest], near  # ours first: `--` may end the options
+        arguments += ["--prev-images-dir", PARENT]
+    arguments += line.rest  # ours first: `--` may end the options
+    return _become(line, os.path.abspath(real), arguments, link, fds[0], script)
 
 
-def _receive(link: socket.socket, patience: float | None) -> dict[str, Any]:
-    """A message; empty if there comes none."""
-    link.settimeout(patience)
+def _absolute(path: str) -> str:
+    """Not `abspath`: before `..` there may be a symbolic link.  Raises SealpointError."""
     try:
-        message = json.loads(link.recv(_MAX_MESSAGE) or b"{}")
-    except (OSError, ValueError):
-        return {}
-    return message if isinstance(message, dict) else {}
+        return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+    except OSError as error:
+        raise SealpointError(f"the working directory: {error.strerror}") from None
 
 
-def _supervise(real: str, arguments: list[str], link: socket.socket) -> NoReturn:
-    """Run CRIU as a child; then let the helper finish, and end as CRIU ended, or with 1 if the helper failed."""
+def _start(line: CommandLine, images: str) -> socket.socket:
+    """The connection to a new helper."""
+    near, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
     if child == 0:
+        if os.fork() == 0:
+            near.close()
+            _help(line, images, helpers)
+        os._exit(0)
+    helpers.close()
+    os.waitpid(child, 0)
+    return near
+
+
+def _become(
+    line: CommandLine,
+    real: str,
+    arguments: list[str],
+    link: socket.socket,
+    images: int,
+    script: str | None,
+) -> NoReturn:
+    """Run CRIU; end as it has ended, or with 1 if the helper does not say that all is well.  Raises SealpointError."""
+    if line.has("restore-sibling"):
+        _send(link, {"started": True}, os.pidfd_open(os.getpid()))
         try:
-            os.execve(real, ["criu", *arguments], child_environment())  # noqa: S606 - as in shim.run
-        finally:
-            os._exit(127)
-    for number in _PASSED_ON:
-        signal.signal(number, lambda number, _: os.kill(child, number))
-    _, status = os.waitpid(child, 0)
-    for number in _PASSED_ON:
-        signal.signal(number, signal.SIG_DFL)
-    code = os.waitstatus_to_exitcode(status)
+            os.fchdir(images)
+            typed_child.become(real, arguments, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        except OSError as error:
+            raise SealpointError(f"cannot run {real}: {error.strerror}") from None
+    child = typed_child.Child(real, arguments, lambda: os.fchdir(images))
+    _send(link, {"started": True}, child.pidfd)
+    release_descriptors([link.fileno()])  # whoever waits for the end of a pipe waits for CRIU alone
+    code = child.wait()
     _send(link, {"status": code})
-    answer = _receive(link, None)  # however long the disk takes
-    if code < 0:
-        os.kill(os.getpid(), -code)
-    if code == 0 and not answer.get("ok"):
+    well, passed = _outcome(link)
+    if code == 0 and not well:
         code = 1
-    os._exit(code if code >= 0 else 128 - code)
+        if line.command == "restore" and not passed:
+            process.kill_descendants(set())  # nobody vouches for what runs
+    if script:
+        gates.remove(os.path.dirname(script))  # if the helper was killed
+    typed_child.end_as(code)
 
 
-def _help(line: CommandLine, images: str, criu: int, link: socket.socket) -> NoReturn:
+def _outcome(link: socket.socket) -> tuple[bool, bool]:
+    """(whether all is well, whether the gate said yes), as the helper says, however long the disk needs.
+
+    If the helper was killed, what its gate has said counts.
+    """
+    passed = False
+    while True:
+        answer, _ = _receive(link, None)
+        passed = passed or answer.get("passed") is True
+        if "ok" in answer or not answer:
+            return answer.get("ok", passed) is True, passed
+
+
+def _receive(link: socket.socket, patience: float | None) -> tuple[dict[str, Any], list[int]]:
+    """A message and its descriptors; empty if there comes none."""
+    link.settimeout(patience)
+    try:
+        data, fds, _, _ = socket.recv_fds(link, _MAX_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+        message = json.loads(data or b"{}")
+    except (OSError, ValueError):
+        return {}, []
+    return (message if isinstance(message, dict) else {}), fds
+
+
+def _help(line: CommandLine, images: str, link: socket.socket) -> NoReturn:
     code = 1
     try:
         os.setsid()
@@ -136,7 +164,7 @@ def _help(line: CommandLine, images: str, criu: int, link: socket.socket) -> NoR
             keep.append(line.number("ps-socket"))
         release_descriptors(sorted(keep))
         process.protect()
-        _Helper(line, images, criu).run(link)
+        _Helper(line, images).run(link)
         code = 0
     except _PlainImages:
         _send(link, {"plain": True})
@@ -146,9 +174,10 @@ def _help(line: CommandLine, images: str, criu: int, link: socket.socket) -> NoR
         os._exit(code)
 
 
-def _send(link: socket.socket, message: dict[str, Any]) -> None:
+def _send(link: socket.socket, message: dict[str, Any], fd: int | None = None) -> None:
+    data = json.dumps(message).encode()[:_MAX_MESSAGE]
     try:
-        link.send(json.dumps(message).encode()[:_MAX_MESSAGE])
+        socket.send_fds(link, [data], [] if fd is None else [fd])
     except OSError:
         pass  # nobody is there to be told
 
@@ -166,11 +195,11 @@ def _say(remark: str, kind: str = "Warn ") -> None:
 
 
 class _Helper:
-    """Serves one dump or restore until CRIU, pid `criu`, has ended."""
+    """Serves one dump or restore until CRIU has ended."""
 
-    def __init__(self, line: CommandLine, images: str, criu: int) -> None:
+    def __init__(self, line: CommandLine, images: str) -> None:
         self._line = line
-        self._criu = criu
+        self._place = _absolute(line.work) if line.work is not None else images
         self._said = False
         config = configuration.load()
         try:
@@ -212,34 +241,53 @@ class _Helper:
 
     def _run(self, link: socket.socket) -> bool:
         """Until CRIU has ended; whether it may not have undone what it did."""
-        ended = os.pidfd_open(self._criu)
         self._work.when_failed(self._failed)
-        supervised = self._line.command == "pre-dump" or self._line.has("auto-dedup")
-        with PrivateDir() as private, Gate(private.path, self._action, self._decide) as gate:
-            answer: dict[str, Any] = {"images": self._work.server.path}
+        with (
+            RunDirectory(_PREFIX, gates.remove, executable=True) as directory,
+            Gate(
+                directory.path, self._action, self._decide, confirm=lambda: self._confirm(link)
+            ) as gate,
+        ):
+            answer: dict[str, Any] = {}
             if self._line.command != "pre-dump":
-                answer["script"] = gate.script
+                answer["script"] = f"{directory.path}/{gates.SCRIPT}"
             if isinstance(self._work, DumpWork):
                 answer["parent"] = self._work.continues
-            _send(link, answer)
-            if supervised:
-                status = _receive(link, None).get("status")
-                # None: who waits for CRIU was killed, and CRIU may go on.
-                done = self._tree_is_gone() if status is None else status == 0
-                _send(link, {"ok": self._finish(passed=gate.passed and done, status=status)})
-                return isinstance(status, int) and status < 0
-            link.close()
-            poll = select.poll()
-            poll.register(ended, select.POLLIN)
-            poll.poll()
-            passed = gate.passed
-            if self._line.command == "dump":
-                passed = passed and self._tree_is_gone()
-                self._work.ended(success=passed)
-            return not passed
+            _send(link, answer, self._work.server.fd)
+            _, fds = _receive(link, None)
+            if not fds:
+                return False  # CRIU was never started
+            leftovers = self._leftovers(fds[0])
+            message, _ = _receive(link, None)
+            status = message.get("status")
+            if status is None:  # who waits for CRIU has become CRIU, or was killed
+                _await(fds[0])
+            # CRIU has ended.
+            done = self._tree_is_gone() if status is None else status == 0
+            well = self._finish(passed=gate.passed and done, status=status)
+            if leftovers is not None and not gate.passed:
+                leftovers.end()
+            _send(link, {"ok": well})
+            return not well and (status is None or status < 0)
 
-    def _finish(self, *, passed: bool, status: object) -> bool:
-        """CRIU, or who waits for it, has ended; returns whether all is well.  status: None if it is not known."""
+    def _leftovers(self, criu: int) -> Leftovers | None:
+        """Of a restore: who has opened an image is a part of CRIU or a task.  criu: its pidfd."""
+        if self._line.command != "restore":
+            return None
+        work = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            leftovers = Leftovers(criu, self._work.server.fd, work)
+        finally:
+            os.close(work)
+        self._work.server.opened_by = leftovers.note
+        return leftovers
+
+    def _confirm(self, link: socket.socket) -> bool:
+        _send(link, {"passed": True})
+        return True
+
+    def _finish(self, *, passed: bool, status: int | None) -> bool:
+        """CRIU has ended; returns whether all is well.  status: None if it is not known."""
         try:
             if self._line.command == "pre-dump" and status == 0:
                 self._work.complete()
@@ -248,6 +296,8 @@ class _Helper:
         except BaseException as error:  # noqa: BLE001 - said where CRIU's own errors are said
             self._failed(error)
             return False
+        if status == 0 and not passed and not self._said:
+            self._failed(SealpointError("CRIU ended without asking whether all is well"))
         return passed
 
     def _decide(self) -> bool:
@@ -265,8 +315,8 @@ class _Helper:
         _say(error.message if isinstance(error, SealpointError) else type(error).__name__, "Error")
 
     def _tree_is_gone(self) -> bool:
-        """Whether CRIU went on to its end after our yes: nobody can wait for another's child, but the tree tells."""
-        if self._line.leave_running:
+        """Whether CRIU went on to its end after our yes: its status is not known, but the tree tells."""
+        if self._line.leave_running or self._line.command != "dump":
             return True
         deadline = time.monotonic() + _KILL_PATIENCE
         while not _is_ending(self._line.pid):
@@ -276,11 +326,17 @@ class _Helper:
         return True
 
 
+def _await(pidfd: int) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
+
+
 def _lazy(line: CommandLine, images: str) -> int | None:
     """Work directory of `restore --lazy-pages`."""
     if not line.has("lazy-pages"):
         return None
-    work = os.path.abspath(line.work) if line.work is not None else images
+    work = _absolute(line.work) if line.work is not None else images
     try:
         return os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

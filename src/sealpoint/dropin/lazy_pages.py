@@ -93,7 +93,7 @@ class _Daemon:
 
     def run(self, ready: background.Ready) -> int:
         with PrivateDir() as private:
-            daemon = self._start(private.path)
+            daemon = self._start(private)
             self._guard.watch(daemon.pid, self._work.server.device)
             try:
                 _await_socket(private, daemon)
@@ -113,14 +113,17 @@ class _Daemon:
         self._work.close()
         return code
 
-    def _start(self, work: str) -> subprocess.Popen[bytes]:
-        arguments = [*self._line.without(*_OURS), "-D", self._work.server.path, "-W", work]
+    def _start(self, work: PrivateDir) -> subprocess.Popen[bytes]:
+        # The daemon opens both as it starts: its images are where it is started, `work` is inherited.
+        arguments = [*self._line.without(*_OURS), "-D", ".", "-W", work.path]
         if self._line.has("log-file"):
             place = os.readlink(f"/proc/self/fd/{self._directory}")
             arguments += ["-o", os.path.join(place, self._line.values["log-file"])]
         return subprocess.Popen(
             ["criu", *arguments],
-            executable=self._real,
+            executable=os.path.abspath(self._real),
+            cwd=self._work.server.path,
+            pass_fds=(work.fd,),
             stdin=subprocess.DEVNULL,
             env=environment(criu_fault=self._fault),
         )

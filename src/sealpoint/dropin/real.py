@@ -101,10 +101,11 @@ def problem_of(criu: CriuBinary) -> str:
 
 
 def _run(criu: CriuBinary, directory: PrivateDir, command: str, arguments: list[str]) -> bool:
-    argv = [criu.path, command, "--no-default-config", "-D", directory.path, *arguments]
+    argv = [criu.path, command, "--no-default-config", "-D", ".", *arguments]
     try:
         done = subprocess.run(
             argv,
+            cwd=directory.path,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

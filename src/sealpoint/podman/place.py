@@ -1,12 +1,12 @@
-"""Names in /run by which podman and what it starts find what lies in this process's memory.
+"""Names in /run by which podman and what it starts find what lies in memory.
 
-    /run/sealpoint-podman-XXXXXXXX/bin      a directory in memory: `criu`, the socket, the archive
+    /run/sealpoint-podman-XXXXXXXX/bin      a tmpfs: `criu`, the socket, the archive
     /run/sealpoint-podman-XXXXXXXX/view     the verified checkpoint, for a restore
     /run/sealpoint-podman-XXXXXXXX/memory   where a tmpfs is mounted in a namespace of podman's own, for a checkpoint
 
-`bin` and `view` are links into /proc/PID/fd.  Engines keep such names for the life of a container, in PATH for
-instance, and pids are used again: so that nobody can put something of his own there later, the names are in a directory
-that only root can write to, and they are gone afterwards.
+Podman and what it starts inherit no descriptor, so they need paths.  Engines keep such names for the life of a
+container, in PATH for instance.  So the names are in a directory that only root can enter, and nothing in them is named
+by a pid, which could be somebody else's later.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from types import TracebackType
 from typing import Final, Self
 
@@ -22,10 +21,10 @@ import sealpoint
 from sealpoint.criu import mounts
 from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.criu.run_dir import RunDirectory
 from sealpoint.errors import SystemEnvironmentError
 
 PREFIX: Final = "sealpoint-podman-"
-_RUN: Final = "/run"
 
 
 class Place:
@@ -35,12 +34,19 @@ class Place:
         """Raises SystemEnvironmentError."""
         self._private = PrivateDir()
         try:
-            self.path = tempfile.mkdtemp(prefix=PREFIX, dir=_RUN)
-            os.symlink(self._private.path, self.bin)
-            os.mkdir(self.memory, 0o700)
+            self._directory = RunDirectory(PREFIX, _remove)
+        except SystemEnvironmentError:
+            os.close(self._private.fd)
+            raise
+        self.path = self._directory.path
+        try:
+            for path in (self.bin, self.view, self.memory):
+                os.mkdir(path, 0o700)
+            mounts.attach(self._private.fd, self.bin)
         except OSError as error:
             os.close(self._private.fd)
-            raise SystemEnvironmentError(f"{_RUN}: {error.strerror}") from None
+            self._directory.remove()
+            raise SystemEnvironmentError(f"{self.path}: {error.strerror}") from None
 
     @property
     def bin(self) -> str:
@@ -86,15 +92,13 @@ class Place:
             file.write(text)
 
     def remove(self) -> None:
-        """The names.  Where something is mounted in this process's namespace, that first."""
+        """The names, and what is mounted there."""
+        self._directory.remove()
+
+    def close_view(self) -> None:
+        """What is mounted there: a mount that can be seen does not end by itself."""
         with contextlib.suppress(OSError):
-            mounts.unmount(self.memory, lazy=True)
-        for path in (self.bin, self.view):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        for path in (self.memory, self.path):
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
+            mounts.unmount(self.view, lazy=True)
 
     def __enter__(self) -> Self:
         return self
@@ -107,3 +111,14 @@ class Place:
     ) -> None:
         self.remove()
         os.close(self._private.fd)
+        self._directory.__exit__(kind, value, trace)
+
+
+def _remove(path: str) -> None:
+    for name in ("view", "bin", "memory"):
+        with contextlib.suppress(OSError):
+            mounts.unmount(f"{path}/{name}", lazy=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{path}/{name}")
+    with contextlib.suppress(OSError):
+        os.rmdir(path)

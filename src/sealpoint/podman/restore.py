@@ -7,7 +7,6 @@ whether everything was authentic.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -119,7 +118,7 @@ def _run(flat: Flat, seen: Seen, admission: Admission, place: Place, guard: Guar
     view = View(flat)
     server = FuseServer(view, read_only=True)
     try:
-        os.symlink(server.path, place.view)
+        server.attach(place.view)
         _write_archive(flat.top, place)
         approval = _Approval(view, seen, admission)
         with Broker(place.socket, approval):
@@ -136,6 +135,7 @@ def _run(flat: Flat, seen: Seen, admission: Admission, place: Place, guard: Guar
                 hint="only runtimes that look for criu in PATH are served: runc, crun",
             )
     finally:
+        place.close_view()
         server.close()
 
 
