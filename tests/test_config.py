@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealpoint import config
-from sealpoint.errors import UsageError
+from sealpoint import config, keys
+from sealpoint.dropin import configure
+from sealpoint.errors import IdentityError, PolicyError, UsageError
+from sealpoint.keys.trust import SIGNER_USAGE
 
 
 @pytest.fixture
@@ -151,3 +153,105 @@ def test_a_huge_file_is_refused(files):
 def test_any_file_is_read_or_refused(data):
     with contextlib.suppress(UsageError):
         config.parse(data, "file")
+
+
+ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to others")
+
+
+def give_away(path) -> None:
+    os.chown(path, 65534, 65534)
+
+
+@ROOT
+@pytest.mark.parametrize("which", ["system", "user"])
+@pytest.mark.parametrize("what", ["file", "directory", "writable", "link"])
+def test_root_believes_no_configuration_that_others_can_change(files, tmp_path, which, what):
+    path = files[which == "user"]
+    path.write_text('compress = "zstd"\n')
+    assert config.load().compress == "zstd"
+    if what == "file":
+        give_away(path)
+    elif what == "directory":
+        give_away(path.parent)
+    elif what == "writable":
+        path.chmod(0o666)
+    else:
+        give_away(path.rename(tmp_path / "theirs.toml"))
+        path.symlink_to(tmp_path / "theirs.toml")
+    for load in [config.load, *([config.load_system] if which == "system" else [])]:
+        with pytest.raises(PolicyError, match=r"the configuration file .* is refused") as raised:
+            load()
+        assert str(path) in raised.value.message
+        assert "chown root" in raised.value.hint or "chmod go-w" in raised.value.hint
+        assert ("XDG_CONFIG_HOME" in raised.value.hint) is (which == "user")
+    if which == "user":
+        config.load_system()
+
+
+@ROOT
+def test_where_there_is_no_file_nothing_is_refused(files, tmp_path):
+    give_away(tmp_path / "home")  # as with `sudo -E`
+    give_away(tmp_path / "home" / "sealpoint")
+    assert config.load() == config.Config()
+
+
+KEYS = {
+    "recipients": lambda c: keys.load_recipient(c.recipients[0]),
+    "metadata_recipients": lambda c: keys.load_recipient(c.metadata_recipients[0]),
+    "trust": lambda c: c.policy(),
+    "table": lambda c: c.policy(),
+    "authority": lambda c: c.policy(),
+    "signer_authorities": lambda c: c.policy(),
+    "recipient_authorities": lambda c: keys.load_authorities(c.recipient_authorities),
+    "identities": lambda c: keys.load_identity(c.identities[0]),
+    "signer": lambda c: keys.load_signer(c.signer),
+}
+
+
+@ROOT
+@pytest.mark.parametrize(("setting", "load"), KEYS.items())
+def test_root_believes_no_key_file_of_others_that_a_configuration_names(files, setting, load):
+    system, _ = files
+    named = system.parent / "named"
+    named.write_text("no key")
+    line = {
+        "table": 'trust = [{ key = "named" }]',
+        "authority": 'trust = [{ authority = "named" }]',
+    }
+    system.write_text(line.get(setting, f'{setting} = "named"') + "\n")
+    with pytest.raises(IdentityError):
+        load(config.load())
+    give_away(named)
+    with pytest.raises(PolicyError, match=r"the key file .*named is refused: it belongs to"):
+        load(config.load())
+
+
+def test_usages_of_signers_are_object_identifiers(files):
+    system, _ = files
+    system.write_text('signer_usages = ["1.3.6.1.5.5.7.3.3", "2.25.7"]\n')
+    assert config.load().signer_usages == ("1.3.6.1.5.5.7.3.3", "2.25.7")
+    assert config.load().policy().usages == ("1.3.6.1.5.5.7.3.3", "2.25.7")
+    assert config.Config().policy().usages == (SIGNER_USAGE,)
+    for wrong in ("x", "1", "1.", "3.4", "1.2.03", "1 .2", "2.5.29.37.0"):
+        system.write_text(f'signer_usages = "{wrong}"\n')
+        with pytest.raises(UsageError, match="line 1: signer_usages"):
+            config.load()
+
+
+def test_install_writes_tables_as_they_are_read(files):
+    system, _ = files
+    for text in (
+        'allow_plain_images = true\ntrust = ["/a.pub"]\n',
+        """[[trust]]
+key = "/a\\"b.pub"
+workloads = ["x*"]
+max_age = "2d"
+[[trust]]
+authority = "/c.pem"
+names = "dns:*"
+""",
+    ):
+        system.write_text(text)
+        loaded = config.load()
+        system.write_bytes(configure.render(loaded))
+        assert config.load() == loaded

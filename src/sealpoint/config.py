@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sealpoint.errors import UsageError
+from sealpoint.errors import PolicyError, UsageError
+from sealpoint.ownership import Configured, open_owned
+
+if TYPE_CHECKING:
+    from sealpoint.keys import TrustPolicy
+    from sealpoint.keys.scope import TrustTable
 
 SYSTEM_PATH: Final = "/etc/sealpoint/config.toml"
 _MAX_SIZE: Final = 1024 * 1024
@@ -19,13 +25,14 @@ class Config(NamedTuple):
     """Lists are tuples; empty means: not configured.
 
     recipients, metadata_recipients: files or literals; signer: private key file; signer_certificate: its X.509 chain;
-    identities: private key files; trust: signers to believe; recipient_authorities, signer_authorities: CA bundles that
-    X.509 certificates must lead to; compress, suite: defaults of the options; criu: path of the CRIU to run; state:
-    directory of the state store; allow_lazy_restore: the drop-in may run a tree before all of its memory was verified;
-    allow_plain_images: it may restore what is not sealed; allow_criu_fields: numbers of fields of CRIU's requests that
-    it lets through although it does not know them ("72", "11.5", "req.7"); criu_fault: CRIU_FAULT reaches CRIU;
-    container_workloads: containers are sealed under an opaque workload of theirs; expect_workloads, expect (checkpoint
-    ids, origin digests): the drop-in restores nothing else.
+    identities: private key files; trust: signers to believe, or tables that limit them; signer_usages: dotted OIDs that
+    certificates have which an authority of signers issued, instead of sealpoint's; recipient_authorities,
+    signer_authorities: CA bundles that X.509 certificates must lead to; compress, suite: defaults of the options; criu:
+    path of the CRIU to run; state: directory of the state store; allow_lazy_restore: the drop-in may run a tree before
+    all of its memory was verified; allow_plain_images: it may restore what is not sealed; allow_criu_fields: numbers of
+    fields of CRIU's requests that it lets through although it does not know them ("72", "11.5", "req.7"); criu_fault:
+    CRIU_FAULT reaches CRIU; container_workloads: containers are sealed under an opaque workload of theirs;
+    expect_workloads, expect (checkpoint ids, origin digests): the drop-in restores nothing else.
     """
 
     recipients: tuple[str, ...] = ()
@@ -33,7 +40,7 @@ class Config(NamedTuple):
     signer: str = ""
     signer_certificate: str = ""
     identities: tuple[str, ...] = ()
-    trust: tuple[str, ...] = ()
+    trust: tuple[str | TrustTable, ...] = ()
     recipient_authorities: tuple[str, ...] = ()
     signer_authorities: tuple[str, ...] = ()
     compress: str = ""
@@ -47,6 +54,46 @@ class Config(NamedTuple):
     container_workloads: bool = True
     expect_workloads: tuple[str, ...] = ()
     expect: tuple[str, ...] = ()
+    signer_usages: tuple[str, ...] = ()
+
+    @property
+    def names_trust(self) -> bool:
+        """Whether it says whom to believe."""
+        return bool(self.trust or self.signer_authorities)
+
+    @property
+    def trusted(self) -> tuple[str, ...]:
+        """Files and literals that `trust` names, those of its tables too."""
+        names: list[str] = []
+        for named in self.trust:
+            names += [named] if isinstance(named, str) else [*named.keys, *named.authorities]
+        return tuple(names)
+
+    def policy(
+        self,
+        named: Sequence[str] = (),
+        *,
+        more: Sequence[str] = (),
+        allow_unsigned: bool = False,
+        allow_expired: bool = False,
+        names_only: bool = False,
+    ) -> TrustPolicy:
+        """Whom to believe: the signers that a user named, else those of the configuration.
+
+        more: besides; names_only: where neither names anybody, find out who signed instead of refusing.  Raises as
+        `keys.load_trust` does.
+        """
+        from sealpoint import keys
+
+        names_only = names_only and not (named or self.names_trust)
+        return keys.load_trust(
+            [*(named or self.trust), *more],
+            ca_bundles=() if named else self.signer_authorities,
+            usages=self.signer_usages,
+            allow_unsigned=allow_unsigned,
+            allow_expired=allow_expired,
+            names_only=names_only,
+        )
 
 
 _PATHS: Final = {
@@ -55,7 +102,6 @@ _PATHS: Final = {
     "signer",
     "signer_certificate",
     "identities",
-    "trust",
     "recipient_authorities",
     "signer_authorities",
     "criu",
@@ -64,6 +110,8 @@ _PATHS: Final = {
 _SYSTEM_ONLY: Final = ("allow_criu_fields", "criu_fault")
 _FIELD: Final = re.compile(r"(req\.)?[1-9][0-9]*(\.[1-9][0-9]*)*")
 _LITERAL: Final = re.compile(r"sealpoint-[a-z0-9]+:|passphrase$|[0-9a-fA-F]{64}$")
+_OID: Final = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,38}))+")
+_ANY_USAGE: Final = "2.5.29.37.0"  # as in keys.certificate, which is slow to load
 _CHOICES: Final = {
     "compress": ("auto", "none", "lz4", "zstd"),
     "suite": ("aes-256-gcm", "chacha20-poly1305"),
@@ -77,7 +125,7 @@ def paths() -> list[str]:
 
 
 def load() -> Config:
-    """Both files, as far as they exist.  Raises UsageError."""
+    """Both files, as far as they exist.  Raises UsageError, PolicyError (others could have written one, for root)."""
     return _load(paths())
 
 
@@ -85,8 +133,11 @@ def _load(files: list[str]) -> Config:
     config = Config()
     for path in files:
         try:
-            with open(path, "rb") as file:
+            with open(open_owned(path, "the configuration file"), "rb") as file:
                 data = file.read(_MAX_SIZE + 1)
+        except PolicyError as error:
+            way = "" if path == SYSTEM_PATH else "; or let XDG_CONFIG_HOME and HOME be root's"
+            raise PolicyError(error.message, hint=f"{error.hint}{way}") from None
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -101,7 +152,7 @@ def _load(files: list[str]) -> Config:
 
 
 def load_system() -> Config:
-    """The system's file alone, as a service uses it.  Raises UsageError."""
+    """The system's file alone, as a service uses it.  Raises UsageError, PolicyError."""
     return _load([SYSTEM_PATH])
 
 
@@ -134,20 +185,50 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
             items = value = [str(v) if type(v) is int else v for v in items]
             if not all(isinstance(v, str) and _FIELD.fullmatch(v) for v in items):
                 raise UsageError(f'{where}: wants numbers of fields, as [72, "11.5"]')
+        if key == "trust" and isinstance(value, list):
+            settings[key] = tuple(_signer(v, path, where) for v in value)
+            continue
         if wants_list != isinstance(value, list) or not all(isinstance(v, str) for v in items):
             raise UsageError(f"{where}: wants {'a list of strings' if wants_list else 'a string'}")
         if key in _CHOICES and items[0] and items[0] not in _CHOICES[key]:
             raise UsageError(f"{where}: wants one of {', '.join(_CHOICES[key])}")
+        if key == "signer_usages":
+            _check_usages(items, where)
         if key in _PATHS:
             items = [_resolve(v, path) for v in items]
         settings[key] = tuple(items) if wants_list else items[0]
     return settings
 
 
+def _signer(value: Any, path: str, where: str) -> str | TrustTable:
+    """One element of `trust`."""
+    if isinstance(value, str):
+        return _resolve(value, path)
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: wants a list of strings or tables")
+    from sealpoint.keys.scope import parse_table
+
+    try:
+        return parse_table(value, lambda v: _resolve(v, path))
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _check_usages(usages: list[str], where: str) -> None:
+    for usage in usages:
+        if not _OID.fullmatch(usage):
+            raise UsageError(f"{where}: {usage!r} is no dotted object identifier")
+        if usage == _ANY_USAGE:
+            raise UsageError(
+                f"{where}: anyExtendedKeyUsage is no usage made for signing checkpoints",
+                hint="name the usage that the signers' certificates have",
+            )
+
+
 def _resolve(value: str, path: str) -> str:
     if not value or _LITERAL.match(value):
         return value
-    return os.path.join(os.path.dirname(path), os.path.expanduser(value))
+    return Configured(os.path.join(os.path.dirname(path), os.path.expanduser(value)))
 
 
 def _line_of(text: str, key: str) -> int:

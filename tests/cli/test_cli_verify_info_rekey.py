@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -263,7 +264,7 @@ def test_rekey_needs_identity_and_signer(cli, keys, others, sealed):
 
 
 def test_rekey_by_another_signer_warns(cli, keys, others, sealed):
-    result = cli(
+    change = [
         "rekey",
         sealed,
         "-i",
@@ -272,7 +273,10 @@ def test_rekey_by_another_signer_warns(cli, keys, others, sealed):
         others.signer_path,
         "--add",
         others.recipient_path,
-    )
+    ]
+    result = cli(*change)
+    assert (result.code, "signed by nobody who is trusted" in result.err) == (5, True)
+    result = cli(*change, "--trust", keys.trust_path)
     assert result.code == 0
     assert "trust both signers" in result.err
     assert cli("verify", sealed, "--trust", keys.trust_path).code == 5
@@ -305,6 +309,42 @@ def test_an_interrupted_rekey_is_reported_and_repaired(cli, keys, others, sealed
     assert result.code == 0
     assert "repaired" in result.out
     assert cli("verify", sealed, "--trust", keys.trust_path).code == 0
+
+
+def test_rekey_does_not_sign_what_a_removed_recipient_wrote(cli, keys, others, sealed):
+    """Whoever could open the file once has its roots, and can make a header for themselves again."""
+    rekey(cli, keys, sealed, "--add", others.recipient_path)
+    shutil.copy(sealed, "theirs")
+    theirs = ["-i", others.identity_path, "--sign", others.signer_path, "--trust", keys.trust_path]
+    assert cli("rekey", "theirs", *theirs, "--remove", keys.recipient_path).code == 0
+    back = ["-i", others.identity_path, "--sign", others.signer_path, "--allow-unsigned"]
+    assert cli("rekey", "theirs", *back, "--add", keys.recipient_path).code == 0
+    before = Path("theirs").read_bytes()
+    result = rekey(cli, keys, "theirs", "--remove", others.fingerprint)
+    assert (result.code, "signed by nobody who is trusted" in result.err) == (5, True)
+    assert Path("theirs").read_bytes() == before
+    # The configured signer is the one that signs, too.
+    path = Path(os.environ["XDG_CONFIG_HOME"]) / "sealpoint" / "config.toml"
+    path.write_text(f'signer = "{keys.signer_path}"\n')
+    change = ["rekey", "theirs", "-i", keys.identity_path, "--remove", others.fingerprint]
+    assert cli(*change).code == 5
+    assert Path("theirs").read_bytes() == before
+    assert cli(*change, "--allow-unsigned").code == 0
+
+
+def test_info_uses_no_key_on_a_strangers_file_where_trust_is_configured(cli, keys, others, sealed):
+    opening = ["info", sealed, "-i", keys.identity_path]
+    assert cli(*opening).code == 0
+    path = Path(os.environ["XDG_CONFIG_HOME"]) / "sealpoint" / "config.toml"
+    path.write_text(f'trust = ["{others.trust_path}"]\n')
+    result = cli(*opening)
+    assert (result.code, result.out) == (5, "")
+    assert "signed by nobody who is trusted" in result.err
+    assert cli("info", sealed).code == 0
+    assert cli("chain", sealed).code == 5
+    for way in (["--allow-unsigned"], ["--trust", keys.trust_path]):
+        assert cli(*opening, *way).code == 0
+        assert cli("chain", sealed, *way).code == 0
 
 
 def test_rekey_obeys_the_configured_trust(cli, keys, others, sealed):

@@ -15,6 +15,7 @@ from sealpoint.format.constants import ORIGIN_TYPE, StanzaKind
 from sealpoint.format.dsse import Envelope
 from sealpoint.keys import hybrid, nist, scrypt, x25519
 from sealpoint.keys import rsa as rsa_keys
+from sealpoint.keys.trust import SIGNER_USAGE
 
 NOW = int(dt.datetime.now(dt.UTC).timestamp())
 DAY = 24 * 3600
@@ -76,10 +77,15 @@ def make_cert(
     path_length: int | None = None,
     start: int = -DAY,
     end: int = DAY,
-    extended: str | None = None,
+    extended: str | None = "",
+    alternatives: tuple[x509.GeneralName, ...] = (),
+    subject: str = "",
     critical_unknown: bool = False,
 ) -> Issued:
-    """A certificate for `key`, valid from NOW + start to NOW + end; `ca=None` leaves basicConstraints out."""
+    """A certificate for `key`, valid from NOW + start to NOW + end; `ca=None` leaves basicConstraints out.
+
+    extended: "" is that of signers for what is no authority; None leaves it out.
+    """
 
     def rdn(text):
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
@@ -87,7 +93,7 @@ def make_cert(
     signing_key = issuer.key if issuer else key
     builder = (
         x509.CertificateBuilder()
-        .subject_name(rdn(name))
+        .subject_name(x509.Name.from_rfc4514_string(subject) if subject else rdn(name))
         .issuer_name(issuer.cert.subject if issuer else rdn(name))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
@@ -102,6 +108,10 @@ def make_cert(
         builder = builder.add_extension(
             x509.KeyUsage(**{u: u in usage for u in USAGES}), critical=True
         )
+    if alternatives:
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+    if extended == "":
+        extended = None if ca else SIGNER_USAGE
     if extended is not None:
         builder = builder.add_extension(
             x509.ExtendedKeyUsage([ObjectIdentifier(extended)]), critical=False

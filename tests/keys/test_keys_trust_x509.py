@@ -18,6 +18,8 @@ from keys_helpers import (
 
 from sealpoint.errors import FileError, PolicyError
 from sealpoint.keys import TrustPolicy, load_trust
+from sealpoint.keys.certificate import ANY_USAGE
+from sealpoint.keys.trust import SIGNER_USAGE
 
 CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
 CODE_SIGNING = "1.3.6.1.5.5.7.3.3"
@@ -76,7 +78,8 @@ UNTRUSTED = {
 def test_a_certificate_is_not_trusted_if_it_is_of(make, make_signer, write):
     ca, key = make_ca(), ec_key()
     if make is UNTRUSTED["an authority that signs itself"]:
-        leaf = make_cert("x", key, ca=True, usage=("digital_signature", "key_cert_sign"))
+        usage = ("digital_signature", "key_cert_sign")
+        leaf = make_cert("x", key, ca=True, usage=usage, extended=SIGNER_USAGE)
     else:
         leaf = make(ca, key)
     with pytest.raises(PolicyError, match="no valid path"):
@@ -105,16 +108,41 @@ def test_a_certificate_without_digital_signature_is_not_trusted(make_signer, wri
 def test_a_required_extended_key_usage_is_required(make_signer, write):
     ca, key = make_ca(), ec_key()
     ca_file = write("ca.pem", ca.pem)
-    policy = load_trust([ca_file], extended_key_usage=CODE_SIGNING)
-    good = make_signer(key, ca.issue("good", key, extended=CODE_SIGNING))
-    any_usage = make_signer(key, ca.issue("good", key, extended="2.5.29.37.0"))
-    for signer in (good, any_usage):
-        policy.check_time(policy.evaluate(signed(signer)), NOW)
-    for options in ({}, {"extended": CLIENT_AUTH}):
-        bad = make_signer(key, ca.issue("bad", key, **options))
-        with pytest.raises(PolicyError, match="extendedKeyUsage"):
-            policy.evaluate(signed(bad))
-        assert load_trust([ca_file]).evaluate(signed(bad)).trusted
+    good = {
+        (): SIGNER_USAGE,
+        (CODE_SIGNING,): CODE_SIGNING,
+        (CODE_SIGNING, SIGNER_USAGE): SIGNER_USAGE,
+    }
+    for usages, usage in good.items():
+        policy = load_trust([ca_file], usages=usages)
+        for extended in (usage, None, ANY_USAGE, CLIENT_AUTH, "2.25.1"):
+            leaf = ca.issue("leaf", key, extended=extended)
+            signer = make_signer(key, leaf)
+            if extended == usage:
+                policy.check_time(policy.evaluate(signed(signer)), NOW)
+            else:
+                with pytest.raises(PolicyError, match="extendedKeyUsage") as raised:
+                    policy.evaluate(signed(signer))
+                assert (usages or (SIGNER_USAGE,))[0] in raised.value.message
+                assert "signer_usages" in raised.value.message
+            # What is pinned needs none, be it a certificate or its key.
+            for pinned in (write("leaf.pem", leaf.pem), signer.key_id):
+                policy = load_trust([pinned], usages=usages)
+                policy.check_time(policy.evaluate(signed(signer)), NOW)
+                policy = load_trust([ca_file], usages=usages)
+
+
+def test_an_authority_in_the_middle_may_lack_the_usage_and_one_that_has_it_vouches_for_nothing(
+    make_signer, write
+):
+    ca, middle_key, key = make_ca(), ec_key(), ec_key()
+    middle = ca.issue("middle", middle_key, ca=True, usage=("key_cert_sign",))
+    policy = load_trust([write("ca.pem", ca.pem)])
+    good = make_signer(key, middle.issue("leaf", key), middle)
+    policy.check_time(policy.evaluate(signed(good)), NOW)
+    bad = make_signer(key, middle.issue("leaf", key, extended=None), middle)
+    with pytest.raises(PolicyError, match="extendedKeyUsage"):
+        policy.evaluate(signed(bad))
 
 
 def expired(ca, key):

@@ -191,7 +191,7 @@ def test_configuration_errors_name_file_key_and_line(
     workload: StartWorkload, dropin: DropIn, tmp_path: Path
 ) -> None:
     running = workload("secret")
-    config = Path(dropin.environment["XDG_CONFIG_HOME"]) / "sealpoint/config.toml"
+    config = dropin.config
     config.write_text(config.read_text() + 'recipiens = ["x"]\n')
     status, said = dropin.run("dump", "-t", running.pid, "-D", tmp_path)
     assert status == 1

@@ -26,11 +26,12 @@ class DropIn:
         sbin.mkdir()
         self.path = sbin / "criu"
         self.path.write_text(
-            f"#!{sys.executable} -I\nfrom sealpoint.dropin import main\n\nmain()\n"
+            f"#!{sys.executable} -I\nfrom sealpoint import config\nfrom sealpoint.dropin import main\n\n"
+            f"config.SYSTEM_PATH = {str(self.config)!r}\nmain()\n"
         )
         self.path.chmod(0o755)
         path = f"{sbin}:{criu.parent}:{os.environ['PATH']}"
-        self.environment = {"PATH": path, "HOME": str(directory), "XDG_CONFIG_HOME": str(self.home)}
+        self.environment = {"PATH": path, "HOME": str(directory)}
         self.output = directory / "dropin-output"
 
     def configure(self, **settings: str) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from sealpoint.checkpoint.with_chunks import WithChunks, refers
 from sealpoint.errors import FileError, IdentityError, PolicyError, UsageError
@@ -29,6 +29,8 @@ from sealpoint.keys import (
 )
 from sealpoint.keys.base import KIND_NAMES
 from sealpoint.keys.load import in_file
+from sealpoint.keys.scope import Claim
+from sealpoint.keys.trust import Reason
 from sealpoint.store.chunk_directory import ChunkFinder
 from sealpoint.store.source import lock, open_source, unlock
 
@@ -193,10 +195,76 @@ class CheckedFile:
         os.close(self.fd)
 
 
+class Opinion(NamedTuple):
+    """What a policy says of one statement of a file.  statement: "contents", "header" or "prune record"."""
+
+    statement: str
+    reasons: tuple[Reason, ...]
+
+    @property
+    def believed(self) -> bool:
+        """One reason is enough."""
+        return any(r.believed for r in self.reasons)
+
+
+class _Statements(NamedTuple):
+    """The public parts of a file with what verifies; `at` says when each statement claims to have been signed."""
+
+    authentic: AuthenticFile
+    claim: Claim
+    prune: tuple[Verified, int] | None
+    envelope: tuple[Verified, int]
+    origin: tuple[Verified, int]
+
+
 def authenticate(
     fd: int, policy: TrustPolicy, *, repair: bool = False
 ) -> tuple[AuthenticFile, tuple[VerifiedSignature, ...]]:
-    """Check the public parts of a sealed file and who signed them.  Raises FileError, PolicyError."""
+    """Check the public parts of a sealed file and who signed them.  Raises FileError, PolicyError.
+
+    Every statement needs a signer who is trusted for the checkpoint that the origin statement describes.
+    """
+    authentic, claim, prune, (envelope, created), (origin, captured) = _statements(
+        fd, policy, repair=repair
+    )
+    policy.check(origin, claim, captured)
+    policy.check(envelope, claim, created)
+    signatures = [*envelope.signatures, *origin.signatures]
+    if prune is not None:
+        record, freed = prune
+        policy.check(record, claim, freed)
+        signatures[:0] = record.signatures
+    unique = {s.key_id: s for s in signatures}
+    return authentic, tuple(unique.values())
+
+
+class Judgement(NamedTuple):
+    """What `authenticate` decides of a file, and why.  refusal: its error, None where it believes the file."""
+
+    authentic: AuthenticFile
+    opinions: tuple[Opinion, ...]
+    refusal: PolicyError | None
+
+
+def explain(fd: int, policy: TrustPolicy) -> Judgement:
+    """Ask `authenticate`, and for every reason.  Raises FileError."""
+    refusal = None
+    try:
+        authenticate(fd, policy)
+    except PolicyError as error:
+        refusal = error
+    found = _statements(fd, policy._replace(names_only=True), repair=False)
+    statements = {"contents": found.origin, "header": found.envelope}
+    if found.prune is not None:
+        statements["prune record"] = found.prune
+    opinions = tuple(
+        Opinion(name, tuple(policy.reasons(verified, found.claim, at)))
+        for name, (verified, at) in statements.items()
+    )
+    return Judgement(found.authentic, opinions, refusal)
+
+
+def _statements(fd: int, policy: TrustPolicy, *, repair: bool) -> _Statements:
     seen: dict[bytes, Verified] = {}
 
     def evaluate(envelope: dsse.Envelope) -> tuple[str, ...]:
@@ -204,22 +272,24 @@ def authenticate(
         return verified.key_ids
 
     authentic = SealedFile(fd).authenticate(evaluate, repair=repair)
-    origin = seen[authentic.file.origin_envelope.payload]
+    origin = authentic.origin
+    signed = seen[authentic.file.origin_envelope.payload]
     envelope = seen[dsse.decode(authentic.slot.envelope, ENVELOPE_TYPE, "envelope").payload]
-    policy.check_time(origin, authentic.origin.captured)
-    policy.check_time(envelope, authentic.envelope.created)
-    signatures = [*envelope.signatures, *origin.signatures]
+    prune = None
     if authentic.prune is not None and authentic.file.prune_envelope is not None:
-        prune = seen[authentic.file.prune_envelope.payload]
-        policy.check_time(prune, authentic.prune.created)
-        signatures[:0] = prune.signatures
-    unique = {s.key_id: s for s in signatures}
-    return authentic, tuple(unique.values())
+        prune = seen[authentic.file.prune_envelope.payload], authentic.prune.created
+    return _Statements(
+        authentic,
+        Claim(origin.workload, origin.kind, origin.captured),
+        prune,
+        (envelope, authentic.envelope.created),
+        (signed, origin.captured),
+    )
 
 
 def require_trust(policy: TrustPolicy) -> None:
     """Raises PolicyError where no policy says whom to believe."""
-    if not (policy.pinned or policy.authorities or policy.allow_unsigned):
+    if not (policy.names_somebody or policy.allow_unsigned):
         raise PolicyError(
             "no trusted signer is given: whoever can write the file could have made it",
             hint="name the signer with --trust, or in config.toml; --allow-unsigned takes the risk",

@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "convert": "Convert from and to the CRIUsec format.",
     "verify": "Check that a sealed file is intact and who signed it.",
     "info": "Show what a sealed file says of itself.",
+    "policy": "Say whether a sealed file would be believed, and why.",
     "chain": "Show the files that an increment continues.",
     "flatten": "Make one file of an increment and its parents.",
     "prune": "Merge increments that are no longer wanted into later ones.",

@@ -41,8 +41,8 @@ def command(
     policy = options.trust_policy(
         trust,
         config,
-        allow_unsigned=allow_unsigned or not trust,
-        allow_expired=allow_expired or not trust,
+        allow_unsigned=allow_unsigned or not options.names_trust(trust, config),
+        allow_expired=allow_expired or not options.names_trust(trust, config),
     )
     with Opening(policy, parents=parents, unproven=True).open(file) as chain:
         rows: list[dict[str, Any]] = []

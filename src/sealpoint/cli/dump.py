@@ -224,7 +224,6 @@ def _track(
     signing: Signing,
 ) -> Track:
     """What makes a dump an increment; a parent that is no good costs a full dump, and only that."""
-    from sealpoint import keys
     from sealpoint.checkpoint.opening import Opening
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
     from sealpoint.checkpoint.track import Track
@@ -236,11 +235,7 @@ def _track(
         return track
     if output != "-" and os.path.exists(output) and os.path.samefile(parent, output):
         raise UsageError("the increment would replace its parent", hint="name another output")
-    policy = keys.load_trust(
-        [*config.trust, *signing.signers],
-        ca_bundles=config.signer_authorities,
-        allow_unsigned=not signing.signers,
-    )
+    policy = config.policy(more=signing.signers, allow_unsigned=not signing.signers)
     try:
         checkpoint = Opening(policy, alone=True).open(parent)
     except (FileError, PolicyError) as error:

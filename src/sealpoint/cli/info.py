@@ -35,7 +35,9 @@ def command(
 ) -> None:
     """Show what a sealed file says of itself: without a key the public header, with one processes and objects.
 
-    Signatures are checked, frames are not: for that there is verify. FILE may be the directory of a CRIUsec dump, too.
+    Signatures are checked, frames are not: for that there is verify. Signers are judged with --trust, and with a key
+    where the configuration trusts somebody; --allow-unsigned opens a stranger's file all the same. FILE may be the
+    directory of a CRIUsec dump, too.
 
     \b
     Example:
@@ -49,11 +51,13 @@ def command(
     config = configuration.load()
     from sealpoint.checkpoint.opening import Opening
 
+    # What a stranger's file says of itself may be shown; the private key opens it only if its signers are believed.
+    asks = bool(trust or (identities and config.names_trust))
     policy = options.trust_policy(
         trust,
         config,
-        allow_unsigned=allow_unsigned or not trust,
-        allow_expired=allow_expired or not trust,
+        allow_unsigned=allow_unsigned or not asks,
+        allow_expired=allow_expired or not asks,
     )
 
     def keys() -> list[Identity]:

@@ -33,6 +33,9 @@ def command(
 ) -> None:
     """Make keys in DIR, which is created if needed; nothing is ever overwritten.
 
+    A signer can have an X.509 certificate as well: for authorities to vouch for it, its extended key usage must hold
+    2.25.223898105948795403434191639562428190798.
+
     \b
     Example:
       sealpoint keygen keys            identity.key, recipient.pub

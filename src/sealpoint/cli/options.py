@@ -52,8 +52,18 @@ link_timeout_option = click.option(
     help="A link on which nothing moves for so long counts as cut.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _criu_of(_context: click.Context, _option: click.Parameter, path: str | None) -> str | None:
+    if path:
+        warn_ownership([path])
+    return path
+
+
 criu_options = stack(
-    click.option("--criu", metavar="PATH", help="The CRIU to run (default: from PATH)."),
+    click.option(
+        "--criu", metavar="PATH", callback=_criu_of, help="The CRIU to run (default: from PATH)."
+    ),
     click.option(
         "--criu-log", metavar="FILE", help="Keep CRIU's log: names and addresses, no memory."
     ),
@@ -247,6 +257,7 @@ def load_recipients(
     policy = keys.CertificatePolicy(
         authorities=keys.load_authorities(config.recipient_authorities), allow_expired=allow_expired
     )
+    warn_ownership(names)
     return [
         keys.passphrase_recipient(passphrases.get("New passphrase", confirm=True))
         if name == PASSPHRASE
@@ -304,6 +315,7 @@ def signing(
         certificate=chain or None,
     )
     warn_permissions([path])
+    warn_ownership([path, chain] if chain else [path])
     return signing_by(loaded)
 
 
@@ -320,7 +332,9 @@ def load_identities(
         else keys.load_identity(name, passphrase=partial(passphrases.get, f"Passphrase of {name}"))
         for name in chosen
     ]
-    warn_permissions([n for n in chosen if n != PASSPHRASE])
+    files = [n for n in chosen if n != PASSPHRASE]
+    warn_permissions(files)
+    warn_ownership(files)
     return loaded
 
 
@@ -336,17 +350,14 @@ def trust_policy(
 
     names_only: where neither names anybody, find out who signed instead of refusing.
     """
-    from sealpoint import keys
-
-    chosen = list(trust) or list(config.trust)
-    names_only = names_only and not names_trust(trust, config)
-    return keys.load_trust(
-        chosen,
-        ca_bundles=() if trust else config.signer_authorities,
+    policy = config.policy(
+        trust,
         allow_unsigned=allow_unsigned,
         allow_expired=allow_expired,
         names_only=names_only,
     )
+    warn_ownership(trust)
+    return policy
 
 
 def opening(
@@ -435,7 +446,7 @@ def announce(checkpoint: Checkpoint) -> None:
 
 def names_trust(trust: Sequence[str], config: Config) -> bool:
     """Whether the options or the configuration say whom to believe."""
-    return bool(trust or config.trust or config.signer_authorities)
+    return bool(trust or config.names_trust)
 
 
 def warn_permissions(paths: Sequence[str]) -> None:
@@ -445,6 +456,15 @@ def warn_permissions(paths: Sequence[str]) -> None:
     for path in paths:
         if warning := keys.permissions_warning(path):
             warn(warning)
+
+
+def warn_ownership(names: Sequence[str]) -> None:
+    """Say so, to root, if what the command line names is another user's; literals and key ids are nobody's."""
+    from sealpoint import ownership
+
+    for name in names:
+        if not isinstance(name, ownership.Configured) and (found := ownership.concern(name)):
+            warn(f"{found}: who can change it decides what root does with it")
 
 
 def warn(message: str) -> None:

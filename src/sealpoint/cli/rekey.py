@@ -55,6 +55,7 @@ def command(
 ) -> None:
     """Change who can open a sealed file. Only the header is rewritten; pages are untouched, whatever the size.
 
+    Without --trust, and trust in the configuration, what the file says has to be signed by the key that signs now.
     A removed recipient may have kept the keys or a copy: to shut somebody out for good, seal anew.
 
     \b
@@ -68,21 +69,24 @@ def command(
 
     passphrases = options.Passphrases(passphrase_file)
     changes = bool(add or add_metadata or remove)
+    signing = options.signing(
+        signer,
+        sign_certificate,
+        sign_passphrase_file,
+        config,
+        unsigned=not changes and not signer,
+    )
+    # Without a policy it is about the own file, which the key that signs has signed: a header that somebody else wrote
+    # must not get its signature.  A repair alone signs nothing.
+    named = trust if options.names_trust(trust, config) else signing.signers
     request = RekeyRequest(
         identities=options.load_identities(identities, passphrases, config),
-        signing=options.signing(
-            signer,
-            sign_certificate,
-            sign_passphrase_file,
-            config,
-            unsigned=not changes and not signer,
-        ),
+        signing=signing,
         policy=options.trust_policy(
-            trust,
+            named,
             config,
-            # Without a policy it is about the own file: who cannot unlock it cannot change its header.
-            allow_unsigned=allow_unsigned or not options.names_trust(trust, config),
-            allow_expired=allow_expired or not options.names_trust(trust, config),
+            allow_unsigned=allow_unsigned or not (changes or signer or trust or config.names_trust),
+            allow_expired=allow_expired,
         ),
         add=options.load_recipients(add, passphrases, config, allow_expired=False),
         add_metadata=options.load_recipients(

@@ -8,8 +8,9 @@ import shutil
 import subprocess
 from typing import NamedTuple
 
+from sealpoint import ownership
 from sealpoint.criu.environment import environment
-from sealpoint.errors import SystemEnvironmentError
+from sealpoint.errors import PolicyError, SystemEnvironmentError
 
 OLDEST = (3, 17)  # the first release whose --stream restores what it dumped on current kernels
 _PATIENCE = 20.0  # seconds for an answer to --version
@@ -30,13 +31,14 @@ class Search:
     def __init__(self, path: str | None = None, *, fault: bool = False) -> None:
         """For the CRIU at `path`, else at $SEALPOINT_CRIU, else in PATH.  What is wrong, `result` says.
 
-        fault: as in `CriuBinary`.
+        What the command line does not name has to be root's alone, for root.  fault: as in `CriuBinary`.
         """
         self._fault = fault
         wanted = path or os.environ.get("SEALPOINT_CRIU")
         found = shutil.which(wanted or "criu", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
         self._path = found or ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._refusal: SystemEnvironmentError | None = None
         if found is None:
             if wanted is None:
                 self._problem = "CRIU is not installed"
@@ -46,6 +48,9 @@ class Search:
                 self._problem = f"there is no CRIU at {wanted}"
             return
         self._problem = f"{found} cannot be run"
+        self._refusal = refusal(path, found)
+        if self._refusal is not None:
+            return
         try:
             self._process = subprocess.Popen(
                 [found, "--version"],
@@ -64,7 +69,9 @@ class Search:
             self._process.communicate()
 
     def result(self) -> CriuBinary:
-        """Raises SystemEnvironmentError: there is none, it is not CRIU, or too old."""
+        """Raises SystemEnvironmentError: there is none, it is not CRIU, too old, or others could change it."""
+        if self._refusal is not None:
+            raise self._refusal
         version = self._version() if self._process is not None else None
         if version is None:
             raise SystemEnvironmentError(self._problem, hint=_HOW_TO_GET)
@@ -87,6 +94,26 @@ class Search:
             self._problem = f"{self._path} is CRIU {match[1].decode()}, too old"
             return None
         return version
+
+
+def refusal(named: str | None, found: str) -> SystemEnvironmentError | None:
+    """Why root must not run the CRIU at `found`: others can change it.  None if nothing speaks against it.
+
+    named: what was asked for, if anything was.  What the command line names is its user's to answer for; what a
+    configuration, the environment or PATH names must be root's alone.
+    """
+    if named and not isinstance(named, ownership.Configured):
+        return None
+    try:
+        ownership.require(found, "CRIU")
+    except (OSError, ValueError):
+        return None  # what cannot be looked at cannot be run, which says more
+    except PolicyError as error:
+        return SystemEnvironmentError(
+            error.message,
+            hint=f"{error.hint}; or name it with --criu, if you trust it all the same",
+        )
+    return None
 
 
 def find(path: str | None = None) -> CriuBinary:

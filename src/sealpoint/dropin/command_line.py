@@ -201,7 +201,7 @@ class _Helper:
         self._line = line
         self._place = _absolute(line.work) if line.work is not None else images
         self._said = False
-        config = configuration.load()
+        config = configuration.load_system()
         try:
             directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:

@@ -11,6 +11,7 @@ from sealpoint import config as configuration
 from sealpoint import keys
 from sealpoint.config import Config
 from sealpoint.errors import IdentityError, UsageError
+from sealpoint.keys.scope import TrustTable
 
 _HEADER: Final = (
     "# Written by `sealpoint install-criu` for the drop-in criu. `sealpoint doctor` checks it.\n"
@@ -60,7 +61,7 @@ def can_seal(config: Config) -> bool:
 
 def can_open(config: Config) -> bool:
     """Whether restores are possible at all."""
-    return bool(config.identities and (config.trust or config.signer_authorities))
+    return bool(config.identities and config.names_trust)
 
 
 def validate(config: Config) -> list[str]:
@@ -89,7 +90,7 @@ def validate(config: Config) -> list[str]:
         )
     for name in config.identities:
         keys.load_identity(name, passphrase=no_passphrase)
-    keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
+    config.policy()
     warnings = [keys.permissions_warning(p) for p in (*config.identities, config.signer) if p]
     return [w for w in warnings if w]
 
@@ -109,7 +110,7 @@ def render(config: Config) -> bytes:
     """config.toml.  Raises UsageError for a path that TOML cannot hold."""
     lines = [_HEADER]
     for name, value in given(config).items():
-        lines.append(f"{name} = {_toml(value)}\n")
+        lines.append(f"{name} = {_value(value)}\n")
     try:
         data = "".join(lines).encode()
     except UnicodeEncodeError:
@@ -118,12 +119,16 @@ def render(config: Config) -> bytes:
     return data
 
 
-def _toml(value: object) -> str:
+def _value(value: Any) -> str:
+    """As TOML has it: a table within a list is written in one line."""
     if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_string(v) for v in value) + "]"
-    return _string(str(value))
+        return str(value).lower()
+    if isinstance(value, TrustTable):
+        pairs = ", ".join(f"{k} = {_value(v)}" for k, v in value.to_settings().items())
+        return f"{{ {pairs} }}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    return _string(value)
 
 
 def _string(value: str) -> str:

@@ -19,7 +19,7 @@ from sealpoint.errors import FileError, SealpointError
 def run(line: CommandLine) -> NoReturn:
     """Ends with status 0 if every parent has lost what it could, else with 1.  Raises SealpointError."""
     images = os.path.abspath(line.images or ".")
-    config = configuration.load()
+    config = configuration.load_system()
     signing = signing_by(load_signer(config))
     try:
         directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

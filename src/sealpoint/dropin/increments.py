@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from sealpoint import keys
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture_fs import PARENT, CaptureFilesystem
 from sealpoint.checkpoint.chain import IMAGE
@@ -241,7 +240,7 @@ def dedup(path: str, child: ParentRef, config: Config, signing: Signing, say: Sa
 
 def policy_of(config: Config, signing: Signing) -> TrustPolicy:
     """Whom a machine that dumps believes: those who are configured, and itself."""
-    return keys.load_trust([*config.trust, *signing.signers], ca_bundles=config.signer_authorities)
+    return config.policy(more=signing.signers)
 
 
 def told(result: Pruned) -> str:

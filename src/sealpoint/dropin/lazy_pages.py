@@ -40,7 +40,7 @@ _OURS: Final = (
 def run(line: CommandLine, real: str) -> NoReturn:
     """Ends the process, with the status of the real daemon."""
     try:
-        config = configuration.load()
+        config = configuration.load_system()
         images = os.path.abspath(line.images or ".")
         directory = _open(images)
         if config.allow_plain_images and is_plain(directory):

@@ -47,7 +47,7 @@ def _serve(line: CommandLine, images: str, work: str) -> None:
         raise UsageError(f"criu page-server cannot be told --{unknown[0]} with sealing")
     if not os.path.isdir(images):
         raise UsageError(f"there is no directory {images}")
-    policy = _policy(configuration.load())
+    policy = _policy(configuration.load_system())
     if line.has("ps-socket"):
         number = line.number("ps-socket")
         try:
@@ -137,8 +137,6 @@ def _store(
 
 def _policy(config: Config) -> TrustPolicy | None:
     """Whom a sender's file must be signed by, if the configuration says so."""
-    from sealpoint import keys
-
-    if not config.trust and not config.signer_authorities:
+    if not config.names_trust:
         return None
-    return keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
+    return config.policy()

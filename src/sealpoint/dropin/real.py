@@ -47,6 +47,7 @@ def find_real(wanted: str = "") -> CriuBinary:
 
     Its path is absolute.  Raises UsageError, SystemEnvironmentError.
     """
+    named = wanted
     wanted = wanted or os.environ.get("SEALPOINT_CRIU", "")
     if not wanted:
         search = os.environ.get("PATH", "").split(":") + DEFAULT_PATH.split(":")
@@ -59,6 +60,8 @@ def find_real(wanted: str = "") -> CriuBinary:
         raise SystemEnvironmentError(f"{found} is no executable CRIU", hint=_GET)
     if is_dropin(found):
         raise UsageError(f"{found} is sealpoint's drop-in, not the real CRIU", hint=_GET)
+    if refused := binary.refusal(named, found):
+        raise refused
     return binary.find(found)
 
 

@@ -129,7 +129,7 @@ def real_criu() -> str:
     """Path of the real CRIU: `criu` in the system's configuration, else the next one in PATH after this executable.
 
     A configuration with mistakes is no obstacle here: a dump or restore says what is wrong with it, where the engine
-    hears it, and everything else needs none.
+    hears it, and everything else needs none.  For root, either has to be root's alone.
     """
     from sealpoint import config
     from sealpoint.errors import SealpointError
@@ -137,7 +137,7 @@ def real_criu() -> str:
     reason = f"install it, or set criu in {config.SYSTEM_PATH}"
     try:
         if configured := config.load_system().criu:
-            return configured
+            return _own(configured)
     except SealpointError as error:
         reason = error.message
     own = os.path.realpath(sys.argv[0])
@@ -146,8 +146,22 @@ def real_criu() -> str:
         candidate = os.path.join(directory or ".", "criu")
         usable = os.path.isfile(candidate) and os.access(candidate, os.X_OK)
         if usable and os.path.realpath(candidate) != own:
-            return candidate
+            return _own(candidate)
     fail(f"there is no CRIU beside sealpoint's drop-in: {reason}")
+
+
+def _own(path: str) -> str:
+    """A path that nobody but root can make lead elsewhere, where root is to run it; ends the process if it is not."""
+    from sealpoint import ownership
+    from sealpoint.errors import PolicyError
+
+    try:
+        ownership.require(path, "CRIU")
+    except PolicyError as error:
+        fail(f"{error.message} ({error.hint})")
+    except (OSError, ValueError):
+        pass  # running it says more
+    return path
 
 
 def _interpose(number: int, memory: int, requests: Requests, start: Start | None) -> None:

@@ -43,20 +43,16 @@ def survey() -> Iterator[Finding]:
 
 def _configuration() -> tuple[Config, list[Finding]]:
     topic = "config"
+    if os.path.lexists(SYSTEM_PATH) and (reason := unsafe(SYSTEM_PATH)):
+        # It is read by nobody then.
+        said = f"{SYSTEM_PATH} says what runs as root, but {reason}"
+        return Config(), [fail(topic, said, "chown root, chmod 644")]
     try:
         config = configuration.load_system()
     except SealpointError as error:
         return Config(), [fail(topic, error.message, error.hint or "")]
     if not os.path.lexists(SYSTEM_PATH):
         return config, [warn(topic, f"there is no {SYSTEM_PATH}", "run `sealpoint install-criu`")]
-    if reason := unsafe(SYSTEM_PATH):
-        return config, [
-            fail(
-                topic,
-                f"{SYSTEM_PATH} says what runs as root, but {reason}",
-                "chown root, chmod 644",
-            )
-        ]
     return config, [ok(topic, f"{SYSTEM_PATH} is valid"), *_ways_around(config)]
 
 

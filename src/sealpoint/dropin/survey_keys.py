@@ -43,7 +43,7 @@ def check(config: Config, *, installed: bool) -> Iterator[Finding]:
     if config.signer:
         signer, found = _signer(config)
         yield from found
-    if config.trust or config.signer_authorities:
+    if config.names_trust:
         policy, found = _trust(config)
         yield from found
     for path in (config.signer, *config.identities):
@@ -51,7 +51,7 @@ def check(config: Config, *, installed: bool) -> Iterator[Finding]:
             yield from _private(path)
     for path in (config.signer, *_public(config)):
         if path:
-            yield from _expiry(path, trusted=path in config.trust)
+            yield from _expiry(path, trusted=path in config.trusted)
     for path in _public(config):
         if os.path.exists(path) and (reason := unsafe(path)):
             yield fail(
@@ -126,11 +126,15 @@ def _trust(config: Config) -> tuple[TrustPolicy | None, list[Finding]]:
     loaded: list[TrustPolicy] = []
 
     def load() -> list[Finding]:
-        policy = keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
+        policy = config.policy()
         loaded.append(policy)
-        names = [p.name for p in policy.pinned]
-        if policy.authorities:
-            names.append(f"whom {len(policy.authorities)} authorities certify")
+        names = []
+        for grant in policy.grants:
+            found = [p.name for p in grant.pinned]
+            if grant.authorities:
+                found.append(f"whom {len(grant.authorities)} authorities certify")
+            limits = f" ({grant.scope.text})" if grant.scope.text else ""
+            names += [name + limits for name in found]
         return [ok(_TOPIC, f"checkpoints are believed if signed by {', '.join(names)}")]
 
     found = guarded(_TOPIC, load)
@@ -151,7 +155,7 @@ def _private(path: str) -> Iterator[Finding]:
 
 
 def _public(config: Config) -> list[str]:
-    named = (*config.recipients, *config.metadata_recipients, *config.trust)
+    named = (*config.recipients, *config.metadata_recipients, *config.trusted)
     bundles = (*config.recipient_authorities, *config.signer_authorities)
     paths = [n for n in (*named, config.signer_certificate, *bundles) if n and configure.is_path(n)]
     return list(dict.fromkeys(paths))

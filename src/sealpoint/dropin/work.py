@@ -53,7 +53,7 @@ def opening(config: Config) -> Opening:
     """How the drop-in opens checkpoints: as the configuration says.  Raises UsageError, PolicyError, IdentityError."""
     from sealpoint import keys
 
-    policy = keys.load_trust(config.trust, ca_bundles=config.signer_authorities)
+    policy = config.policy()
     return Opening(
         policy,
         lambda: [keys.load_identity(i, passphrase=_no_passphrase) for i in config.identities],

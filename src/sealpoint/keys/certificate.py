@@ -1,9 +1,10 @@
 """X.509: what of a certificate counts here, and path validation.
 
-Paths are built and checked by `cryptography.x509.verification`, with a policy of our own: neither a subject alternative
-name nor an extended key usage is demanded (these certificates name no web server), every issuer needs basicConstraints
-CA:TRUE, its path length and, if it has a keyUsage, keyCertSign; all must be valid at the given time.  The library wants
-authorities with RSA (>= 2048) or EC keys; a certificate that an Ed25519 authority issued can be pinned instead.
+Paths are built and checked by `cryptography.x509.verification`, with a policy of our own: no subject alternative name
+is demanded (these certificates name no web server), an extended key usage only where the caller names some; every
+issuer needs basicConstraints CA:TRUE, its path length and, if it has a keyUsage, keyCertSign; all must be valid at the
+given time.  The library wants authorities with RSA (>= 2048) or EC keys; a certificate that an Ed25519 authority issued
+can be pinned instead.
 
 Out of scope for now: revocation.  No CRL and no OCSP is looked at; a stolen key is kept out by no longer trusting it.
 """
@@ -31,7 +32,13 @@ _USAGE_NAMES = {
     "key_encipherment": "keyEncipherment",
     "key_agreement": "keyAgreement",
 }
-_ANY_USAGE = "2.5.29.37.0"
+ANY_USAGE = "2.5.29.37.0"  # anyExtendedKeyUsage: made for nothing in particular, so not for signing checkpoints
+_NAME_KINDS = (
+    (x509.DNSName, "dns"),
+    (x509.UniformResourceIdentifier, "uri"),
+    (x509.RFC822Name, "email"),
+    (x509.IPAddress, "ip"),
+)
 _MAX_SUBJECT = 120
 
 
@@ -39,7 +46,8 @@ class Certificate(NamedTuple):
     """The parsed facts of one certificate.
 
     der: as received; subject: RFC 4514, fit for a terminal; not_before, not_after: unix seconds, both inclusive;
-    usages: what keyUsage allows, None where it is absent (all is allowed); spki: the public key in canonical DER.
+    usages: what keyUsage allows, None where it is absent (all is allowed); spki: the public key in canonical DER;
+    full_subject: to be compared, not shown; names: alternative names, as `dns:node1.example.org`.
     """
 
     der: bytes
@@ -51,6 +59,8 @@ class Certificate(NamedTuple):
     extended_usages: frozenset[str] | None
     public_key: CertificatePublicKeyTypes
     spki: bytes
+    full_subject: str = ""
+    names: tuple[str, ...] = ()
 
     def allows(self, usage: Usage) -> bool:
         """Whether keyUsage permits it."""
@@ -110,6 +120,21 @@ def _parse(cert: x509.Certificate) -> Certificate:
         extended_usages=None if extended is None else frozenset(o.dotted_string for o in extended),
         public_key=key,
         spki=key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        full_subject=cert.subject.rfc4514_string(),
+        names=_alternative_names(cert),
+    )
+
+
+def _alternative_names(cert: x509.Certificate) -> tuple[str, ...]:
+    try:
+        names = _extension(cert, x509.SubjectAlternativeName)
+    except ValueError:
+        return ()  # they only matter where they are asked for
+    return tuple(
+        f"{kind}:{name.value}"
+        for name in names or ()
+        for type_, kind in _NAME_KINDS
+        if isinstance(name, type_)
     )
 
 
@@ -132,20 +157,21 @@ def validate_path(
     authorities: Sequence[bytes],
     at: int,
     *,
-    extended_usage: str | None = None,
+    extended_usages: Sequence[str] = (),
 ) -> None:
     """Find a valid path from `leaf` over `intermediates` to one of `authorities` (DER) at unix second `at`.
 
-    extended_usage: dotted OID that the leaf's extendedKeyUsage must hold (or anyExtendedKeyUsage).  The usage of the
-    leaf's key is the caller's to check.  Raises PolicyError.
+    extended_usages: dotted OIDs of which the leaf's extendedKeyUsage must hold one, if there are any; that it has no
+    such extension, or anyExtendedKeyUsage, is not enough.  The usage of the leaf's key is the caller's to check.
+
+    Raises PolicyError.
     """
     leaf.require_valid(at)
-    if extended_usage is not None and not (leaf.extended_usages or frozenset()) & {
-        extended_usage,
-        _ANY_USAGE,
-    }:
+    if extended_usages and not (leaf.extended_usages or frozenset()) & set(extended_usages):
         raise PolicyError(
-            f"certificate {leaf.subject}: its extendedKeyUsage does not have {extended_usage}"
+            f"certificate {leaf.subject}: its extendedKeyUsage does not have {' or '.join(extended_usages)}",
+            hint="an authority vouches for signers of checkpoints by that usage alone: issue a certificate with "
+            "it, pin this one with --trust, or name the usage that yours have in signer_usages",
         )
     try:
         verifier = (
@@ -175,7 +201,7 @@ def validate_path_sometime(
     authorities: Sequence[bytes],
     preferred: int,
     *,
-    extended_usage: str | None = None,
+    extended_usages: Sequence[str] = (),
 ) -> None:
     """The same at some moment of the leaf's validity: the one nearest to `preferred`, else its first.
 
@@ -183,12 +209,12 @@ def validate_path_sometime(
     """
     nearest = min(max(preferred, leaf.not_before), leaf.not_after)
     try:
-        validate_path(leaf, intermediates, authorities, nearest, extended_usage=extended_usage)
+        validate_path(leaf, intermediates, authorities, nearest, extended_usages=extended_usages)
     except PolicyError:
         if nearest == leaf.not_before:
             raise
         validate_path(
-            leaf, intermediates, authorities, leaf.not_before, extended_usage=extended_usage
+            leaf, intermediates, authorities, leaf.not_before, extended_usages=extended_usages
         )
 
 

@@ -9,6 +9,7 @@ import re
 import stat
 from dataclasses import dataclass
 
+from sealpoint import ownership
 from sealpoint.errors import IdentityError, SystemEnvironmentError, UsageError
 
 MAX_KEY_FILE = (
@@ -29,11 +30,14 @@ class PemBlock:
 def read_key_file(path: str, *, limit: int = MAX_KEY_FILE) -> bytes:
     """The whole file, at most `limit` bytes; a pipe (`<(…)`) will do.
 
-    Raises UsageError, SystemEnvironmentError (no permission), IdentityError (too large).
+    Raises UsageError, SystemEnvironmentError (no permission), IdentityError (too large), and, where root's
+    configuration names it, PolicyError: others could have written it.
     """
     shown = _shown(path)
     try:
-        with open(path, "rb", buffering=0) as file:
+        configured = isinstance(path, ownership.Configured)
+        opener = ownership.open_owned(path, "the key file") if configured else path
+        with open(opener, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             data = b""
             while size <= limit and len(data) <= limit:

@@ -1,0 +1,127 @@
+"""`sealpoint policy`."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sealpoint import config as configuration
+from sealpoint.cli import options
+from sealpoint.cli.printable import printable
+from sealpoint.errors import FileError
+
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.access import Opinion
+    from sealpoint.format.reader import AuthenticFile
+
+
+@click.group()
+def command() -> None:
+    """Whom this machine believes: what its configuration, or --trust, makes of a file.
+
+    \b
+    Example:
+      sealpoint policy check app.sealed
+    """
+
+
+@command.command()
+@click.argument("file", metavar="FILE|-")
+@options.trust_options
+@options.json_option
+def check(
+    *,
+    file: str,
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    as_json: bool,
+) -> None:
+    """Say whether a sealed file would be believed, and why: each statement, each signature, each signer trusted.
+
+    Every statement needs one reason. No decryption key is needed, and frames are not checked: for that there is verify.
+    Exit code 0 if the file is believed, 5 if it is not.
+
+    \b
+    Example:
+      sealpoint policy check app.sealed
+    """
+    config = configuration.load()
+    from sealpoint.checkpoint.access import explain
+    from sealpoint.checkpoint.opening import Opening
+    from sealpoint.keys.load import in_file
+    from sealpoint.store.source import open_source
+
+    policy = options.trust_policy(
+        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
+    )
+    Opening(policy).require_trust()
+    label = "standard input" if file == "-" else file
+    fd = open_source(file)
+    try:
+        authentic, opinions, refusal = explain(fd, policy)
+    except FileError as error:
+        raise in_file(error, label) from None
+    finally:
+        os.close(fd)
+    if as_json:
+        values = _values(authentic, opinions)
+        click.echo(json.dumps({"file": file, "believed": refusal is None, **values}, indent=2))
+    else:
+        _print(authentic, opinions)
+    if refusal is not None:
+        raise in_file(refusal, label)
+    if not as_json:
+        click.echo("believed" if all(o.believed for o in opinions) else "believed unsigned")
+
+
+def _values(authentic: AuthenticFile, opinions: tuple[Opinion, ...]) -> dict[str, Any]:
+    origin = authentic.origin
+    return {
+        "checkpoint": origin.checkpoint_id.hex(),
+        "workload": origin.workload,
+        "kind": origin.kind,
+        "captured": origin.captured,
+        "statements": [
+            {
+                "statement": opinion.statement,
+                "believed": opinion.believed,
+                "reasons": [
+                    {
+                        "believed": r.believed,
+                        "signer": r.signer,
+                        "key": r.key_id,
+                        "trusted_as": r.grant,
+                        "text": r.text,
+                    }
+                    for r in opinion.reasons
+                ],
+            }
+            for opinion in opinions
+        ],
+    }
+
+
+def _print(authentic: AuthenticFile, opinions: tuple[Opinion, ...]) -> None:
+    from sealpoint.keys.certificate import show_time
+
+    origin = authentic.origin
+    workload = f"workload {origin.workload}" if origin.workload else "no workload"
+    captured = show_time(min(origin.captured, 1 << 37))
+    click.echo(printable(f"checkpoint {origin.checkpoint_id.hex()}"))
+    click.echo(printable(f"{workload}, kind {origin.kind}, captured {captured}"))
+    for opinion in opinions:
+        if not opinion.reasons:
+            click.echo(f"{opinion.statement}: no: nobody signed it")
+        for reason in opinion.reasons:
+            answer = "yes" if reason.believed else "no"
+            trusted = f", trusted as {reason.grant}" if reason.grant else ""
+            text = f": {reason.text}" if reason.text else ""
+            click.echo(
+                printable(
+                    f"{opinion.statement}: {answer}: {reason.signer} (key id {reason.key_id}){trusted}{text}"
+                )
+            )

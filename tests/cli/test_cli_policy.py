@@ -1,0 +1,136 @@
+"""`policy check` as a user types it, and what tables of `trust` mean to every command."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from checkpoint_helpers import seal_objects
+
+
+@pytest.fixture
+def configure():
+    """Writes the configuration."""
+    path = Path(os.environ["XDG_CONFIG_HOME"]) / "sealpoint" / "config.toml"
+    return path.write_text
+
+
+@pytest.fixture
+def billing(keys):
+    """A sealed file of the workload billing."""
+    seal_objects(
+        keys,
+        "billing.sealed",
+        {"inventory.img": (b"x", None)},
+        workload="billing",
+        captured=int(time.time()),
+    )
+    return "billing.sealed"
+
+
+TABLES = {
+    'workloads = "billing"': None,
+    'workloads = ["shop", "bill*"]': None,
+    'kinds = ["full", "derived"]': None,
+    'max_age = "1h"': None,
+    'workloads = "shop"': "trusted for workloads shop, and this is workload 'billing'",
+    'kinds = "merged"': "trusted for kinds merged, and this is kind 'full'",
+    'workloads = "billing", kinds = "merged"': "kind 'full'",
+}
+
+
+@pytest.mark.parametrize(("limits", "problem"), TABLES.items())
+def test_tables_of_trust_limit_a_signer_at_every_door(
+    cli, keys, billing, configure, limits, problem
+):
+    configure(f'trust = [{{ key = "{keys.trust_path}", {limits} }}]\n')
+    told = json.loads(cli("policy", "check", billing, "--json").out)
+    assert told["believed"] is (problem is None)
+    assert [s["statement"] for s in told["statements"]] == ["contents", "header"]
+    opening = ["-i", keys.identity_path]
+    doors = (
+        ["policy", "check", billing],
+        ["verify", billing, *opening],
+        ["info", billing, *opening],
+        ["open", billing, "-o", "out", *opening],
+        ["show", billing, *opening],
+        ["chain", billing],
+        ["rekey", billing, *opening, "--sign", keys.signer_path, "--remove", "00000000"],
+    )
+    for door in doors:
+        done = cli(*door)
+        assert ("no signer is trusted for this checkpoint" in done.err) is (problem is not None), (
+            door
+        )
+        if problem is not None:
+            assert done.code == 5, door
+            assert problem in done.err
+    done = cli("policy", "check", billing)
+    assert f"contents: {'yes' if problem is None else 'no'}: " in done.out
+    assert ("header: yes" in done.out) is (problem is None)
+    # What the command line names is trusted without limits.
+    assert cli("verify", billing, *opening, "--trust", keys.trust_path).code == 0
+
+
+def test_policy_check_says_each_reason(cli, keys, others, billing, configure):
+    configure(
+        f'[[trust]]\nkey = "{keys.trust_path}"\nworkloads = "shop*"\n'
+        f'[[trust]]\nkey = "{keys.trust_path}"\nkinds = "full"\n'
+    )
+    done = cli("policy", "check", billing)
+    assert done.code == 0
+    assert "workload billing, kind full, captured" in done.out
+    for statement in ("contents", "header"):
+        assert f"{statement}: no: " in done.out
+        assert f"{statement}: yes: " in done.out
+    assert "trusted for workloads shop*, and this is workload 'billing'" in done.out
+    assert done.out.endswith("believed\n")
+    done = cli("policy", "check", billing, "--trust", others.trust_path)
+    assert done.code == 5
+    assert "its key is not trusted" in done.out
+    assert "signed by nobody who is trusted" in done.err
+    done = cli("policy", "check", billing, "--trust", others.trust_path, "--allow-unsigned")
+    assert (done.code, done.out.endswith("believed unsigned\n")) == (0, True)
+
+
+def test_a_header_by_a_signer_who_is_limited_to_another_workload_is_not_believed(
+    cli, keys, others, billing, configure
+):
+    change = ["--add", others.recipient_path, "--sign", others.signer_path]
+    trust = ["--trust", keys.trust_path]
+    assert cli("rekey", billing, "-i", keys.identity_path, *change, *trust).code == 0
+    for workload, code in (("shop", 5), ("billing", 0)):
+        configure(
+            f'trust = ["{keys.trust_path}", {{ key = "{others.trust_path}", workloads = "{workload}" }}]\n'
+        )
+        done = cli("policy", "check", billing)
+        assert done.code == code
+        assert "contents: yes" in done.out
+        assert ("header: yes" in done.out) is (code == 0)
+
+
+def test_policy_check_without_trust_and_of_what_is_no_sealed_file(cli, keys, billing):
+    assert cli("policy", "check", billing).code == 5
+    Path("x").write_bytes(b"no sealed file")
+    done = cli("policy", "check", "x", "--trust", keys.trust_path)
+    assert (done.code, "x: " in done.err) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('trust = [{ key = "a", workload = "b" }]', "line 1: trust: no such setting in a table"),
+        ("trust = [1]", "line 1: trust: wants a list of strings or tables"),
+        ('[[trust]]\nworkloads = "x"', "line 1: trust: a table wants either key or authority"),
+        ('signer_usages = "x"', "line 1: signer_usages: 'x' is no dotted object identifier"),
+        ('signer_usages = "2.5.29.37.0"', "anyExtendedKeyUsage"),
+    ],
+)
+def test_mistakes_are_told_with_their_line(cli, billing, configure, text, problem):
+    configure(text + "\n")
+    done = cli("policy", "check", billing)
+    assert done.code == 2
+    assert problem in done.err
