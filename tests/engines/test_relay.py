@@ -94,6 +94,32 @@ def test_a_dump_leaves_the_tree_stopped_with_its_images_where_the_command_wants_
     running.assert_continues(before)
 
 
+@pytest.mark.parametrize("said", ["leave-running", "leave-stopped\nleave-run"])
+@pytest.mark.parametrize("where", ["request", "home"])
+def test_no_file_of_criu_lets_the_tree_run_on(
+    workload: StartWorkload,
+    place: Place,
+    places: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    where: str,
+) -> None:
+    """CRIU applies the file of a request last, after what we say."""
+    (tmp_path / ".criu").mkdir()
+    file = tmp_path / ".criu" / "default.conf"
+    file.write_text(said + "\n")
+    options: dict[str, object] = {"config_file": str(file)} if where == "request" else {}
+    monkeypatch.setenv("HOME", str(tmp_path if where == "home" else tmp_path / "nowhere"))
+    running = workload("secret")
+    tasks = Tasks(running.pid)
+    with Broker(place.socket, Handler()):
+        reply = call(place, rpc.DUMP, pid=running.pid, **options, **places)
+    assert reply.success, reply
+    assert stopped(running)
+    tasks.resume()
+
+
 def test_what_was_stopped_before_stays_so(workload: StartWorkload) -> None:
     running = workload("secret")
     os.kill(running.pid, signal.SIGSTOP)

@@ -142,6 +142,35 @@ def test_the_settings_are_sealed_before_the_request_is_sent(tmp_path: Path) -> N
         os.close(memory)
 
 
+@pytest.mark.parametrize(
+    ("text", "fields", "left"),
+    [
+        ("leave-running", {3: 1}, ""),
+        ("leave-stopped", {69: 1}, "leave-stopped\n"),
+        ("leave-running\nleave-stopped", {69: 1}, "leave-stopped\n"),
+        ("leave-stopped\nleave-running", {3: 1}, ""),
+        ("track-mem\nno-track-mem\nauto-dedup", {15: 0, 16: 1}, ""),
+        ("lazy-pages\nfreeze-cgroup=/x", {48: 1, 44: b"/x"}, ""),
+        ("verbosity=4\nno-tcp-close", {}, "verbosity=4\nno-tcp-close\n"),
+    ],
+)
+def test_settings_that_we_must_see_become_fields(
+    tmp_path: Path, text: str, fields: dict[int, object], left: str
+) -> None:
+    file = tmp_path / "criu.conf"
+    file.write_text(text)
+    memory = memory_file()
+    try:
+        data = rpc.encode({1: 1, 2: {1: 3, 51: str(file)}})
+        prepared, _ = Requests(memory).prepare(data, 1)
+        options = rpc.decode(rpc.decode(prepared)[2])
+        assert Path(f"/proc/self/fd/{memory}").read_text() == left
+    finally:
+        os.close(memory)
+    assert {n: v for n, v in options.items() if n not in (1, 51)} == fields
+    assert (51 in options) == bool(left)
+
+
 @settings(max_examples=500)
 @given(st.binary(max_size=80))
 def test_garbage_is_refused_or_holds_nothing_unknown(data: bytes) -> None:

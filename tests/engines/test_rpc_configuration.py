@@ -21,6 +21,8 @@ import pytest
 import rpc
 from rpc_calls import call, client, dump, places, restore
 
+from sealpoint.criu import binary
+
 __all__ = ["places"]
 
 StartWorkload = Callable[..., harness.Workload]
@@ -332,13 +334,15 @@ def test_settings_count_in_the_order_of_stock_criu(
 ) -> None:
     """A check says which options CRIU has in the end, and needs no process."""
     source = random.Random(seed)
+    newer = binary.find(str(dropin.real)).version >= (4, 2)
     home = Path(dropin.environment["HOME"]) / ".criu"
     home.mkdir()
     for _ in range(3):
         options: dict[str, object] = {
             field: source.random() < 0.5 for field, _ in SWITCHES.values() if source.random() < 0.4
         }
-        if source.random() < 0.4:
+        # CRIU 4.2 has no log by default, and passes over the name in a file where the request has none.
+        if source.random() < 0.4 or newer:
             options["log_file"] = "request.log"
         (home / "default.conf").write_text(configuration(source, "home.log"))
         for environment in (dropin.environment, dropin.stock_environment):

@@ -276,6 +276,13 @@ def fold(options: Any, settings: Iterable[Setting], *, overrides: bool) -> None:
 def remaining(settings: Iterable[Setting]) -> list[Setting]:
     """Those that CRIU itself must get beside the request's fields.
 
-    How the tree is left is among them: the field for it is newer than CRIU 3.17.
+    That the tree is left stopped is among them, if nothing else is said later: CRIU 3.17 has no field for it.  That it
+    is left running never is: CRIU applies a file last, and where sealpoint itself stops the tree it would run on.
     """
-    return [s for s in settings if s.name.removeprefix("no-") not in _FIELDS or s.name in _LEAVES]
+    given = list(settings)
+    last = next((s.name for s in reversed(given) if s.name in _LEAVES), "")
+    return [
+        s
+        for s in given
+        if s.name.removeprefix("no-") not in _FIELDS or s.name == last == "leave-stopped"
+    ]
