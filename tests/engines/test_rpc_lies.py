@@ -133,3 +133,30 @@ def test_an_older_process_that_the_answer_names_as_restored_is_left_alone(
     rpc_faults.assert_refused(reply, places.log("restore.log"), "without a yes")
     assert 4 not in rpc.decode(reply.raw)
     assert innocent.poll() is None
+
+
+def test_a_no_is_a_no_whatever_criu_makes_of_it(
+    dropin: dropin_tools.DropIn,
+    workload: StartWorkload,
+    places: Places,
+    images: Path,
+    elsewhere: Path,
+    tmp_path: Path,
+    criu: Path,
+) -> None:
+    """It asks, hears a no, goes on and reports success."""
+    ours, other = workload("secret"), workload("tree")
+    assert rpc_faults.dump(dropin, places, ours.pid).success
+    ours.wait_gone()
+    before = (images / "inventory.img").read_bytes()
+    dropin.configure(criu=str(lying.by_rpc(tmp_path, criu, elsewhere, silent=False, deaf=True)))
+    reply = rpc_faults.dump(dropin, places, other.pid)
+    words = ("no images of a checkpoint", "but CRIU reported success", "has ended")
+    rpc_faults.assert_refused(reply, places.log("dump.log"), *words)
+    other.wait_gone()
+    assert (images / "inventory.img").read_bytes() == before
+    reply = rpc_faults.restore(dropin, places)
+    assert not reply.success, reply
+    assert "it never read core-" in reply.message
+    assert "was ended" in reply.message
+    sealed.wait_until(lambda: other.remains() == [], "nothing of it is left")

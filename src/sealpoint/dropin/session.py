@@ -14,7 +14,7 @@ from sealpoint.criu.fuse import FuseServer
 from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal, copy_descriptor
 from sealpoint.dropin.leftovers import Leftovers
-from sealpoint.errors import CriuError, SealpointError, UsageError
+from sealpoint.errors import SealpointError, UsageError
 
 if TYPE_CHECKING:
     from sealpoint.store.page_server import PageServerOutput
@@ -114,22 +114,15 @@ class Session:
     def _unasked(self, response: Any) -> None:
         """CRIU reports success, but has not heard a yes: the engine shall not hear of success."""
         response.success = False
-        if self.kind != _RESTORE:
-            self._fail(
-                CriuError(
-                    "CRIU reported success without a complete checkpoint here: no file is made; "
-                    + self._tree.fate
-                )
-            )
-            return
-        gone = self._leftovers.end_restored(response.restore.pid)
-        response.ClearField("restore")
-        left = "was ended" if gone else "could not be ended"
-        self._fail(
-            CriuError(
-                f"CRIU reported success without a yes that everything verified: what it restored {left}"
-            )
-        )
+        what = "a complete checkpoint here: no file is made; " + self._tree.fate
+        if self.kind == _RESTORE:
+            gone = self._leftovers.end_restored(response.restore.pid)
+            response.ClearField("restore")
+            left = "was ended" if gone else "could not be ended"
+            what = f"a yes that everything verified: what it restored {left}"
+        before = f"{why}; but " if (why := self._why()) else ""
+        self._reason = f"{before}CRIU reported success without {what}"
+        self._journal.say(self._reason)
 
     def _notification(self, response: Any, data: bytes) -> bytes:
         self._leftovers.note(response.notify.pid)
