@@ -19,8 +19,13 @@ help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: dev ## a process with a secret is dumped, sealed, searched for its secret, and restored
+demo: owner dev ## a process with a secret is dumped, sealed, searched for its secret, and restored
 	@$(PYTHON) scripts/demo.py $(ARGS)
+
+# Root does not run what others can change: says how to go on.
+.PHONY: owner
+owner:
+	@scripts/check-owner
 
 # --- Set-up: instant when it is there already. ---
 
@@ -49,7 +54,7 @@ vm: ## set up .vm, the virtual machine of the tests with container engines
 # --- Checks. ---
 
 .PHONY: test
-test: dev test-tools ## run all tests that need no virtual machine
+test: owner dev test-tools ## run all tests that need no virtual machine
 	@$(PYTHON) -m pytest -m "not vm" $(ARGS)
 
 # Not part of `dev`: some 400 MB of packages of the system, for a few tests.
@@ -87,13 +92,13 @@ fmt: venv ## format the code and repair what can be repaired
 	@.venv/bin/ruff format
 
 .PHONY: bench
-bench: dev ## measure against stock CRIU
+bench: owner dev ## measure against stock CRIU
 	@$(PYTHON) -m bench $(ARGS)
 
 # --- Installation for all users. ---
 
 .PHONY: install
-install: venv ## install into PREFIX (/opt/sealpoint), with a link in BINDIR (/usr/local/bin)
+install: owner venv ## install into PREFIX (/opt/sealpoint), with a link in BINDIR (/usr/local/bin)
 	@scripts/install "$(PREFIX)" "$(BINDIR)"
 
 .PHONY: uninstall

@@ -255,3 +255,28 @@ class TestInstall:
         run(self.SCRIPT, "--uninstall", prefix, bindir, check=True)
         assert not prefix.exists()
         assert list(bindir.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to others")
+@pytest.mark.parametrize("what", ["nothing", "checkout", "above", "writable", "sticky above"])
+def test_make_says_how_root_goes_on_in_the_checkout_of_somebody_else(tmp_path: Path, what) -> None:
+    checkout = tmp_path / "above" / "checkout"
+    checkout.mkdir(parents=True)
+    if what in ("checkout", "above"):
+        os.chown(checkout if what == "checkout" else checkout.parent, 65534, 65534)
+    elif what == "writable":
+        checkout.chmod(0o777)
+    elif what == "sticky above":
+        checkout.parent.chmod(0o1777)
+    done = run(ROOT / "scripts/check-owner", checkout)
+    if what in ("nothing", "sticky above"):
+        assert (done.returncode, done.stderr) == (0, "")
+        return
+    assert done.returncode == 1
+    place = checkout.parent if what == "above" else checkout
+    assert f"make: {place} " in done.stderr
+    assert f"chown -R root: '{checkout}'" in done.stderr
+    assert "cp -r" in done.stderr
+    for verb in ("demo", "test", "bench", "install"):
+        planned = run("make", "--no-print-directory", "-n", verb, check=True).stdout
+        assert planned.startswith("scripts/check-owner"), verb
