@@ -89,7 +89,12 @@ def problem_of(criu: CriuBinary) -> str:
     process.become_subreaper()
     with PrivateDir() as directory, open(os.devnull, "r+b") as null:
         child = subprocess.Popen(
-            ["sleep", "1000"], stdin=null, stdout=null, stderr=null, start_new_session=True
+            ["sleep", "1000"],
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            start_new_session=True,
+            env=environment(),
         )
         try:
             _await_exec(child.pid)
