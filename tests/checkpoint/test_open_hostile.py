@@ -6,6 +6,7 @@ What the format itself refuses when it is written (names with `..`, files below 
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import os
 import signal
@@ -314,7 +315,8 @@ def test_the_wrong_identity_makes_nothing_and_says_for_whom_it_is(keys, others, 
     assert listing(place) == {"s"}
 
 
-def test_a_failed_replacement_puts_the_old_directory_back(keys, place, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL], ids=["fails", "is not known here"])
+def test_a_failed_replacement_puts_the_old_directory_back(keys, place, monkeypatch, number):
     seal_objects(keys, place / "s", {"a": (b"1", None)})
     (place / "o").mkdir()
     (place / "o" / "old").touch()
@@ -325,7 +327,11 @@ def test_a_failed_replacement_puts_the_old_directory_back(keys, place, monkeypat
             raise OSError(5, "Input/output error")
         real(source, target)
 
+    def exchange(*_):
+        raise OSError(number, "Input/output error")
+
     monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(extract, "exchange", exchange)
     with pytest.raises(SystemEnvironmentError, match="Input/output error"):
         open_to(keys, place / "s", place / "o", force=True)
     assert listing(place) == {"s", "o", "o/old"}

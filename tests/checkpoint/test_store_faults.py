@@ -81,11 +81,11 @@ class Old(Keys):
             setattr(self, f"{name}_path", f"{directory}/{file}")
 
 real, left = chunk_directory.link_file, [5]
-def link(source, target):
+def link(source, *target):
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-    real(source, target)
+    real(source, *target)
 chunk_directory.link_file = link
 if sys.argv[5] == "named":
     real_open = os.open

@@ -206,8 +206,8 @@ class ChunkAdder:
         self.close()
         if not self._chunks:
             return
-        if self.added:
-            self.directory.sync()
+        # Also if nothing is new: the chunks may be those of a dump that has not synced them, and never will.
+        self.directory.sync()
         for chunk in self._chunks:
             builder.refer(chunk.reference)
             self._table.pages.append(chunk.size // PAGE)

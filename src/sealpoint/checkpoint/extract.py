@@ -25,6 +25,7 @@ from sealpoint.checkpoint.progress import Progress, Report
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.opened import OpenFile, Scratch
+from sealpoint.store.naming import NO_EXCHANGE, exchange
 from sealpoint.store.output import OutputFile, open_output, write_all
 
 if TYPE_CHECKING:
@@ -263,6 +264,14 @@ class _Place:
                 _move(f"{self.temporary}/{name}", f"{self._target}/{name}")
             return
         if os.path.lexists(self._target):
+            try:
+                exchange(self.temporary, self._target)
+            except OSError as error:
+                if error.errno not in NO_EXCHANGE:
+                    raise
+            else:
+                self._old = self.temporary
+                return
             self._old = self._beside + ".old"
             os.rename(self._target, self._old)
         try:

@@ -22,6 +22,7 @@ from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.format.constants import MAX_CHAIN
 from sealpoint.format.statement import ParentRef
+from sealpoint.store.naming import make_durable
 
 Say = Callable[[str], None]
 _KEY_SECTION: Final = "page-key"
@@ -75,6 +76,11 @@ class Track:
                 reason = "it was dumped without --track"
                 continue
             state.chain = (origin.chain_root, origin.chain_sequence)
+            try:
+                make_durable(parent.path)  # it may be a copy that was made a moment ago
+            except OSError as error:
+                reason = f"it cannot be made durable ({error.strerror})"
+                break
             self._continue(state, parent.reference)
             return
         self._full(f"{parent.path} cannot be continued: {reason}")

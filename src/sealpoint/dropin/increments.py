@@ -28,6 +28,7 @@ from sealpoint.format.reader import SealedFile
 from sealpoint.format.statement import ParentRef, digest
 from sealpoint.format.writer import Signing
 from sealpoint.keys import TrustPolicy
+from sealpoint.store.naming import make_durable
 
 Say = Callable[[str], None]
 _INVENTORY: Final = "inventory.img"
@@ -124,6 +125,7 @@ class Increment:
             ) from None
         try:
             reference = reference_of(directory)
+            make_durable(_INVENTORY, directory)  # it may be a copy that was made a moment ago
         except (OSError, FileError):
             self._full(f"{where} holds no sealed checkpoint")
             return

@@ -1,7 +1,10 @@
 """A chunk store: a directory of stored chunks, `chunks/ab/<id>`, beside the sealed files that refer to them.
 
-A chunk appears under its name only when it is complete, and is never changed.  What a writer adds is durable after
-`sync`, before which nothing may refer to it.  Writers hold a lock together, who removes chunks holds it alone.
+A chunk appears under its name only when it is complete, and is never changed.  What a writer adds or refers to is
+durable after `sync`, before which nothing may refer to it.  Writers hold a lock together, who removes chunks holds it
+alone.
+
+Every level is opened from the one above it, and no link is followed: neither to read, nor to write, nor to remove.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import fcntl
 import os
 import stat
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Final, Self
@@ -22,7 +26,8 @@ from sealpoint.format import strictjson
 from sealpoint.format.constants import HASH_SIZE, ID_SIZE, MAX_STORED_FILE
 from sealpoint.format.index import Reference
 from sealpoint.format.strictjson import Fields
-from sealpoint.store.output import link_file, write_all
+from sealpoint.store.naming import PARTIAL, link_file, make_directories, sync_directory
+from sealpoint.store.output import write_all
 
 CHUNKS: Final = "chunks"
 _ABOUT: Final = "store.json"
@@ -30,6 +35,9 @@ _LOCK: Final = "lock"
 _MAX_ABOUT: Final = 4096
 _HEX: Final = frozenset("0123456789abcdef")
 _PATIENCE: Final = 5.0  # seconds for which a lock is waited for
+_NO_UNNAMED: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW
 
 
 class ChunkDirectory:
@@ -39,42 +47,53 @@ class ChunkDirectory:
         """path: the directory that holds `chunks`.  Raises UsageError, FileError, SystemEnvironmentError."""
         self.path = os.path.abspath(path)
         self.chunks = os.path.join(self.path, CHUNKS)
-        self.tenant = _read_about(self.chunks, path)
         self._shards: set[str] = set()  # directories of chunks that are known to be there
-        try:
-            self._lock = os.open(
-                f"{self.chunks}/{_LOCK}",
-                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
-                0o600,
+        # Open from now on: what the disk says of any write from here on is told to this descriptor (syncfs).
+        directory = _open_chunks(self.path)
+        if directory is None:
+            raise UsageError(
+                f"{path} is no chunk store", hint="make one with: sealpoint store init DIR"
             )
-        except OSError as error:
-            raise SystemEnvironmentError(
-                f"cannot open the store {path}: {error.strerror}"
-            ) from None
+        self._directory = directory
+        try:
+            self.tenant = _read_about(directory, path, self.chunks)
+            self._device = os.fstat(directory).st_dev
+            self._lock = _open_lock(directory, self.chunks)
+        except BaseException:
+            os.close(directory)
+            raise
         try:
             self._take_lock(exclusive=exclusive)
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     @staticmethod
     def make(path: str, tenant: bytes) -> None:
-        """A new, empty store; `path` may exist.  Raises UsageError, SystemEnvironmentError."""
+        """A new, empty store, durable; `path` may exist.  Raises UsageError, SystemEnvironmentError."""
         chunks = os.path.join(path, CHUNKS)
         if os.path.lexists(chunks):
             raise UsageError(f"{chunks} exists", hint="one directory holds one store")
         about = strictjson.encode({"version": "1", "tenant": tenant.hex()})
+        new = os.path.join(path, f".{CHUNKS}.{os.urandom(6).hex()}{PARTIAL}")
         try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            os.mkdir(chunks, 0o700)
-            fd = os.open(
-                f"{chunks}/{_ABOUT}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-            )
+            make_directories(path)
+            os.mkdir(new, 0o700)
             try:
-                write_all(fd, [about], chunks)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                with open(os.open(f"{new}/{_ABOUT}", flags, 0o600), "wb") as file:
+                    file.write(about)
+                    file.flush()
+                    os.fsync(file.fileno())
+                sync_directory(new)
+                os.rename(new, chunks)  # onto nothing, or onto an empty directory
+                sync_directory(path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{new}/{_ABOUT}")
+                with contextlib.suppress(OSError):
+                    os.rmdir(new)
+                raise
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot make a store in {path}: {error.strerror}"
@@ -111,7 +130,7 @@ class ChunkDirectory:
 
     def read(self, identifier: bytes) -> memoryview | None:
         """The file of a chunk, None if there is none.  Raises FileError, SystemEnvironmentError."""
-        fd = _open_chunk(self.chunks, identifier)
+        fd = _open_chunk(self._directory, self.chunks, identifier, device=self._device)
         if fd is None:
             return None
         try:
@@ -124,53 +143,74 @@ class ChunkDirectory:
             os.close(fd)
 
     def put(self, identifier: bytes, data: bytes | bytearray) -> bool:
-        """Add a chunk; False if somebody has added one of that id.  Raises SystemEnvironmentError."""
-        path = chunk_path(self.chunks, identifier)
-        directory = os.path.dirname(path)
+        """Add a chunk; False if somebody has added one of that id.  Raises FileError, SystemEnvironmentError."""
+        name = identifier.hex()
         try:
-            if directory not in self._shards:
+            if name[:2] not in self._shards:
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(directory, 0o700)
-                self._shards.add(directory)
-            return _write_new(directory, path, data)
+                    os.mkdir(name[:2], 0o700, dir_fd=self._directory)
+                self._shards.add(name[:2])
+            shard = _open_shard(self._directory, self.chunks, name[:2], device=self._device)
+            try:
+                return _write_new(shard, self.chunks, name, data)
+            finally:
+                os.close(shard)
         except OSError as error:
             raise _error(error, self.path) from None
 
     def sync(self) -> None:
-        """Make durable what was added.  Raises SystemEnvironmentError."""
+        """Make durable all that is there, whoever added it.  Raises SystemEnvironmentError."""
         try:
-            fd = os.open(self.chunks, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
-                    code = ctypes.get_errno()
-                    raise OSError(code, os.strerror(code))
-            finally:
-                os.close(fd)
+            if ctypes.CDLL(None, use_errno=True).syncfs(self._directory) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
         except OSError as error:
             raise _error(error, self.path) from None
 
-    def entries(self) -> Iterator[tuple[bytes, int, str]]:
-        """(id, bytes, path) of every chunk.  Raises SystemEnvironmentError."""
-        for entry in self._files():
+    def entries(self) -> Iterator[tuple[bytes, int]]:
+        """(id, bytes) of every chunk.  Raises FileError, SystemEnvironmentError."""
+        for _, entry in self._files():
             if len(entry.name) == 2 * HASH_SIZE and not set(entry.name) - _HEX:
-                yield (
-                    bytes.fromhex(entry.name),
-                    entry.stat(follow_symlinks=False).st_size,
-                    entry.path,
-                )
+                yield bytes.fromhex(entry.name), entry.stat(follow_symlinks=False).st_size
 
-    def leftovers(self) -> Iterator[str]:
-        """Paths of what a writer that was killed has left.  Only for who holds the lock alone."""
-        for entry in self._files():
-            if entry.name.startswith(".") and entry.name.endswith(".partial"):
-                yield entry.path
-
-    def _files(self) -> Iterator[os.DirEntry[str]]:
+    def remove(self, identifier: bytes) -> None:
+        """Only for who holds the lock alone.  Raises FileError, SystemEnvironmentError."""
+        name = identifier.hex()
         try:
-            for shard in sorted(os.listdir(self.chunks)):
-                if len(shard) == 2 and not set(shard) - _HEX:
-                    with os.scandir(f"{self.chunks}/{shard}") as found:
-                        yield from sorted(found, key=lambda e: e.name)
+            shard = _open_shard(self._directory, self.chunks, name[:2], device=self._device)
+            try:
+                _unlink(shard, name)
+            finally:
+                os.close(shard)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _cannot_remove(f"{self.chunks}/{name[:2]}/{name}", error) from None
+
+    def remove_leftovers(self) -> None:
+        """What a writer that was killed has left.  Only for who holds the lock alone.
+
+        Raises FileError, SystemEnvironmentError.
+        """
+        for shard, entry in self._files():
+            if entry.name.startswith(".") and entry.name.endswith(PARTIAL):
+                try:
+                    _unlink(shard, entry.name)
+                except OSError as error:
+                    raise _cannot_remove(f"{self.chunks}/??/{entry.name}", error) from None
+
+    def _files(self) -> Iterator[tuple[int, os.DirEntry[str]]]:
+        """(descriptor of its directory, what lies there), directory by directory."""
+        try:
+            for name in sorted(os.listdir(self._directory)):
+                if len(name) != 2 or set(name) - _HEX:
+                    continue
+                shard = _open_shard(self._directory, self.chunks, name, device=self._device)
+                try:
+                    with os.scandir(shard) as found:
+                        yield from ((shard, e) for e in sorted(found, key=lambda e: e.name))
+                finally:
+                    os.close(shard)
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot read the store {self.path}: {error.strerror}"
@@ -179,6 +219,7 @@ class ChunkDirectory:
     def close(self) -> None:
         """Gives the lock back."""
         os.close(self._lock)
+        os.close(self._directory)
 
     def __enter__(self) -> Self:
         return self
@@ -198,14 +239,18 @@ class ChunkFinder:
     def __init__(self, file: str | None, stores: Sequence[str] = ()) -> None:
         """file: path of the sealed file, None if it came from elsewhere; stores: where else to look.
 
-        Raises UsageError for a store that is none.
+        Raises UsageError for a store that is none, FileError for one that is a link, SystemEnvironmentError.
         """
         beside = [] if file is None else [os.path.dirname(os.path.abspath(file))]
-        for store in stores:
-            if not os.path.isdir(os.path.join(store, CHUNKS)):
+        self._open_stores: dict[str, int] = {}  # descriptor of `chunks`
+        weakref.finalize(self, _close_all, self._open_stores)
+        for store in dict.fromkeys([*map(os.path.abspath, stores), *beside]):
+            directory = _open_chunks(store)
+            if directory is not None:
+                self._open_stores[store] = directory
+            elif store not in beside:
                 raise UsageError(f"{store} is no chunk store", hint="it has no directory chunks")
-        places = [*map(os.path.abspath, stores), *beside]
-        self.stores = [p for p in dict.fromkeys(places) if os.path.isdir(os.path.join(p, CHUNKS))]
+        self.stores = list(self._open_stores)
 
     def read_into(self, reference: Reference, buffer: memoryview) -> memoryview:
         """The file of a chunk, as long as the reference says.  Raises FileError, SystemEnvironmentError."""
@@ -227,8 +272,8 @@ class ChunkFinder:
                 "its memory is in a chunk store, and there is none beside it",
                 hint="name the store with --store DIR",
             )
-        for store in self.stores:
-            fd = _open_chunk(os.path.join(store, CHUNKS), reference.identifier)
+        for store, directory in self._open_stores.items():
+            fd = _open_chunk(directory, os.path.join(store, CHUNKS), reference.identifier)
             if fd is None:
                 continue
             if os.fstat(fd).st_size == reference.length:
@@ -238,23 +283,84 @@ class ChunkFinder:
         raise FileError(f"chunk {name} is missing in {', '.join(self.stores)}")
 
 
-def chunk_path(chunks: str, identifier: bytes) -> str:
-    """Where a chunk lies."""
-    name = identifier.hex()
-    return f"{chunks}/{name[:2]}/{name}"
+def _close_all(descriptors: dict[str, int]) -> None:
+    for fd in descriptors.values():
+        os.close(fd)
 
 
-def _read_about(chunks: str, path: str) -> bytes:
+def _open_chunks(store: str) -> int | None:
+    """The directory of chunks, None if there is none.  Raises FileError, SystemEnvironmentError."""
+    path = os.path.join(store, CHUNKS)
+    try:
+        return os.open(path, _DIRECTORY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if os.path.islink(path):
+            # Who follows it counts the sealed files here and removes the chunks of others there.
+            raise FileError(
+                f"{path} is a link, which is not followed", hint="name the store that it leads to"
+            ) from None
+        if error.errno == errno.ENOTDIR:
+            return None
+        raise SystemEnvironmentError(f"cannot open {path}: {error.strerror}") from None
+
+
+def _open_shard(directory: int, path: str, name: str, *, device: int | None = None) -> int:
+    """A directory of chunks.  device: on which it must lie.  Raises FileError, OSError."""
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise FileError(
+                f"{path}/{name} is no directory of this store, but a link or a file",
+                hint="somebody put it there: move it away",
+            ) from None
+        raise
+    if device is not None and os.fstat(fd).st_dev != device:
+        os.close(fd)
+        # It would not be made durable with the rest.
+        raise FileError(f"{path}/{name} lies on another file system than the store")
+    return fd
+
+
+def _open_lock(directory: int, path: str) -> int:
+    """Raises FileError, SystemEnvironmentError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        fd = os.open(_LOCK, flags, 0o600, dir_fd=directory)
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot open {path}/{_LOCK}: {error.strerror}") from None
+    status = os.fstat(fd)
+    # Whoever can read it could lock it, and so keep writers out.
+    readers = status.st_mode & 0o044 & ~(status.st_mode << 1)
+    if stat.S_ISREG(status.st_mode) and readers:
+        with contextlib.suppress(OSError):
+            os.fchmod(fd, stat.S_IMODE(status.st_mode) & ~readers)
+            readers = 0
+    if not stat.S_ISREG(status.st_mode) or readers:
+        os.close(fd)
+        raise FileError(
+            f"{path}/{_LOCK} is no file, or others can read and so lock it", hint="chmod 600"
+        )
+    return fd
+
+
+def _read_about(directory: int, path: str, chunks: str) -> bytes:
     """The store's tenant id.  Raises UsageError, FileError, SystemEnvironmentError."""
     what = f"{chunks}/{_ABOUT}"
     try:
-        with open(what, "rb") as file:
+        with open(os.open(_ABOUT, _FILE, dir_fd=directory), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FileError(f"{what} is no file")
             data = file.read(_MAX_ABOUT)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise UsageError(
             f"{path} is no chunk store", hint="make one with: sealpoint store init DIR"
         ) from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileError(f"{what} is a link, which is not followed") from None
         raise SystemEnvironmentError(f"cannot read {what}: {error.strerror}") from None
     fields = Fields(strictjson.decode(data, what), what)
     if fields.u64("version") != 1:
@@ -264,19 +370,27 @@ def _read_about(chunks: str, path: str) -> bytes:
     return tenant
 
 
-def _open_chunk(chunks: str, identifier: bytes) -> int | None:
-    path = chunk_path(chunks, identifier)
+def _open_chunk(
+    directory: int, path: str, identifier: bytes, *, device: int | None = None
+) -> int | None:
+    """Raises FileError, SystemEnvironmentError."""
+    name = identifier.hex()
+    what = f"{path}/{name[:2]}/{name}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
+        shard = _open_shard(directory, path, name[:2], device=device)
+        try:
+            fd = os.open(name, _FILE, dir_fd=shard)
+        finally:
+            os.close(shard)
     except FileNotFoundError:
         return None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
-            raise FileError(f"{path} is no chunk") from None
-        raise SystemEnvironmentError(f"cannot read {path}: {error.strerror}") from None
+            raise FileError(f"{what} is no chunk") from None
+        raise SystemEnvironmentError(f"cannot read {what}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise FileError(f"{path} is no chunk")
+        raise FileError(f"{what} is no chunk")
     return fd
 
 
@@ -290,27 +404,37 @@ def _read_into(fd: int, buffer: memoryview) -> int:
     return have
 
 
-def _write_new(directory: str, path: str, data: bytes | bytearray) -> bool:
+def _write_new(shard: int, path: str, name: str, data: bytes | bytearray) -> bool:
     """Raises OSError, SystemEnvironmentError."""
     temporary = None
     try:
-        fd = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=shard)
         source = f"/proc/self/fd/{fd}"
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+        if error.errno not in _NO_UNNAMED:
             raise
-        source = temporary = f"{directory}/.{os.urandom(8).hex()}.partial"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        source = temporary = f".{os.urandom(8).hex()}{PARTIAL}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600, dir_fd=shard)
     try:
-        write_all(fd, [data], directory)
-        link_file(source, path)
+        write_all(fd, [data], path)
+        link_file(source, name, shard)
     except FileExistsError:
         return False
     finally:
         os.close(fd)
         if temporary is not None:
-            os.unlink(temporary)
+            os.unlink(temporary, dir_fd=shard)
     return True
+
+
+def _unlink(directory: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def _cannot_remove(path: str, error: OSError) -> SystemEnvironmentError:
+    return SystemEnvironmentError(f"cannot remove {path}: {error.strerror}")
 
 
 def _error(error: OSError, path: str) -> SystemEnvironmentError:

@@ -16,6 +16,7 @@ from sealpoint.format.constants import MAGIC
 from sealpoint.format.index import Index
 from sealpoint.format.reader import SealedFile
 from sealpoint.store.chunk_directory import CHUNKS, ChunkDirectory
+from sealpoint.store.naming import PARTIAL
 
 _SUFFIX = ".sealed"
 
@@ -81,7 +82,7 @@ def statistics(directory: ChunkDirectory, others: Sequence[str] = ()) -> Statist
             referred = sum(r.length for r in references)
             wanted.update(r.identifier for r in references)
             found.files.append(Referring(path, size, len(references), referred))
-    for identifier, size, _ in directory.entries():
+    for identifier, size in directory.entries():
         found.chunks, found.stored = found.chunks + 1, found.stored + size
         if identifier in wanted:
             wanted.remove(identifier)
@@ -103,16 +104,15 @@ def collect(
         done.files += 1
         wanted.update(index.reference(n).identifier for n in range(index.references))
     done.elsewhere = _directories(directory.path)
-    for identifier, size, path in directory.entries():
+    for identifier, size in directory.entries():
         if identifier in wanted:
             done.kept += 1
         else:
             done.removed, done.freed = done.removed + 1, done.freed + size
             if not dry_run:
-                _remove(path)
+                directory.remove(identifier)
     if not dry_run:
-        for path in directory.leftovers():
-            _remove(path)
+        directory.remove_leftovers()
     return done
 
 
@@ -124,15 +124,25 @@ def _indexes(directories: Sequence[str]) -> Iterator[tuple[str, int, Index]]:
         try:
             with os.scandir(directory) as found:
                 # What was not finished refers to nothing: nobody is adding while the store is locked.
-                paths = sorted(
-                    e.path for e in found if e.is_file() and not e.name.endswith(".partial")
-                )
+                paths = sorted(e.path for e in found if _may_refer(e))
         except OSError as error:
             raise SystemEnvironmentError(f"cannot read {directory}: {error.strerror}") from None
         for path in paths:
             read = _index(path)
             if read is not None:
                 yield path, *read
+
+
+def _may_refer(entry: os.DirEntry[str]) -> bool:
+    """Raises FileError for a link that leads nowhere: what it names may be there again tomorrow."""
+    if entry.name.endswith(PARTIAL):
+        return False
+    if entry.is_symlink() and entry.name.endswith(_SUFFIX) and not os.path.exists(entry.path):
+        raise FileError(
+            f"{entry.path} is a link that leads nowhere",
+            hint="what it refers to is not known: repair or remove it",
+        )
+    return entry.is_file()
 
 
 def _index(path: str) -> tuple[int, Index] | None:
@@ -163,12 +173,3 @@ def _directories(directory: str) -> list[str]:
             return sorted(e.path for e in found if e.is_dir() and e.name != CHUNKS)
     except OSError:
         return []
-
-
-def _remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise SystemEnvironmentError(f"cannot remove {path}: {error.strerror}") from None

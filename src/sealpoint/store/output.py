@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.store.naming import Place
 
 Buffer = bytes | bytearray | memoryview
 _WRITE_BACK_STEP = 16 * 1024 * 1024  # bytes after which the kernel is asked to start writing
@@ -25,8 +26,6 @@ _WRITE_BACK_AHEAD = (
     8  # steps that may be on their way to the disk before a write waits for the oldest
 )
 _SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE = 1, 2
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)  # FAT and some network file systems
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 def write_all(fd: int, buffers: list[Buffer], what: str, wake: int | None = None) -> None:
@@ -75,39 +74,20 @@ class OutputFile:
 
     def __init__(self, path: str, *, force: bool = False) -> None:
         """Raises UsageError if `path` exists and not `force`, or its directory does not; SystemEnvironmentError."""
-        self.path = os.path.abspath(path)
-        self._force = force
-        self._directory = os.path.dirname(self.path)
-        self._temporary: str | None = None
+        self._place = Place(path)
+        self.path, self._force = self._place.path, force
         self.committed = False
-        if os.path.isdir(self.path) or not os.path.basename(path):
-            raise UsageError(f"{path} is a directory", hint="name a file")
-        if not os.path.isdir(self._directory):
-            raise UsageError(f"there is no directory {self._directory}")
-        if os.path.lexists(self.path) and not force:
-            raise UsageError(f"{path} exists", hint="remove it or use --force")
-        self.fd = self._create()
+        try:
+            if not force and self._place.exists():
+                raise UsageError(f"{path} exists", hint="remove it or use --force")
+            self.fd = self._place.create()
+        except BaseException:
+            self._place.close()
+            raise
         self._size = self._written_back = 0
         self._under_way: deque[tuple[int, int]] = (
             deque()
         )  # (offset, size) of steps being written to the disk
-
-    def _create(self) -> int:
-        try:
-            return os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise _create_error(error, self.path) from None
-        self._temporary = self._random_name()
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            return os.open(self._temporary, flags, 0o600)
-        except OSError as error:
-            raise _create_error(error, self.path) from None
-
-    def _random_name(self) -> str:
-        name = os.path.basename(self.path)
-        return f"{self._directory}/.{name[:200]}.{os.urandom(6).hex()}.partial"
 
     def write(self, *buffers: Buffer) -> None:
         """Append.  Write-back starts early, so that the final fsync, during which a dumped tree is frozen, is short.
@@ -139,43 +119,18 @@ class OutputFile:
             raise _write_error(error, self.path) from None
 
     def commit(self) -> None:
-        """Make it durable, then give it its name; durable again.  Raises SystemEnvironmentError, UsageError."""
+        """Make it durable, then give it its name; durable again.
+
+        Raises SystemEnvironmentError, UsageError: what had the name before has it still (`Place.commit`).
+        """
         try:
             os.fsync(self.fd)
-            self._name()
-            try:
-                _sync_directory(self._directory)
-            except OSError:
-                os.unlink(self.path)  # not durable, so it must not be taken for a checkpoint
-                raise
+            self._place.commit(force=self._force)
         except FileExistsError:
             raise UsageError(f"{self.path} exists", hint="remove it or use --force") from None
         except OSError as error:
             raise _write_error(error, self.path) from None
         self.committed = True
-
-    def _name(self) -> None:
-        if self._force and self._temporary is None:
-            name = self._random_name()
-            link_file(f"/proc/self/fd/{self.fd}", name)
-            self._temporary = name
-        if self._force and self._temporary is not None:
-            os.replace(self._temporary, self.path)
-        else:
-            self._name_first(self._temporary or f"/proc/self/fd/{self.fd}")
-        self._temporary = None
-
-    def _name_first(self, source: str) -> None:
-        """Give the file its name if nothing has it.  Raises OSError, FileExistsError among them."""
-        try:
-            link_file(source, self.path)
-        except OSError as error:
-            if self._temporary is None or error.errno not in _NO_LINKS:
-                raise
-            _rename_new(self._temporary, self.path)
-        else:
-            if self._temporary is not None:
-                os.unlink(self._temporary)
 
     def cancel(self) -> None:
         """From another thread: end a `write` that waits.  Writing to a file waits for nobody."""
@@ -184,17 +139,12 @@ class OutputFile:
         """After a commit that turned out wrong: rename to `.failed`, which no reader takes by mistake."""
         if not self.committed:
             return None
-        failed = self.path + ".failed"
-        os.replace(self.path, failed)
-        return failed
+        return self._place.rename_aside(".failed")
 
     def close(self) -> None:
         """Without a commit this removes everything."""
         try:
-            if self._temporary is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(self._temporary)
-                self._temporary = None
+            self._place.close()
         finally:
             os.close(self.fd)
 
@@ -309,37 +259,6 @@ class Target(Protocol):
 def open_output(path: str, *, force: bool = False) -> OutputFile | OutputPipe:
     """A path, or "-" for standard output."""
     return OutputPipe(1) if path == "-" else OutputFile(path, force=force)
-
-
-def link_file(source: str, target: str) -> None:
-    """One more name for a file; `source` may be the link in /proc that names an unnamed one.  Raises OSError."""
-    # Only with a directory descriptor does Python call linkat, which follows that link.
-    directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    try:
-        os.link(source, target, src_dir_fd=directory, follow_symlinks=True)
-    finally:
-        os.close(directory)
-
-
-def _sync_directory(path: str) -> None:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _create_error(error: OSError, path: str) -> SystemEnvironmentError:
-    return SystemEnvironmentError(f"cannot create {path}: {error.strerror}")
-
-
-def _rename_new(source: str, target: str) -> None:
-    """Rename unless `target` exists.  Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    names = (os.fsencode(source), os.fsencode(target))
-    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
 
 
 def _sync_range(fd: int, offset: int, size: int, flags: int) -> None:
