@@ -55,7 +55,7 @@ vm: ## set up .vm, the virtual machine of the tests with container engines
 
 .PHONY: test
 test: owner dev test-tools ## run all tests that need no virtual machine
-	@$(PYTHON) -m pytest -m "not vm" $(ARGS)
+	@$(PYTHON) -m pytest -m "not vm and not bundle" $(ARGS)
 
 # Not part of `dev`: some 400 MB of packages of the system, for a few tests.
 .PHONY: test-tools
@@ -70,9 +70,13 @@ test-vm: vm ## run the tests that need the virtual machine
 test-mutants: dev test-tools ## take promised checks out of a copy of the code, one at a time: the tests must notice
 	@$(PYTHON) tests/mutants/run.py $(ARGS)
 
+.PHONY: test-bundle
+test-bundle: dev test-tools ## make the self-contained bundle and run it where nothing is installed
+	@$(PYTHON) -m pytest -m bundle $(ARGS)
+
 .PHONY: test-fast
 test-fast: venv ## run the tests that need neither CRIU nor much time
-	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz" $(ARGS)
+	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz and not bundle" $(ARGS)
 
 .PHONY: lint
 lint: venv ## check style, types, layers and shell syntax
@@ -96,6 +100,10 @@ bench: owner dev ## measure against stock CRIU
 	@$(PYTHON) -m bench $(ARGS)
 
 # --- Installation for all users. ---
+
+.PHONY: bundle
+bundle: venv ## make dist/sealpoint-VERSION-linux-ARCH.tar.zst, which runs on any distribution with nothing installed
+	@$(PYTHON) scripts/bundle
 
 .PHONY: install
 install: owner venv ## install into PREFIX (/opt/sealpoint), with a link in BINDIR (/usr/local/bin)

@@ -14,6 +14,8 @@ import pytest
 import sealed
 from sealed import pretended_criu
 
+import sealpoint as package
+
 StartWorkload = Callable[..., harness.Workload]
 
 
@@ -65,6 +67,9 @@ def test_no_criu_in_path(
         pytest.skip("this system has one where sealpoint always looks")
     (tmp_path / "empty").mkdir()
     sealpoint.environment["PATH"] = str(tmp_path / "empty")
+    # Away from the checkout, whose own CRIU it would find.
+    shutil.copytree(Path(package.__file__).parent, tmp_path / "src" / "sealpoint")
+    sealpoint.environment["PYTHONPATH"] = str(tmp_path / "src")
     sealpoint.run("dump", "-t", undisturbed.pid, "-o", out, *keys.seal).fails(
         6, "CRIU is not installed", "install criu"
     )
@@ -81,6 +86,23 @@ def test_a_criu_that_does_not_know_this_kernel(
     criu = pretended_criu(tmp_path, f"echo '{line}' >$work/criu.log; exit 1")
     dump = ["dump", "-t", undisturbed.pid, "-o", out, "--criu", criu, *keys.seal]
     sealpoint.run(*dump).fails(6, "does not run on this kernel", "install CRIU")
+
+
+def test_the_criu_that_was_set_up_with_sealpoint_is_found(
+    undisturbed: harness.Workload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    out: Path,
+    tmp_path: Path,
+) -> None:
+    del sealpoint.environment["SEALPOINT_CRIU"]
+    # As in a checkout after `make dev`: another `criu` is first in PATH, and does not work.
+    broken = tmp_path / "bin" / "criu"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    sealpoint.environment["PATH"] = f"{broken.parent}:{os.environ['PATH']}"
+    sealpoint.run("dump", "-t", undisturbed.pid, "-o", out, *keys.seal, "--leave-running").ok()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from typing import NamedTuple
 
 from sealpoint import ownership
@@ -29,12 +30,13 @@ class Search:
     """A search that has begun: CRIU is being asked for its version while the caller does something else."""
 
     def __init__(self, path: str | None = None, *, fault: bool = False) -> None:
-        """For the CRIU at `path`, else at $SEALPOINT_CRIU, else in PATH.  What is wrong, `result` says.
+        """For the CRIU at `path`, else at $SEALPOINT_CRIU, else set up with sealpoint, else in PATH.
 
-        What the command line does not name has to be root's alone, for root.  fault: as in `CriuBinary`.
+        What is wrong, `result` says.  What the command line does not name has to be root's alone, for root.  fault: as
+        in `CriuBinary`.
         """
         self._fault = fault
-        wanted = path or os.environ.get("SEALPOINT_CRIU")
+        wanted = path or os.environ.get("SEALPOINT_CRIU") or companion()
         found = shutil.which(wanted or "criu", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
         self._path = found or ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -114,6 +116,25 @@ def refusal(named: str | None, found: str) -> SystemEnvironmentError | None:
             hint=f"{error.hint}; or name it with --criu, if you trust it all the same",
         )
     return None
+
+
+def companion() -> str | None:
+    """The CRIU that was set up together with this sealpoint: in a checkout, by `make install`, or in a bundle.
+
+    It comes before PATH: where the system's CRIU works the set-up leads to that one, and where it does not, this one
+    does.  The path outlives an upgrade of the installation.
+    """
+    prefix = os.path.realpath(sys.prefix)
+    current = os.path.join(os.path.dirname(prefix), "current")
+    if os.path.realpath(current) == prefix:
+        prefix = current
+    candidates = [os.path.join(prefix, "criu", "bin", "criu")]
+    if os.path.exists(os.path.join(prefix, ".sealpoint-bundle")):
+        candidates.append(os.path.join(prefix, "bin", "criu"))
+    checkout = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
+    if os.path.exists(os.path.join(checkout, "pyproject.toml")):
+        candidates.append(os.path.join(checkout, ".criu", "bin", "criu"))
+    return next((c for c in candidates if os.access(c, os.X_OK)), None)
 
 
 def find(path: str | None = None) -> CriuBinary:

@@ -43,12 +43,14 @@ def which(path: str) -> str | None:
 
 
 def find_real(wanted: str = "") -> CriuBinary:
-    """The CRIU at `wanted`, else at $SEALPOINT_CRIU, else the first in PATH that is not the drop-in.
+    """The CRIU at `wanted`, else at $SEALPOINT_CRIU, else set up with sealpoint, else the first in PATH.
+
+    In PATH the drop-in is passed over.
 
     Its path is absolute.  Raises UsageError, SystemEnvironmentError.
     """
     named = wanted
-    wanted = wanted or os.environ.get("SEALPOINT_CRIU", "")
+    wanted = wanted or os.environ.get("SEALPOINT_CRIU", "") or binary.companion() or ""
     if not wanted:
         search = os.environ.get("PATH", "").split(":") + DEFAULT_PATH.split(":")
         candidates = [which(d) for d in search if os.path.isabs(d)]
