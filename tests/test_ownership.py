@@ -416,3 +416,17 @@ def test_users_have_private_directories_of_their_own_and_open_what_they_like():
     assert modes == "0700 0700"
     assert "can be changed by others (mode 0707): everybody" in refused
     assert text == "read"
+
+
+@ROOT
+def test_root_runs_no_program_of_others_that_path_finds(file, monkeypatch):
+    tool = file.with_name("tool")
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    assert ownership.program("tool") == str(tool)
+    os.chown(tool.parent, OTHER, OTHER)
+    with pytest.raises(PolicyError, match=r"the program .*tool is refused"):
+        ownership.program("tool")
+    with pytest.raises(FileNotFoundError):
+        ownership.program("no-such-tool")

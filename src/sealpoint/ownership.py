@@ -77,6 +77,21 @@ def require(path: str, what: str) -> None:
         os.close(open_owned(path, what, os.O_PATH))
 
 
+def program(name: str) -> str:
+    """The program that PATH finds, else /usr/sbin, /usr/bin or /sbin; for root it has to be root's alone.
+
+    Raises FileNotFoundError, PolicyError.
+    """
+    import shutil
+
+    search = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin"
+    found = shutil.which(name, path=search)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    require(found, "the program")
+    return found
+
+
 def problem_of(path: str) -> Problem | None:
     """Who else than root could change what `path` leads to; None if nobody can.  Raises OSError."""
     with _walked(path) as walk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -134,3 +135,28 @@ def test_mistakes_are_told_with_their_line(cli, billing, configure, text, proble
     done = cli("policy", "check", billing)
     assert done.code == 2
     assert problem in done.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to others")
+@pytest.mark.parametrize("option", ["--trust", "-i", "-r", "--sign"])
+def test_what_the_command_line_names_is_used_with_a_warning(cli, keys, tmp_path, option):
+    files = {
+        "--trust": keys.trust_path,
+        "-i": keys.identity_path,
+        "-r": keys.recipient_path,
+        "--sign": keys.signer_path,
+    }
+    theirs = tmp_path / "theirs"
+    shutil.copy(files[option], theirs)
+    theirs.chmod(0o600)
+    Path("images").mkdir()
+    Path("images/inventory.img").write_bytes(b"x")
+    named = files | {option: str(theirs)}
+    seal = ["seal", "images", "-r", named["-r"], "--sign", named["--sign"], "--force", "-o", "s"]
+    verify = ["verify", "s", "-i", named["-i"], "--trust", named["--trust"]]
+    for owner in (0, 65534):
+        os.chown(theirs, owner, owner)
+        done = [cli(*seal), cli(*verify)]
+        assert [d.code for d in done] == [0, 0]
+        said = "".join(d.err for d in done)
+        assert (f"warning: {theirs} belongs to user 65534" in said) is (owner != 0)

@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Self
 
+from sealpoint import ownership
 from sealpoint.criu.environment import environment
+from sealpoint.errors import PolicyError
 
 _CLONE_NEWNET: Final = 0x40000000
 _NETLINK_NETFILTER: Final = 12
@@ -97,7 +99,7 @@ class NetworkLock:
 def _feed(program: str, rules: bytes) -> bool:
     try:
         done = subprocess.run(
-            [program, "-w", "--noflush"],
+            [ownership.program(program), "-w", "--noflush"],
             check=False,
             input=rules,
             env=environment(),
@@ -105,7 +107,7 @@ def _feed(program: str, rules: bytes) -> bool:
             stderr=subprocess.DEVNULL,
             timeout=_SECONDS,
         )
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, PolicyError):
         return False
     return done.returncode == 0
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sealpoint import ownership
 from sealpoint.criu.environment import environment
-from sealpoint.errors import CriuError, SystemEnvironmentError, UsageError
+from sealpoint.errors import CriuError, PolicyError, SystemEnvironmentError, UsageError
 
 _PATIENCE: Final = 300.0  # seconds for a call that is no checkpoint
 _MAX_LINES: Final = 4  # of what podman said, in an error
@@ -66,7 +67,14 @@ class Podman:
 
     def __init__(self, path: str = "", options: Sequence[str] = ()) -> None:
         """Raises SystemEnvironmentError."""
-        found = shutil.which(path or "podman", path=f"{os.environ.get('PATH', '')}:/usr/bin")
+        try:
+            found = shutil.which(path) if path else ownership.program("podman")
+        except FileNotFoundError:
+            found = None
+        except PolicyError as error:
+            raise SystemEnvironmentError(
+                error.message, hint=f"{error.hint}; or name it with --podman"
+            ) from None
         if found is None:
             raise SystemEnvironmentError(
                 f"{path or 'podman'} is not installed", hint="name it with --podman"
