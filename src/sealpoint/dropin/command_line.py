@@ -201,6 +201,7 @@ class _Helper:
         self._line = line
         self._place = _absolute(line.work) if line.work is not None else images
         self._said = False
+        self._tree = process.Held(line.pid if line.command != "restore" else 0)
         config = configuration.load_system()
         try:
             directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -296,8 +297,11 @@ class _Helper:
         except BaseException as error:  # noqa: BLE001 - said where CRIU's own errors are said
             self._failed(error)
             return False
-        if status == 0 and not passed and not self._said:
-            self._failed(SealpointError("CRIU ended without asking whether all is well"))
+        if status == 0 and not passed:
+            if not self._said:
+                self._failed(SealpointError("CRIU ended without asking whether all is well"))
+            if isinstance(self._work, DumpWork):
+                _say(f"CRIU reported success, but no file is made; {self._tree.fate}", "Error")
         return passed
 
     def _decide(self) -> bool:
