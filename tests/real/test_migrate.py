@@ -21,6 +21,10 @@ from far_side import FarSide
 from moving import Receiver, far, migrate, receive, tap, through, where
 from tap import PORT, Tap
 
+from sealpoint.checkpoint import peer
+from sealpoint.checkpoint.access import signing_by
+from sealpoint.keys import load_signer
+
 __all__ = ["far", "receive", "tap"]  # fixtures
 from sealpoint.checkpoint.newest import Mark, Newest
 
@@ -146,7 +150,11 @@ def test_a_far_side_that_cannot_open_or_does_not_trust_it_refuses_and_the_tree_r
     signer = "other/signer.pub" if lacks == "trust" else "signer.pub"
     receiver = receive("-i", keys.path(identity), "--trust", keys.path(signer))
     sealpoint.run(*migrate(far, running, keys)).fails(6, "gave up")
-    receiver.wait().fails(4 if lacks == "identity" else 5)
+    if lacks == "identity":
+        receiver.wait().fails(4)
+    else:  # a stranger does not use up its one migration
+        assert receiver.process.poll() is None
+        assert "was turned away: signed by nobody who is trusted" in receiver.end(far).err
     running.assert_continues(before)
     assert where(running, far) == ["here"]
 
@@ -266,13 +274,28 @@ def test_a_migration_that_is_played_again_is_refused(
     first.wait().ok()
     running.kill()
     again = receive()
-    with socket.create_connection((far.address, PORT)) as attacker:
-        for direction, kind, body in tapped.seen:
-            if direction == "to far":
-                with contextlib.suppress(OSError):  # it has had enough
-                    attacker.sendall(bytes([kind]) + len(body).to_bytes(4, "little") + body)
-        again.wait().fails(5, "sent again")
+
+    def play(proof: Callable[[bytes], bytes] | None) -> None:
+        with socket.create_connection((far.address, PORT)) as attacker:
+            hello = attacker.recv(4096)
+            for direction, kind, body in tapped.seen:
+                if direction == "to far":
+                    sent = proof(hello[-32:]) if proof and kind == Tap.PROOF else body
+                    with contextlib.suppress(OSError):  # it has had enough
+                        attacker.sendall(bytes([kind]) + len(sent).to_bytes(4, "little") + sent)
+            with contextlib.suppress(OSError):
+                while attacker.recv(4096):
+                    pass
+
+    play(None)
+    sealed.wait_until(lambda: "was turned away" in again.errors.read_text(), "it is turned away")
+    assert "made for another connection" in again.errors.read_text()
+    signing = signing_by(load_signer(keys.path("signer.key")))
+    play(lambda nonce: peer.prove(signing, peer.MIGRATION, nonce))  # by somebody who is trusted
+    assert "sent again" in again.wait().err
+    assert again.process.returncode == 5
     assert where(running, far) == []
+    assert again.left() == []
 
 
 @pytest.mark.parametrize("kind", [Tap.READY, Tap.GO])

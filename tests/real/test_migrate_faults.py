@@ -27,7 +27,7 @@ StartWorkload = Callable[..., harness.Workload]
 HERE, FAR, FILE = "here", "far", "file"
 MESSAGES = {
     "hello": (Tap.HELLO, 1, {HERE}),
-    # "proof": (Tap.PROOF, 1, {HERE}),
+    "proof": (Tap.PROOF, 1, {HERE}),
     "offer": (Tap.OFFER, 1, {HERE}),
     "room": (Tap.ROOM, 1, {HERE}),
     "data": (Tap.DATA, 5, {HERE}),

@@ -16,6 +16,10 @@ import pytest
 import sealed
 from typed import DropIn
 
+from sealpoint.checkpoint import peer
+from sealpoint.checkpoint.access import signing_by
+from sealpoint.keys import load_signer
+
 StartWorkload = Callable[..., harness.Workload]
 
 
@@ -132,7 +136,7 @@ def test_memory_goes_there_sealed_and_is_restored_with_the_rest_beside_it(
 ) -> None:
     running = workload(kind)
     before = running.assert_intact()
-    dropin.configure(identities="", trust="")  # the far side needs no key and no trust
+    dropin.configure(identities="")  # the far side needs no key, only to know whom to believe
     far.start()
     wire = Wire(far.port)
     with leaks.FileWatcher(running.needles, [tmp_path], ignore=[running.dir]) as watcher:
@@ -235,8 +239,10 @@ def test_a_stock_dump_is_not_taken(
         stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
     )  # fmt: skip
     assert done.returncode != 0
-    assert far.status() == 1
-    assert "memory in the clear is not taken" in far.said()
+    sealed.wait_until(
+        lambda: "memory in the clear is not taken" in far.said(), "it was turned away"
+    )
+    assert far.process.poll() is None  # and waits for somebody else
     assert list(far.images.iterdir()) == []
     running.assert_intact()
 
@@ -247,9 +253,9 @@ def test_whatever_connects_stores_nothing(far: Far, junk: bytes) -> None:
     with socket.create_connection(("127.0.0.1", far.port)) as stranger:
         stranger.sendall(junk)
         stranger.shutdown(socket.SHUT_WR)
-        assert far.status() == 1
+        sealed.wait_until(lambda: "was turned away" in far.said(), "it was turned away")
     assert list(far.images.iterdir()) == []
-    assert far.said().count("Error (sealpoint)") == 1
+    assert far.process.poll() is None  # and waits for somebody else
 
 
 def test_a_file_that_another_signed_is_not_kept(
@@ -262,7 +268,7 @@ def test_a_file_that_another_signed_is_not_kept(
     status, said = dump(dropin, running.pid, near, far.port)
     assert status != 0
     assert "refused: signed by nobody who is trusted" in said
-    assert far.status() == 1
+    assert far.process.poll() is None  # and waits for somebody else
     assert list(far.images.iterdir()) == []
     assert not (near / "inventory.img").exists()
     running.assert_intact()
@@ -271,7 +277,7 @@ def test_a_file_that_another_signed_is_not_kept(
 # Faults
 
 
-@pytest.mark.parametrize("cut_after", [10, 200_000, 3_000_000])
+@pytest.mark.parametrize("cut_after", [200_000, 3_000_000])
 def test_a_link_that_is_cut_fails_the_dump_and_nothing_is_kept(
     workload: StartWorkload, dropin: DropIn, far: Far, near: Path, cut_after: int
 ) -> None:
@@ -451,3 +457,103 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert status == 1
     assert "sealpoint" in said
     assert len(said.splitlines()) == 1, said
+
+
+# Peers that have proved nothing
+
+
+def test_a_page_server_that_does_not_know_whom_to_believe_does_not_start(
+    dropin: DropIn, tmp_path: Path
+) -> None:
+    dropin.configure(trust="")
+    status, said = dropin.run("page-server", "--port", free_port(), cwd=tmp_path)
+    assert status == 1
+    assert "does not know whom to believe" in said
+    assert "set trust in" in said
+
+
+def test_strangers_that_say_nothing_do_not_keep_a_dump_out(
+    workload: StartWorkload, dropin: DropIn, far: Far, near: Path
+) -> None:
+    running = workload("secret")
+    far.start()
+    idle = [socket.create_connection(("127.0.0.1", far.port)) for _ in range(80)]
+    status, said = dump(dropin, running.pid, near, far.port, "-R")
+    assert status == 0, (said, far.said())
+    assert far.status() == 0, far.said()
+    assert len(far.files()) == 1
+    for each in idle:
+        each.close()
+
+
+def test_it_listens_on_the_loopback_address_unless_one_is_named(far: Far) -> None:
+    far.start()
+    table = Path("/proc/net/tcp").read_text().splitlines()
+    addresses = [
+        line.split()[1] for line in table[1:]
+        if line.split()[3] == "0A" and line.split()[1].endswith(f":{far.port:04X}")
+    ]  # fmt: skip
+    assert [a.split(":")[0] for a in addresses] == ["0100007F"]
+
+
+@pytest.mark.parametrize("what", ["replayed", "another nonce", "another's", "another protocol"])
+def test_a_proof_that_is_not_for_this_connection_stores_nothing(
+    what: str, workload: StartWorkload, dropin: DropIn, far: Far, near: Path
+) -> None:
+    far.start()
+    with socket.create_connection(("127.0.0.1", far.port)) as sender:
+        sender.settimeout(60)
+        sender.sendall(hello(2))
+        nonce = received(sender, 12 + 32)[12:]
+        if what == "replayed":
+            with socket.create_connection(("127.0.0.1", far.port)) as other:
+                other.settimeout(60)
+                other.sendall(hello(2))
+                nonce = received(other, 12 + 32)[12:]
+        elif what == "another nonce":
+            nonce = bytes(32)
+        key = dropin.keys.path("other/signer.key" if what == "another's" else "signer.key")
+        context = peer.MIGRATION if what == "another protocol" else peer.PAGE_SERVER
+        proof = peer.prove(signing_by(load_signer(key)), context, nonce)
+        sender.sendall(len(proof).to_bytes(4, "little") + proof)
+        assert received(sender, 12)[8] == 1  # refused
+    assert list(far.images.iterdir()) == []
+    assert far.process.poll() is None
+
+
+def test_another_version_is_told_so(far: Far) -> None:
+    far.start()
+    with socket.create_connection(("127.0.0.1", far.port)) as sender:
+        sender.settimeout(60)
+        sender.sendall(hello(1))
+        head = received(sender, 12)
+        assert b"speaks version 1" in received(sender, int.from_bytes(head[10:12], "little"))
+    assert far.process.poll() is None
+
+
+def test_a_trusted_sender_of_junk_stores_nothing(dropin: DropIn, far: Far) -> None:
+    far.start()
+    with socket.create_connection(("127.0.0.1", far.port)) as sender:
+        sender.settimeout(60)
+        sender.sendall(hello(2))
+        nonce = received(sender, 12 + 32)[12:]
+        signing = signing_by(load_signer(dropin.keys.path("signer.key")))
+        proof = peer.prove(signing, peer.PAGE_SERVER, nonce)
+        sender.sendall(len(proof).to_bytes(4, "little") + proof)
+        assert received(sender, 12)[8] == 0
+        sender.sendall((1 << 20).to_bytes(4, "little") + os.urandom(1 << 20))
+        assert received(sender, 12)[8] == 1
+    assert far.status() == 1
+    assert "not a sealed checkpoint" in far.said()
+    assert list(far.images.iterdir()) == []
+
+
+def hello(version: int) -> bytes:
+    return (b"\x89SEALPS\n" + version.to_bytes(2, "little")).ljust(64, b"\0")
+
+
+def received(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (piece := connection.recv(size - len(data))):
+        data += piece
+    return data

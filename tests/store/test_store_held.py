@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sealpoint.store.held import HeldOutput, available_memory
+from sealpoint.store.held import HeldOutput
+from sealpoint.store.limits import available_memory
 from sealpoint.store.link import LinkError
 
 

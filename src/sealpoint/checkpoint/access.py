@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from sealpoint.checkpoint.front import Front
 from sealpoint.checkpoint.with_chunks import WithChunks, refers
 from sealpoint.errors import FileError, IdentityError, PolicyError, UsageError
 from sealpoint.format import dsse
@@ -139,9 +140,18 @@ class CheckedFile:
         repair: bool = False,
         progress: Callable[[int], None] = lambda _: None,
         stores: Sequence[str] = (),
+        limit: int | None = None,
     ) -> CheckedFile:
-        """`path` may be "-".  Raises FileError, PolicyError, UsageError."""
-        fd = open_source(path, spool=spool, progress=progress)
+        """`path` may be "-"; limit: bytes that are held of what comes from a pipe.
+
+        Raises FileError, PolicyError, UsageError.
+        """
+        try:
+            fd = open_source(
+                path, spool=spool, progress=progress, limit=limit, admit=Front(policy).feed
+            )
+        except (FileError, PolicyError) as error:
+            raise in_file(error, "standard input" if path == "-" else path) from None
         try:
             where = None if path == "-" else path
             return cls.of(fd, policy, repair=repair, path=where, stores=stores)

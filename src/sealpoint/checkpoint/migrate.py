@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sealpoint import process
-from sealpoint.checkpoint import extent, migration
+from sealpoint.checkpoint import extent, migration, peer
 from sealpoint.checkpoint.dump import Dump, DumpRequest, DumpResult
 from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.checkpoint.track import Track
@@ -82,6 +82,8 @@ class Sender:
         link = self._link
         try:
             self._session = migration.session_of(link.expect(Kind.HELLO), link.peer)
+            signing = self._request.dump.signing
+            link.send(Kind.PROOF, peer.prove(signing, peer.MIGRATION, self._session))
             self._copy(report)
             result = self._last(report)
             self._hand_over()

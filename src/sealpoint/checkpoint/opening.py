@@ -43,8 +43,8 @@ class Opening:
 
     trust: whom to believe; identities: called once, when the file is authentic and its contents are asked for.
     parents, stores: directories where else than beside a file its parents and stored chunks may lie.  spool: where what
-    comes from a pipe is held, None in memory; progress: gets the bytes of it as they arrive.  expected: which
-    checkpoint it must be.
+    comes from a pipe is held, None in memory; limit: bytes of it at most, None for what `limits` says; progress: gets
+    the bytes of it as they arrive.  expected: which checkpoint it must be.
 
     alone: parents are left out of it.  lenient: parents and a pages file that are not there are an error when they are
     needed, not before.  unproven: for showing what a file says of itself and who signed it, to nobody who would believe
@@ -56,6 +56,7 @@ class Opening:
     parents: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     spool: str | None = None
+    limit: int | None = None
     progress: Callable[[int], None] = field(default=lambda _: None)
     expected: Expectation = ANY
     alone: bool = False
@@ -76,7 +77,12 @@ class Opening:
         self.require_trust()
         finder = Finder(self.parents)
         top = CheckedFile.open(
-            path, self.trust, spool=self.spool, progress=self.progress, stores=self.stores
+            path,
+            self.trust,
+            spool=self.spool,
+            progress=self.progress,
+            stores=self.stores,
+            limit=self.limit,
         )
         return self._begin(Link(path, top), finder)
 
@@ -153,8 +159,15 @@ class Checkpoint:
         if allow_unsigned:
             policy = policy._replace(allow_unsigned=True)
         keys = identities if callable(identities) else lambda: identities
-        expected = Expectation.of(workloads, expect)
-        opening = Opening(policy, keys, tuple(parents), tuple(stores), spool, progress, expected)
+        opening = Opening(
+            policy,
+            keys,
+            tuple(parents),
+            tuple(stores),
+            spool=spool,
+            progress=progress,
+            expected=Expectation.of(workloads, expect),
+        )
         return opening.open(path)
 
     # What is public

@@ -70,15 +70,11 @@ def is_pages_file(opened: OpenFile) -> bool:
     return opened.manifests[Role.METADATA].properties.get("layout") == LAYOUT
 
 
-def check_stored(fd: int, checkpoint_id: bytes, policy: TrustPolicy | None) -> None:
-    """What a page server, which has no key, can see of a file that it stored.  Raises FileError, PolicyError.
-
-    policy: None where nobody told whom to trust; a restore will be told.
-    """
+def check_stored(fd: int, checkpoint_id: bytes, policy: TrustPolicy) -> None:
+    """What a page server, which has no key, can see of a file that it stored.  Raises FileError, PolicyError."""
     if SealedFile(fd).preamble.checkpoint_id != checkpoint_id:
         raise FileError("the file is of another checkpoint than announced")
-    if policy is not None:
-        authenticate(fd, policy)
+    authenticate(fd, policy)
 
 
 class WithPages(OpenFile):

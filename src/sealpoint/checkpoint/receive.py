@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from sealpoint.checkpoint import migration
+from sealpoint.checkpoint import migration, peer
 from sealpoint.checkpoint.admission import Admission
+from sealpoint.checkpoint.front import Front
 from sealpoint.checkpoint.opening import Checkpoint, Opening
 from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.checkpoint.released import Released
@@ -35,8 +36,9 @@ class ReceiveRequest:
 
     opening: how to open each file, without its parents: those came before it.
     admit: called with what is to run, before the sender hears that it can: raises if it shall not.
-    keep: directory in which the sealed files are kept until the tree runs; state: of what runs here; decision: seconds
-    that the sender has from READY to GO, while it ends the tree; say: gets remarks for the user.
+    max_size: bytes of all files, None for nine tenths of the free space.  keep: directory in which the sealed files are
+    kept until the tree runs; state: of what runs here; decision: seconds that the sender has from READY to GO, while it
+    ends the tree; say: gets remarks for the user.
     """
 
     opening: Opening
@@ -44,6 +46,7 @@ class ReceiveRequest:
     restore: RestoreRequest
     keep: str
     state: str
+    max_size: int | None = None
     decision: float = 60.0
     say: Callable[[str], None] = lambda _: None
 
@@ -98,13 +101,29 @@ class Receiver:
         self._stage = Stage.ARRIVING
         self._stopped = False  # the sender has proved that the tree runs on there
         self._key = b""
+        self._greeted = False
         self._released = Released(request.state)
+
+    def greet(self) -> None:
+        """See that somebody who is trusted sends, before anything is taken.  Raises SealpointError."""
+        link = self._link
+        try:
+            link.send(Kind.HELLO, migration.greeting(self._session))
+            proof = link.expect(Kind.PROOF)
+            peer.check(proof, self._request.opening.trust, peer.MIGRATION, self._session)
+        except SealpointError as error:
+            link.stop(error.message.encode())
+            raise
+        self._greeted = True
 
     def run(self, report: Report = silent) -> RestoreResult:
         """Raises SealpointError: nothing of the tree runs here then, or its message says that it does."""
+        if not self._greeted:
+            self.greet()
         try:
             self._released.prepare()
-            received = Received(self._request.keep, self._session[:4].hex())
+            name, limit = self._session[:4].hex(), self._request.max_size
+            received = Received(self._request.keep, name, limit)
         except SealpointError as error:
             self._link.stop(error.message.encode())
             raise
@@ -120,7 +139,6 @@ class Receiver:
     def _run(self, received: Received, report: Report) -> RestoreResult:
         link = self._link
         try:
-            link.send(Kind.HELLO, migration.greeting(self._session))
             while not self._next_file(received):
                 link.send(Kind.HAVE)
             result = self._restore(received, report)
@@ -153,7 +171,7 @@ class Receiver:
         out = received.next_file(bound)
         try:
             self._link.send(Kind.ROOM)
-            self._take(out)
+            self._take(out, received)
         except BaseException:
             out.close()
             raise
@@ -165,11 +183,14 @@ class Receiver:
         self._opened.append(opened)
         return migration.is_last(opened.manifests[Role.METADATA].properties)
 
-    def _take(self, out: OutputFile) -> None:
-        source = LinkInput(self._link)
+    def _take(self, out: OutputFile, received: Received) -> None:
+        source, front = LinkInput(self._link), Front(self._request.opening.trust)
         buffer = memoryview(bytearray(_STEP))
         while size := source.read_into(buffer):
+            front.feed(buffer[:size])
+            received.take(size)
             out.write(buffer[:size])
+        front.end()
 
     def _check(self, opened: OpenFile) -> None:
         """Raises PolicyError, FileError: made for another migration, or out of place in this one."""

@@ -299,7 +299,7 @@ def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
     from sealpoint.inspect.image import Image
     from sealpoint.store.source import open_source
 
-    fd = open_source(path)
+    fd = open_source(path, limit=access.get("max_size"))
     try:
         if source.is_container(os.pread(fd, source.HEAD, 0)):
             yield None

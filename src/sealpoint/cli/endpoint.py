@@ -25,8 +25,8 @@ class Endpoint:
     user: str = ""
 
 
-def parse(text: str, *, schemes: tuple[str, ...]) -> Endpoint:
-    """Raises UsageError."""
+def parse(text: str, *, schemes: tuple[str, ...], listens: bool = False) -> Endpoint:
+    """listens: the host may be empty.  Raises UsageError."""
     wanted = " or ".join("tcp://HOST:PORT" if s == "tcp" else "ssh://[USER@]HOST" for s in schemes)
     problem = UsageError(f"{text!r} is not an address", hint=f"write {wanted}")
     try:
@@ -39,7 +39,7 @@ def parse(text: str, *, schemes: tuple[str, ...]) -> Endpoint:
     # ssh would take a name that begins with a dash for an option.
     if (
         parts.scheme not in schemes
-        or not host
+        or not (host or listens)
         or extra
         or host.startswith("-")
         or user.startswith("-")

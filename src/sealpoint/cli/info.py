@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.argument("file", metavar="FILE|-")
 @options.identity_options
 @options.trust_options
+@options.max_size_option
 @options.json_option
 def command(
     *,
@@ -31,6 +32,7 @@ def command(
     trust: tuple[str, ...],
     allow_unsigned: bool,
     allow_expired: bool,
+    max_size: int | None,
     as_json: bool,
 ) -> None:
     """Show what a sealed file says of itself: without a key the public header, with one processes and objects.
@@ -64,7 +66,8 @@ def command(
         options.protect()
         return options.load_identities(identities, options.Passphrases(passphrase_file), config)
 
-    with Opening(policy, keys, alone=True, unproven=True).open(file) as checkpoint:
+    opening = Opening(policy, keys, limit=max_size, alone=True, unproven=True)
+    with opening.open(file) as checkpoint:
         values = _public(checkpoint)
         if identities:
             values |= _private(checkpoint.own())

@@ -26,6 +26,7 @@ from sealpoint.cli import encrypted, options
     "--only", multiple=True, metavar="GLOB", help="Only objects whose name matches. Repeatable."
 )
 @options.store_option
+@options.max_size_option
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @options.json_option
 def command(
@@ -41,6 +42,7 @@ def command(
     expect: tuple[str, ...],
     only: tuple[str, ...],
     stores: tuple[str, ...],
+    max_size: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -75,6 +77,7 @@ def command(
         workloads=workloads,
         expect=expect,
         stores=stores,
+        limit=max_size,
         alone=True,
     )
     with opening.open(file) as checkpoint, Bar(f"opening {file}") as bar:

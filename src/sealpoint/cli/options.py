@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -50,6 +51,25 @@ link_timeout_option = click.option(
     show_default=True,
     metavar="SECONDS",
     help="A link on which nothing moves for so long counts as cut.",
+)
+
+
+def _size(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes, or a number with K, M, G or T behind it, in steps of 1024.  Raises BadParameter."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE | re.ASCII)
+    if found is None or not int(found[1]):
+        raise click.BadParameter("wants bytes, or a number with K, M, G or T", param=param)
+    return int(found[1]) << (10 * " KMGT".index(found[2].upper() or " "))
+
+
+max_size_option = click.option(
+    "--max-size",
+    callback=_size,
+    metavar="SIZE",
+    help="Take at most so many bytes (K, M, G) from a pipe or link: by default half of the available memory where they "
+    "are held in memory, and nine tenths of the free space where they are held in files.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -139,7 +159,9 @@ allow_older_option = click.option(
     is_flag=True,
     help="Restore a checkpoint although a newer one of its workload was sealed or restored here.",
 )
-source_options = stack(identity_options, trust_options, parents_option, store_option)
+source_options = stack(
+    identity_options, trust_options, parents_option, store_option, max_size_option
+)
 recipient_options = stack(
     click.option(
         "-r",
@@ -398,6 +420,7 @@ def source_access(
     allow_expired: bool,
     stores: Sequence[str] = (),
     parents: Sequence[str] = (),
+    max_size: int | None = None,
 ) -> Access:
     """Keys and policy for reading commands, loaded when the first sealed file is met, and hardened before."""
     import functools
@@ -414,7 +437,7 @@ def source_access(
             trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
         )
 
-    return Access(keys, policy, tuple(stores), tuple(parents))
+    return Access(keys, policy, tuple(stores), tuple(parents), max_size)
 
 
 def open_source(file: str, **options: Any) -> AbstractContextManager[Source]:

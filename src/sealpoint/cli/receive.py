@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +14,9 @@ from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.opening import Checkpoint
+    from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
+    from sealpoint.cli.endpoint import Endpoint
+    from sealpoint.store.link import Link
 
 _ENDING = (
     3  # times --timeout that the sender has to end the tree: freeing much memory takes a while
@@ -20,7 +24,11 @@ _ENDING = (
 
 
 @click.command()
-@click.option("--listen", metavar="tcp://HOST:PORT", help="Wait for one migration there.")
+@click.option(
+    "--listen",
+    metavar="tcp://HOST:PORT",
+    help="Wait for one migration there; at the loopback address if HOST is empty.",
+)
 @click.option("--stdio", is_flag=True, help="Speak on standard input and output, as under ssh.")
 @options.identity_options
 @options.trust_options
@@ -39,6 +47,7 @@ _ENDING = (
 @click.option(
     "--remove", metavar="NAME", help="Remove what one migration has left (see --list), and end."
 )
+@options.max_size_option
 @options.state_option
 @click.option(
     "--wait",
@@ -67,6 +76,7 @@ def command(
     keep: str,
     list_left: bool,
     remove: str | None,
+    max_size: int | None,
     state: str | None,
     wait: float,
     timeout: float,
@@ -107,7 +117,7 @@ def command(
     from sealpoint.cli import endpoint
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.received import described
-    from sealpoint.store.link import Link, accept
+    from sealpoint.store.link import Link
     from sealpoint.store.received import make_directory
 
     opening = options.opening(
@@ -135,6 +145,7 @@ def command(
         restore=RestoreRequest(criu=search.result(), options=criu_arguments, criu_log=criu_log),
         keep=keep,
         state=states,
+        max_size=max_size,
         decision=_ENDING * timeout,
         say=options.warn,
     )
@@ -142,13 +153,14 @@ def command(
     for line in described(keep, request.state):
         options.warn(line)
     if listen:
-        address = endpoint.parse(listen, schemes=("tcp",))
-        link = accept(address.host, address.port or 0, patience=timeout, wait=wait)
+        address = endpoint.parse(listen, schemes=("tcp",), listens=True)
+        link, receiver = _first_trusted(address, request, patience=timeout, wait=wait)
     else:
         link = Link(*endpoint.standard_streams(), peer="the sender", patience=timeout)
+        receiver = Receiver(link, request)
     try:
         with Bar("receiving") as bar:
-            result = Receiver(link, request).run(bar)
+            result = receiver.run(bar)
     finally:
         link.close()
     # Standard output is the link's where --stdio was given.
@@ -156,6 +168,35 @@ def command(
         click.echo(json.dumps({"pid": result.pid, "criu": result.criu}, indent=2), err=stdio)
     else:
         click.echo(f"process {result.pid} runs here", err=stdio)
+
+
+def _first_trusted(
+    address: Endpoint, request: ReceiveRequest, *, patience: float, wait: float
+) -> tuple[Link, Receiver]:
+    """The first who proves that he is trusted; others are turned away, and said.  Raises SystemEnvironmentError."""
+    from sealpoint.checkpoint.receive import Receiver
+    from sealpoint.store.guests import Guest, Guests, listen
+    from sealpoint.store.link import Link
+
+    found: list[tuple[Link, Receiver]] = []
+
+    def serve(guest: Guest, admit: Callable[[], bool]) -> None:
+        link = Link.of_socket(guest.connection.dup(), peer=guest.name, patience=patience)
+        try:
+            receiver = Receiver(link, request)
+            receiver.greet()
+            if admit():
+                found.append((link, receiver))
+                return
+            link.stop(b"another migration came first")
+        except BaseException:
+            link.close()
+            raise
+        link.close()
+
+    with listen(address.host, address.port or 0) as listener:
+        Guests(listener, serve, patience=patience, say=options.warn, single=True).run(wait)
+    return found[0]
 
 
 def _care(keep: str, state: str | None, remove: str | None, *, as_json: bool) -> None:

@@ -24,6 +24,7 @@ from sealpoint.cli import options
     metavar="DIR",
     help="With -: hold the ciphertext in an unlinked file in DIR instead of in memory.",
 )
+@options.max_size_option
 @click.option(
     "--ack", is_flag=True, help="Print the acknowledgement that dump --kill-after ack waits for."
 )
@@ -46,6 +47,7 @@ def command(
     expect: tuple[str, ...],
     detach: bool,
     spool: str | None,
+    max_size: int | None,
     ack: bool,
     parents: tuple[str, ...],
     stores: tuple[str, ...],
@@ -102,6 +104,7 @@ def command(
             parents=parents,
             stores=stores,
             spool=spool,
+            limit=max_size,
             progress=receive,
         )
         binary = search.result()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @options.identity_options
 @options.store_option
 @options.expect_options
+@options.max_size_option
 @options.json_option
 def command(
     *,
@@ -34,6 +35,7 @@ def command(
     stores: tuple[str, ...],
     workloads: tuple[str, ...],
     expect: tuple[str, ...],
+    max_size: int | None,
     as_json: bool,
 ) -> None:
     """Check structure, header, both signed statements and the hash of every frame; no decryption key is needed.
@@ -78,6 +80,7 @@ def command(
         policy,
         keys,
         stores=stores,
+        limit=max_size,
         expected=Expectation.of(workloads, expect),
         alone=True,
         lenient=True,

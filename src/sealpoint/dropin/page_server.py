@@ -1,26 +1,32 @@
 """`criu page-server` as typed, or asked for by RPC: stores what a dump elsewhere sends, sealed as it comes.
 
-It needs no key, and the real CRIU has no part in it.  As with that, one connection is served, then the process ends.
+It needs no key but to know whom to believe, and the real CRIU has no part in it.  Several dumps may send at once, and
+whoever has not proved who sends disturbs none.  As with CRIU, the process ends when a dump was served, and no other is.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from sealpoint import config as configuration
-from sealpoint.checkpoint import pages_file
+from sealpoint.checkpoint import pages_file, peer
+from sealpoint.checkpoint.front import Front
 from sealpoint.config import Config
 from sealpoint.criu import schema
 from sealpoint.dropin import background
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.descriptors import Descriptors, Journal, copy_descriptor
 from sealpoint.dropin.shim import release_descriptors
-from sealpoint.errors import SealpointError, UsageError
+from sealpoint.errors import PolicyError, SealpointError, UsageError
 from sealpoint.keys import TrustPolicy
-from sealpoint.store import page_server
+from sealpoint.store import guests, page_server
+from sealpoint.store.guests import Guest, Guests
+from sealpoint.store.page_server import Received
 
+_PATIENCE: Final = 20.0  # seconds in which whoever connects proves who sends
 _TAKEN: Final = (
     *("images-dir", "work-dir", "log-file", "address", "port", "ps-socket", "status-fd", "pidfile"),
     *("daemon", "restore-detached", "verbosity", "no-default-config"),
@@ -48,6 +54,10 @@ def _serve(line: CommandLine, images: str, work: str) -> None:
     if not os.path.isdir(images):
         raise UsageError(f"there is no directory {images}")
     policy = _policy(configuration.load_system())
+
+    def note(stored: Received) -> None:
+        background.say(f"Stored {stored.path}, {stored.size} bytes")
+
     if line.has("ps-socket"):
         number = line.number("ps-socket")
         try:
@@ -56,16 +66,33 @@ def _serve(line: CommandLine, images: str, work: str) -> None:
             raise UsageError(f"descriptor {number} is no socket: {error.strerror}") from None
         with background.Launch(line, work) as launch:
             launch.ready()
-    else:
-        with page_server.listen(line.values.get("address", ""), line.number("port")) as listener:
-            background.say(f"Listening on port {listener.getsockname()[1]}")
-            with background.Launch(line, work) as launch:
-                launch.ready()
-            connection, peer = listener.accept()
-        background.say(f"Accepted connection from {peer[0]}:{peer[1]}")
-    with connection:
-        stored = _store(connection, images, policy)
-    background.say(f"Stored {stored.path}, {stored.size} bytes")
+        with connection:
+            note(page_server.receive(connection, _receiving(images, policy)))
+        return
+    with guests.listen(line.values.get("address", ""), line.number("port")) as listener:
+        background.say(f"Listening on port {listener.getsockname()[1]}")
+        with background.Launch(line, work) as launch:
+            launch.ready()
+        _serve_guests(listener, images, policy, note, background.say)
+
+
+def _serve_guests(
+    listener: socket.socket,
+    images: str,
+    policy: TrustPolicy,
+    note: Callable[[Received], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Until a dump was served and no other is.  Raises SealpointError if one failed."""
+    how = _receiving(images, policy)
+
+    def serve(guest: Guest, admit: Callable[[], bool]) -> None:
+        note(page_server.receive(guest.connection, how, admit))
+
+    crowd = Guests(listener, serve, patience=_PATIENCE, say=warn, single=False)
+    for guest in crowd.run():
+        if guest.error is not None:
+            raise guest.error
 
 
 def answer(data: bytes, parent: int) -> tuple[int, bytes]:
@@ -88,7 +115,7 @@ def answer(data: bytes, parent: int) -> tuple[int, bytes]:
             with socket.socket(fileno=number) as given:
                 response.ps.pid = _forked(given, images, journal, policy, listens=False)
         else:
-            with page_server.listen(options.ps.address, options.ps.port) as listener:
+            with guests.listen(options.ps.address, options.ps.port) as listener:
                 response.ps.port = listener.getsockname()[1]
                 response.ps.pid = _forked(listener, images, journal, policy, listens=True)
     except Exception as error:
@@ -101,20 +128,27 @@ def _forked(
     source: socket.socket,
     images: int,
     journal: Journal,
-    policy: TrustPolicy | None,
+    policy: TrustPolicy,
     *,
     listens: bool,
 ) -> int:
     pid = os.fork()
     if pid:
         return pid
+
+    def note(stored: Received) -> None:
+        name = os.path.basename(stored.path)
+        journal.say(f"stored {name}, {stored.size} bytes", "Info ")
+
     code = 1
     try:
         os.setsid()
         release_descriptors(sorted({source.fileno(), images, journal.directory}))
-        with source.accept()[0] if listens else source as connection:
-            stored = _store(connection, f"/proc/self/fd/{images}", policy)
-        journal.say(f"stored {os.path.basename(stored.path)}, {stored.size} bytes", "Info ")
+        where = f"/proc/self/fd/{images}"
+        if listens:
+            _serve_guests(source, where, policy, note, journal.say)
+        else:
+            note(page_server.receive(source, _receiving(where, policy)))
         code = 0
     except SealpointError as error:
         journal.say(error.message)
@@ -124,19 +158,21 @@ def _forked(
         os._exit(code)
 
 
-def _store(
-    connection: socket.socket, images: str, policy: TrustPolicy | None
-) -> page_server.Received:
-    return page_server.receive(
-        connection,
-        images,
-        pages_file.file_name,
-        lambda fd, checkpoint_id: pages_file.check_stored(fd, checkpoint_id, policy),
+def _receiving(images: str, policy: TrustPolicy) -> page_server.Receiving:
+    return page_server.Receiving(
+        directory=images,
+        name=pages_file.file_name,
+        check_proof=lambda proof, nonce: peer.check(proof, policy, peer.PAGE_SERVER, nonce),
+        front=lambda: Front(policy).feed,
+        check=lambda fd, checkpoint_id: pages_file.check_stored(fd, checkpoint_id, policy),
     )
 
 
-def _policy(config: Config) -> TrustPolicy | None:
-    """Whom a sender's file must be signed by, if the configuration says so."""
+def _policy(config: Config) -> TrustPolicy:
+    """Whom a sender must be.  Raises PolicyError where the configuration does not say."""
     if not config.names_trust:
-        return None
+        raise PolicyError(
+            "the page server does not know whom to believe: anybody could fill its disk",
+            hint=f"set trust in {configuration.SYSTEM_PATH} to the signers of the dumps",
+        )
     return config.policy()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 from sealpoint import config as configuration
 from sealpoint import process
-from sealpoint.checkpoint import evidence, pages_file
+from sealpoint.checkpoint import evidence, pages_file, peer
 from sealpoint.checkpoint.access import signing_by, wrap_for
 from sealpoint.checkpoint.admission import Admission, describe
 from sealpoint.checkpoint.builder import CheckpointBuilder
@@ -120,6 +121,8 @@ class DumpWork:
         self._increment = Increment(step, directory, config, say)
         self._out = OutputFile(_path(directory), force=True)  # as CRIU does, but only when complete
         self._pages_out = pages_out
+        if pages_out is not None:
+            pages_out.prove = partial(peer.prove, self._signing, peer.PAGE_SERVER)
         self._builders: list[CheckpointBuilder] = []
         try:
             for out in (self._out, pages_out):

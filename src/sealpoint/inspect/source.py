@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from sealpoint.errors import FileError, SealpointError, UsageError
+from sealpoint.errors import FileError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC, Role
 from sealpoint.keys.load import in_file
 
@@ -213,6 +213,7 @@ class Access:
     policy: Callable[[], TrustPolicy]
     stores: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
+    limit: int | None = None  # bytes that are held of what comes from a pipe
 
     def opening(self) -> Opening:
         """How readers open a sealed file: what lies beside it may be missing until it is needed."""
@@ -243,8 +244,11 @@ def find_source(path: str, access: Access) -> Source:
         return _open_directory(path, access)
     from sealpoint.store.source import open_source as open_fd
 
-    fd = open_fd(path)
     label = "standard input" if path == "-" else path
+    try:
+        fd = open_fd(path, limit=access.limit, admit=_Admission(label, access).feed)
+    except (FileError, PolicyError) as error:
+        raise in_file(error, label) from None
     archive: Source | None = None
     try:
         head = os.pread(fd, HEAD, 0)
@@ -266,7 +270,37 @@ def find_source(path: str, access: Access) -> Source:
     if archive is not None:
         return _decrypted(archive, access)
     os.close(fd)
-    raise UsageError(
+    raise _neither(label)
+
+
+class _Admission:
+    """Judges what comes from a pipe before it is held: a sealed file by its signer, anything else by its kind."""
+
+    def __init__(self, label: str, access: Access) -> None:
+        self._label, self._access = label, access
+        self._head = bytearray()
+        self._front: Callable[[memoryview], None] | None = None
+
+    def feed(self, piece: memoryview) -> None:
+        """Raises FileError, PolicyError, UsageError."""
+        if self._front is not None:
+            self._front(piece)
+            return
+        if len(self._head) >= HEAD:
+            return
+        self._head += piece
+        head = bytes(self._head[:HEAD])
+        if head.startswith(MAGIC):
+            from sealpoint.checkpoint.front import Front
+
+            self._front = Front(self._access.policy()).feed
+            self._front(memoryview(self._head))
+        elif len(head) == HEAD and not is_container(head):
+            raise _neither(self._label)
+
+
+def _neither(label: str) -> UsageError:
+    return UsageError(
         f"{label} is neither a sealed file nor an archive (tar, tar.gz, tar.zst)",
         hint="one image is read by: sealpoint crit; a dump is named by its directory",
     )

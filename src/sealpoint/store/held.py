@@ -8,21 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Final
 
+from sealpoint.store import limits
 from sealpoint.store.link import LinkError
 from sealpoint.store.output import Buffer, Target
-
-_SHARE: Final = 0.5  # of the memory that is available
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping (/proc/meminfo); 0 if the kernel does not tell."""
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 class HeldOutput:
@@ -31,7 +20,7 @@ class HeldOutput:
     def __init__(self, out: Target, limit: int | None = None) -> None:
         """limit: bytes that may wait; by default half of the memory that is available."""
         self._out = out
-        self._limit = int(available_memory() * _SHARE) if limit is None else limit
+        self._limit = limits.memory_share() if limit is None else limit
         self._waiting: deque[bytes] = deque()
         self._size = 0  # bytes of what waits or is being sent
         self._changed = threading.Condition()

@@ -22,6 +22,7 @@ _MAX_DATA: Final = (
     4 << 20
 )  # bytes of one DATA message that is accepted; a frame is at most a chunk and its framing
 _MAX_OTHER: Final = 4096  # bytes of any other message
+_MAX_PROOF: Final = 128 << 10  # bytes: certificates may be in it
 _MAX_REASON: Final = 1024  # bytes of the text of a STOP
 _PIECE: Final = 1 << 20
 
@@ -37,8 +38,12 @@ class Kind(enum.IntEnum):
     GO = 6  # sender: the tree has ended here
     RUNNING = 7  # receiver: it runs
     STOP = 8  # either: this side gives up; the text says why
+    PROOF = 9  # sender: who it is, signed over the session
     OFFER = 10  # sender: how large the next file can become
     ROOM = 11  # receiver: there is room for it
+
+
+_MAX: Final = {int(Kind.DATA): _MAX_DATA, int(Kind.PROOF): _MAX_PROOF}
 
 
 class LinkError(SystemEnvironmentError):
@@ -101,7 +106,7 @@ class Link:
         head = self._read_exactly(_HEAD.size, patience or self.patience)
         number, size = _HEAD.unpack(head)
         known = number in Kind.__members__.values()
-        if not known or size > (_MAX_DATA if number == Kind.DATA else _MAX_OTHER):
+        if not known or size > _MAX.get(number, _MAX_OTHER):
             raise LinkError(f"{self.peer} does not speak as sealpoint does")
         return Kind(number), size
 
@@ -244,26 +249,6 @@ def connect(host: str, port: int, *, patience: float) -> Link:
         reason = error.strerror or str(error)
         raise SystemEnvironmentError(f"cannot connect to {host}:{port}: {reason}") from None
     return Link.of_socket(connection, peer=f"{host}:{port}", patience=patience)
-
-
-def accept(host: str, port: int, *, patience: float, wait: float) -> Link:
-    """Listen, and take the first connection.  wait: seconds for it.  Raises SystemEnvironmentError."""
-    try:
-        with socket.create_server((host, port), family=_family(host)) as server:
-            server.settimeout(wait)
-            connection, address = server.accept()
-    except TimeoutError:
-        raise SystemEnvironmentError(
-            f"nobody connected to {host}:{port} within {wait:.0f} s"
-        ) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SystemEnvironmentError(f"cannot listen on {host}:{port}: {reason}") from None
-    return Link.of_socket(connection, peer=f"{address[0]}:{address[1]}", patience=patience)
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _prepare(fd: int, patience: float) -> None:

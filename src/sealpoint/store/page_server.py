@@ -2,7 +2,8 @@
 
 Both ends are sealpoint's; docs/spec.md has the protocol.  The receiver needs no key and learns what the file shows to
 an outsider.  A stock CRIU on either side is told apart by the first bytes, before anything is sent or stored.
-Nothing here authenticates the peer: whoever can take its place can lose the file, but not read or change it unnoticed.
+The sender proves who it is over a nonce of the receiver before it sends anything.  The receiver proves nothing: whoever
+can take its place can lose the file, but not read or change it unnoticed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import blake3
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import PREAMBLE_SIZE
 from sealpoint.format.preamble import Preamble
+from sealpoint.store import limits
 from sealpoint.store.output import Buffer, OutputFile, write_all
 
 MAGIC: Final = b"\x89SEALPS\n"  # CRIU takes it for a command that does not exist, and hangs up
-_VERSION: Final = 1
+_VERSION: Final = 2
 _HELLO: Final = struct.Struct(
     "<8sHxxxxxx16s32x"
 )  # longer than any request of CRIU's, which it could wait for
@@ -33,13 +35,23 @@ _END: Final = struct.Struct("<Q32s")
 _ANSWER: Final = struct.Struct("<8sBxH")
 _MAX_RECORD: Final = 1024 * 1024
 _MAX_TEXT: Final = 1024
-_OK, _FAILED = 0, 1
+_OK, _FAILED, _CHALLENGE = 0, 1, 2
+_PROOF: Final = struct.Struct("<I")
+_MAX_PROOF: Final = 128 * 1024
+NONCE_SIZE: Final = 32
 
 _CONNECT_PATIENCE: Final = 20.0  # seconds for a connection, and for the first answer
 _DURABLE_PATIENCE: Final = 600.0  # seconds for the far side's disk
+_IDLE_PATIENCE: Final = (
+    600.0  # seconds in which a sender that has proved who it is may send nothing: its tree is slow
+)
 _LINK_PATIENCE: Final = 60  # seconds without a sign of life of the other machine
 _GOODBYE: Final = 5.0  # seconds in which a sender takes note of our refusal
 
+Prove = Callable[[bytes], bytes]
+"""nonce -> proof of who sends."""
+CheckProof = Callable[[bytes, bytes], None]
+"""(proof, nonce) -> None, or raises SealpointError."""
 Check = Callable[[int, bytes], None]
 """(descriptor of a complete file, checkpoint id) -> None, or raises SealpointError: it shall not be kept."""
 
@@ -74,19 +86,6 @@ def over(number: int) -> PageServerOutput:
     return PageServerOutput(connection, "the page server")
 
 
-def listen(address: str, port: int) -> socket.socket:
-    """For one connection; at every address if none is given.  Raises SystemEnvironmentError."""
-    try:
-        found = socket.getaddrinfo(
-            address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=1)
-    except (OSError, OverflowError) as error:
-        raise SystemEnvironmentError(
-            f"cannot listen at {address or 'any address'} port {port}: {_reason(error)}"
-        ) from None
-
-
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
@@ -98,6 +97,7 @@ class PageServerOutput:
         """Takes the connection over.  name: of the page server, for messages."""
         self._connection = connection
         self._name = name
+        self.prove: Prove = lambda _: b""  # who dumps sets it
         self._state = blake3.blake3()
         self._size = 0
         self._greeted = self._ended = False
@@ -110,6 +110,9 @@ class PageServerOutput:
         write_all(
             self._connection.fileno(), [_HELLO.pack(MAGIC, _VERSION, checkpoint_id)], self._name
         )
+        nonce = self._await_answer(_CHALLENGE)
+        proof = self.prove(nonce)
+        write_all(self._connection.fileno(), [_PROOF.pack(len(proof)), proof], self._name)
         self._await_answer()
         self._connection.settimeout(None)
         self._greeted = True
@@ -156,20 +159,24 @@ class PageServerOutput:
         self._await_answer()
         self.committed = True
 
-    def _await_answer(self) -> None:
+    def _await_answer(self, wanted: int = _OK) -> bytes:
+        """What came with the answer."""
         try:
             head = _exactly(self._connection, _ANSWER.size, begins=MAGIC)
             magic, status, size = _ANSWER.unpack(head) if head else (b"", 0, 0)
             if magic != MAGIC or size > _MAX_TEXT:
                 raise self._stranger()
-            text = _exactly(self._connection, size).decode(errors="replace")
+            body = _exactly(self._connection, size)
         except TimeoutError:
             raise SystemEnvironmentError(f"{self._name} does not answer") from None
         except OSError:
             raise self._stranger() from None
-        if status != _OK:
-            shown = "".join(c if c.isprintable() else "?" for c in text)
+        if status != wanted:
+            if status == _OK:
+                raise self._stranger()
+            shown = "".join(c if c.isprintable() else "?" for c in body.decode(errors="replace"))
             raise SystemEnvironmentError(f"{self._name} refused: {shown or 'no reason given'}")
+        return body
 
     def _stranger(self) -> SealpointError:
         if self._greeted:
@@ -195,10 +202,25 @@ class PageServerOutput:
         self._connection.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Receiving:
+    """How a page server takes files.
+
+    directory: where they go; name: checkpoint id -> a file's name there; check_proof: of who sends; front: for each
+    file a call that judges its pieces as they arrive; check: of the complete file.  Each may raise SealpointError.
+    """
+
+    directory: str
+    name: Callable[[bytes], str]
+    check_proof: CheckProof
+    front: Callable[[], Callable[[memoryview], None]]
+    check: Check
+
+
 def receive(
-    connection: socket.socket, directory: str, name: Callable[[bytes], str], check: Check
+    connection: socket.socket, how: Receiving, admit: Callable[[], bool] = lambda: True
 ) -> Received:
-    """Store one file.  name: checkpoint id -> the file's name in the directory.
+    """Store one file.  admit: called when the sender has proved who it is.
 
     Raises SealpointError, which the sender is told; nothing is kept then.
     """
@@ -215,22 +237,39 @@ def receive(
         )
     try:
         if version != _VERSION:
-            raise SystemEnvironmentError(f"the sender speaks version {version}, this is {_VERSION}")
-        with OutputFile(os.path.join(directory, name(checkpoint_id))) as out:
-            _answer(connection, _OK, "")
-            size = _store(connection, out)
-            check(out.fd, checkpoint_id)
+            raise SystemEnvironmentError(
+                f"the sender speaks version {version} of the page server's protocol, this is {_VERSION}",
+                hint="install the same sealpoint on both machines",
+            )
+        _check_sender(connection, how.check_proof)
+        admit()
+        connection.settimeout(_IDLE_PATIENCE)
+        with OutputFile(os.path.join(how.directory, how.name(checkpoint_id))) as out:
+            _answer(connection, _OK, b"")
+            size = _store(connection, out, how.front())
+            how.check(out.fd, checkpoint_id)
             out.commit()
-        _answer(connection, _OK, "")
+        _answer(connection, _OK, b"")
     except SealpointError as error:
         _refuse(connection, error.message)
         raise
     return Received(out.path, size)
 
 
-def _store(connection: socket.socket, out: OutputFile) -> int:
+def _check_sender(connection: socket.socket, check: CheckProof) -> None:
+    nonce = os.urandom(NONCE_SIZE)
+    _answer(connection, _CHALLENGE, nonce)
+    (length,) = _PROOF.unpack(_need(connection, _PROOF.size))
+    if length > _MAX_PROOF:
+        raise SystemEnvironmentError("the sender's proof is too long")
+    check(_need(connection, length), nonce)
+
+
+def _store(connection: socket.socket, out: OutputFile, front: Callable[[memoryview], None]) -> int:
     buffer = memoryview(bytearray(_MAX_RECORD))
     state, size = blake3.blake3(), 0
+    where = os.path.dirname(out.path)
+    allowance = limits.Allowance(None, where, where)
     while True:
         (length,) = _RECORD.unpack(_need(connection, _RECORD.size))
         if length == 0:
@@ -239,6 +278,8 @@ def _store(connection: socket.socket, out: OutputFile) -> int:
             raise SystemEnvironmentError("the sender's stream is damaged")
         piece = buffer[:length]
         _fill(connection, piece)
+        front(piece)
+        allowance.take(length)
         state.update(piece)
         out.write(piece)
         size += length
@@ -260,6 +301,8 @@ def _fill(connection: socket.socket, out: memoryview) -> None:
             if not size:
                 raise SystemEnvironmentError("the sender went away before the file was complete")
             out = out[size:]
+    except TimeoutError:
+        raise SystemEnvironmentError("the sender is silent") from None
     except OSError as error:
         raise SystemEnvironmentError(f"the sender is gone: {error.strerror}") from None
 
@@ -275,9 +318,7 @@ def _exactly(connection: socket.socket, size: int, *, begins: bytes = b"") -> by
     return bytes(data)
 
 
-def _answer(connection: socket.socket, status: int, text: str) -> None:
-    raw = text.encode()[:_MAX_TEXT]
-    raw = raw.decode(errors="ignore").encode()
+def _answer(connection: socket.socket, status: int, raw: bytes) -> None:
     try:
         connection.sendall(_ANSWER.pack(MAGIC, status, len(raw)) + raw)
     except OSError as error:
@@ -287,7 +328,8 @@ def _answer(connection: socket.socket, status: int, text: str) -> None:
 def _refuse(connection: socket.socket, reason: str) -> None:
     """Say why, and let the sender take note: to hang up on unread data would take the answer back."""
     try:
-        _answer(connection, _FAILED, reason)
+        raw = reason.encode()[:_MAX_TEXT].decode(errors="ignore").encode()
+        _answer(connection, _FAILED, raw)
         connection.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + _GOODBYE
         while (left := deadline - time.monotonic()) > 0:

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from sealpoint import ownership
 from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.store import limits
 from sealpoint.store.output import OutputFile
 
 DEFAULT_DIRECTORY: Final = "/var/lib/sealpoint/received"
@@ -64,13 +65,17 @@ def make_directory(path: str) -> None:
 class Received:
     """The directory of one migration, held by a lock while its receiver lives.  `close` lets go of it."""
 
-    def __init__(self, root: str, name: str) -> None:
-        """name: distinguishes migrations of the same second.  Raises SystemEnvironmentError."""
+    def __init__(self, root: str, name: str, limit: int | None = None) -> None:
+        """name: distinguishes migrations of the same second; limit: bytes of all files, None for what is free.
+
+        Raises SystemEnvironmentError.
+        """
         make_directory(root)
         self.root = os.path.realpath(root)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.path = f"{self.root}/{stamp}-{name}"
         self._count = 0
+        self._allowance = None if limit is None else limits.Allowance(limit, self.root)
         try:
             os.mkdir(self.path, 0o700)
             self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -82,6 +87,8 @@ class Received:
 
     def next_file(self, bound: int) -> OutputFile:
         """The next sealed file, with room for `bound` bytes.  Raises SystemEnvironmentError if there is none."""
+        if self._allowance is not None and bound > self._allowance.left:
+            raise limits.too_large(self._allowance.left, self.root, bound)
         self._count += 1
         out = OutputFile(f"{self.path}/{self._count:02}{_SUFFIX}")
         try:
@@ -90,6 +97,11 @@ class Received:
             out.close()
             raise
         return out
+
+    def take(self, size: int) -> None:
+        """Count bytes that have arrived.  Raises SystemEnvironmentError if that is too much."""
+        if self._allowance is not None:
+            self._allowance.take(size)
 
     def set_stage(self, stage: Stage) -> None:
         """Durable when this returns.  Raises SystemEnvironmentError."""
@@ -198,7 +210,7 @@ def _reserve(fd: int, size: int, where: str) -> None:
     status = os.fstatvfs(fd)
     free = status.f_bavail * status.f_frsize
     try:
-        if size <= free:
+        if size <= limits.space_share(where):
             _fallocate(
                 fd, size
             )  # the file itself does not grow by that; `trim` gives back what was not needed
@@ -207,7 +219,7 @@ def _reserve(fd: int, size: int, where: str) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise SystemEnvironmentError(f"cannot keep it in {where}: {error.strerror}") from None
     raise SystemEnvironmentError(
-        f"no space left in {where}: up to {size} bytes are to come, {free} are free",
+        f"no space left in {where}: up to {size} bytes are to come, {free} are free, and a tenth of that stays free",
         hint="free some space, or name another directory with --keep",
     )
 

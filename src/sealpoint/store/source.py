@@ -13,20 +13,33 @@ import time
 from collections.abc import Callable, Iterator
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.store import limits
 from sealpoint.store.output import write_all
 
 _STEP = 1024 * 1024
+Admit = Callable[[memoryview], None]
+
+
+def _anything(_: memoryview) -> None:
+    """Whatever comes is held."""
 
 
 def open_source(
-    path: str, *, spool: str | None = None, progress: Callable[[int], None] = lambda _: None
+    path: str,
+    *,
+    spool: str | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+    limit: int | None = None,
+    admit: Admit = _anything,
 ) -> int:
     """A seekable descriptor of a sealed file; "-" is standard input.  The caller closes it.
+
+    limit, admit: of what is held; see `hold_from`.
 
     Raises UsageError (no such file, a terminal), SystemEnvironmentError (cannot read, no space to hold it).
     """
     if path == "-":
-        return _from_stdin(spool, progress)
+        return _from_stdin(spool, progress, limit, admit)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -40,18 +53,20 @@ def open_source(
     if stat.S_ISFIFO(mode):
         fifo = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return hold(fifo, spool, progress)
+            return hold(fifo, spool, progress, limit, admit)
         finally:
             os.close(fifo)
     raise UsageError(f"{path} is not a file", hint="name a sealed file, or - for standard input")
 
 
-def _from_stdin(spool: str | None, progress: Callable[[int], None]) -> int:
+def _from_stdin(
+    spool: str | None, progress: Callable[[int], None], limit: int | None, admit: Admit
+) -> int:
     if os.isatty(0):
         raise UsageError("standard input is a terminal", hint="pipe a sealed checkpoint into it")
     if stat.S_ISREG(os.fstat(0).st_mode):
         return os.dup(0)
-    return hold(0, spool, progress)
+    return hold(0, spool, progress, limit, admit)
 
 
 def lock(fd: int, *, exclusive: bool, patience: float) -> bool:
@@ -83,23 +98,36 @@ def unlock(fd: int) -> None:
         pass
 
 
-def hold(fd: int, spool: str | None, progress: Callable[[int], None] = lambda _: None) -> int:
+def hold(
+    fd: int,
+    spool: str | None,
+    progress: Callable[[int], None] = lambda _: None,
+    limit: int | None = None,
+    admit: Admit = _anything,
+) -> int:
     """Read `fd` to its end into memory or an unlinked file in `spool`; returns a descriptor of that."""
     if stat.S_ISFIFO(os.fstat(fd).st_mode):
         try:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _STEP)
         except OSError:
             pass  # only slower
-    return hold_from(lambda buffer: _read(fd, buffer), spool, progress)
+    return hold_from(lambda buffer: _read(fd, buffer), spool, progress, limit, admit)
 
 
 def hold_from(
     read: Callable[[memoryview], int],
     spool: str | None,
     progress: Callable[[int], None] = lambda _: None,
+    limit: int | None = None,
+    admit: Admit = _anything,
 ) -> int:
-    """As `hold`; read: fills a buffer and returns how many bytes, 0 at the end.  Raises SystemEnvironmentError."""
+    """As `hold`; read: fills a buffer and returns how many bytes, 0 at the end.
+
+    limit: bytes that are held at most, by default what `limits` says; admit: gets each piece before it is held, and
+    raises if it is nothing to be held.  Raises SystemEnvironmentError.
+    """
     where = "memory" if spool is None else spool
+    allowance = limits.Allowance(limit, where, spool)
     try:
         held = _memory() if spool is None else _unlinked(spool)
     except OSError as error:
@@ -109,6 +137,8 @@ def hold_from(
     try:
         buffer = memoryview(bytearray(_STEP))
         while size := read(buffer):
+            admit(buffer[:size])
+            allowance.take(size)
             write_all(held, [buffer[:size]], where)
             progress(size)
         if spool is None:
