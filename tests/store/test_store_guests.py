@@ -113,8 +113,8 @@ def test_several_are_served_at_once_and_it_ends_when_none_is_left(listener: sock
     both = threading.Barrier(2)
 
     def together(guest: Guest, admit: Callable[[], bool]) -> None:
-        guest.connection.recv(1)
-        admit()
+        if not guest.connection.recv(1) or not admit():
+            return
         both.wait(60)  # neither could get here if they came one after the other
 
     found: list[Guest] = []

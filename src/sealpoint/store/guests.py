@@ -65,6 +65,7 @@ class Guests:
         self._lock = threading.Lock()
         self._admitted: list[Guest] = []
         self._said = 0
+        self._closing = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def run(self, wait: float | None = None) -> list[Guest]:
@@ -82,6 +83,8 @@ class Guests:
                     )
                 self._step(end)
         finally:
+            with self._lock:
+                self._closing = True
             for guest in self._guests:
                 if not guest.admitted or not guest.ended:
                     guest.cut()
@@ -144,7 +147,7 @@ class Guests:
 
     def _admit(self, guest: Guest) -> bool:
         with self._lock:
-            if self._single and self._admitted:
+            if self._closing or (self._single and self._admitted):
                 return False
             guest.admitted = True
             self._admitted.append(guest)

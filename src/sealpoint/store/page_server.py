@@ -242,7 +242,8 @@ def receive(
                 hint="install the same sealpoint on both machines",
             )
         _check_sender(connection, how.check_proof)
-        admit()
+        if not admit():
+            raise SystemEnvironmentError("the page server has ended")
         connection.settimeout(_IDLE_PATIENCE)
         with OutputFile(os.path.join(how.directory, how.name(checkpoint_id))) as out:
             _answer(connection, _OK, b"")
