@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -50,6 +51,12 @@ def start(
     return thread, found, said
 
 
+def wait_for(said: list[str]) -> None:
+    """Until something was said: the end of a test comes otherwise."""
+    while not said:
+        time.sleep(0.002)
+
+
 def test_the_address_is_loopback_unless_one_is_named(listener: socket.socket) -> None:
     assert listener.getsockname()[0] == "127.0.0.1"
 
@@ -73,6 +80,7 @@ def test_who_proves_nothing_in_time_has_to_go(drip: bytes, listener: socket.sock
         stranger.sendall(drip)
         stranger.settimeout(60)
         assert stranger.recv(1) == b""  # it was ended
+    wait_for(said)
     with connect(listener) as friend:
         friend.sendall(PASS)
         assert friend.recv(100) == b"come in"
@@ -88,6 +96,7 @@ def test_a_stranger_does_not_use_up_the_only_admission_and_is_told_of(
     with connect(listener) as stranger:
         stranger.sendall(b"foeman")
         assert stranger.recv(1) == b""
+    wait_for(said)
     with connect(listener) as friend:
         friend.sendall(PASS)
         assert friend.recv(100) == b"come in"
