@@ -103,6 +103,7 @@ def test_the_criu_that_was_set_up_with_sealpoint_is_found(
     broken.chmod(0o755)
     sealpoint.environment["PATH"] = f"{broken.parent}:{os.environ['PATH']}"
     sealpoint.run("dump", "-t", undisturbed.pid, "-o", out, *keys.seal, "--leave-running").ok()
+    out.unlink()
 
 
 @pytest.mark.parametrize(
