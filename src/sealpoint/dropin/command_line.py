@@ -145,7 +145,9 @@ def _receive(link: socket.socket, patience: float | None) -> tuple[dict[str, Any
     """A message and its descriptors; empty if there comes none."""
     link.settimeout(patience)
     try:
-        data, fds, _, _ = socket.recv_fds(link, _MAX_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _, _ = socket.recv_fds(link, _MAX_MESSAGE, 1)
+        for fd in fds:
+            os.set_inheritable(fd, False)  # `recv_fds` ignores MSG_CMSG_CLOEXEC
         message = json.loads(data or b"{}")
     except (OSError, ValueError):
         return {}, []
