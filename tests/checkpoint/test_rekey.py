@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 
@@ -23,6 +22,7 @@ from sealpoint.format.constants import PREAMBLE_SIZE, Roots
 from sealpoint.format.preamble import Preamble
 from sealpoint.format.writer import UNSIGNED
 from sealpoint.keys import load_trust, passphrase_recipient
+from sealpoint.store import locks
 
 OBJECTS = {
     "pstree.img": (b"tree", attributes()),
@@ -208,9 +208,8 @@ def test_without_an_interruption_repair_changes_nothing(keys, file):
 
 
 def test_a_second_rekey_at_the_same_time_is_refused(keys, others, file):
-    fd = os.open(file, os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    with pytest.raises(SystemEnvironmentError, match="another process"):
+    fd = os.open(file, os.O_RDWR)
+    with locks.writing(fd, file), pytest.raises(SystemEnvironmentError, match="another process"):
         change(keys, file, add=[others.recipient])
     os.close(fd)
     change(keys, file, add=[others.recipient])

@@ -33,9 +33,8 @@ from sealpoint.keys.load import in_file
 from sealpoint.keys.scope import Claim
 from sealpoint.keys.trust import Reason
 from sealpoint.store.chunk_directory import ChunkFinder
-from sealpoint.store.source import lock, open_source, unlock
-
-_REKEY = 5.0  # seconds that a reader waits for a rekey of the file to end
+from sealpoint.store.locks import read_settled
+from sealpoint.store.source import open_source
 
 
 def wrap_for(
@@ -173,9 +172,11 @@ class CheckedFile:
         stores: Sequence[str] = (),
     ) -> CheckedFile:
         """From a seekable descriptor, which it takes over if it succeeds.  Raises FileError, PolicyError."""
-        lock(fd, exclusive=False, patience=_REKEY)
-        authentic, signers = authenticate(fd, policy, repair=repair)
-        unlock(fd)
+        authentic, signers = read_settled(
+            fd,
+            lambda: authenticate(fd, policy, repair=repair),
+            lambda found: found[0].interrupted,
+        )
         return cls(fd, authentic, signers, path, tuple(stores))
 
     def close(self) -> None:

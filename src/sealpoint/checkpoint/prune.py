@@ -12,7 +12,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import blake3
 
@@ -39,10 +39,9 @@ from sealpoint.format.reader import AuthenticFile, SealedFile
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import Signing
 from sealpoint.keys import TrustPolicy
-from sealpoint.store.source import lock
+from sealpoint.store.locks import writing
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
-_PATIENCE: Final = 5.0  # seconds to wait for readers of the header, and for a rekey
 
 
 class Pruned(NamedTuple):
@@ -148,27 +147,26 @@ def _prune_file(
     except OSError as error:
         raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
     try:
-        if not lock(fd, exclusive=True, patience=_PATIENCE):
-            raise SystemEnvironmentError(f"{path} is in use")
-        repair(fd)
-        authentic, _ = authenticate(fd, policy)
-        if authentic.reference != state.reference:
-            raise FileError(f"{path} is another file than the one that the child continues")
-        before = authentic.prune
-        if before is not None:
-            known = (before.child.checkpoint_id, before.child.origin_digest)
-            if known not in newer:
-                raise PolicyError(
-                    "parts of it were freed for a checkpoint that is not in this chain"
-                )
-        wanted = set(_frames(authentic.index, state.layout, needed))
-        old = set() if before is None else set(before.positions())
-        if wanted - old:
-            statement = _statement(authentic, child, wanted | old, signing)
-            _append(fd, authentic, signing.envelope(PRUNE_TYPE, statement.encode()))
-        if wanted or old:  # those of before as well: their emptying may have been interrupted
-            _punch(fd, authentic.index, sorted(wanted | old))
-        return sum(_size(authentic.index, p) for p in wanted - old)
+        with writing(fd, path):
+            repair(fd)
+            authentic, _ = authenticate(fd, policy)
+            if authentic.reference != state.reference:
+                raise FileError(f"{path} is another file than the one that the child continues")
+            before = authentic.prune
+            if before is not None:
+                known = (before.child.checkpoint_id, before.child.origin_digest)
+                if known not in newer:
+                    raise PolicyError(
+                        "parts of it were freed for a checkpoint that is not in this chain"
+                    )
+            wanted = set(_frames(authentic.index, state.layout, needed))
+            old = set() if before is None else set(before.positions())
+            if wanted - old:
+                statement = _statement(authentic, child, wanted | old, signing)
+                _append(fd, authentic, signing.envelope(PRUNE_TYPE, statement.encode()))
+            if wanted or old:  # those of before as well: their emptying may have been interrupted
+                _punch(fd, authentic.index, sorted(wanted | old))
+            return sum(_size(authentic.index, p) for p in wanted - old)
     finally:
         os.close(fd)
 

@@ -20,15 +20,14 @@ from sealpoint.errors import (
 )
 from sealpoint.format.constants import Roots, StanzaKind
 from sealpoint.format.preamble import Preamble
+from sealpoint.format.raw import read_exactly
 from sealpoint.format.reader import AuthenticFile
 from sealpoint.format.slot import Slot, encode_slot, make_slot
 from sealpoint.format.stanza import Stanza
 from sealpoint.format.writer import Signing, sign_slot
 from sealpoint.keys import Identity, Recipient, TrustPolicy
 from sealpoint.keys.load import in_file
-from sealpoint.store.source import lock
-
-_READERS = 1.0  # seconds to wait for those who read the header
+from sealpoint.store.locks import writing
 
 
 class RekeyRequest(NamedTuple):
@@ -68,9 +67,8 @@ def rekey(path: str, request: RekeyRequest) -> RekeyResult:
     except OSError as error:
         raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
     try:
-        if not lock(fd, exclusive=True, patience=_READERS):
-            raise SystemEnvironmentError(f"{path} is being rekeyed by another process")
-        return _rekey(fd, request, changes=changes)
+        with writing(fd, path):
+            return _rekey(fd, request, changes=changes)
     except (FileError, PolicyError) as error:
         raise in_file(error, path) from None
     finally:
@@ -129,9 +127,20 @@ def _check(stanzas: list[Stanza]) -> None:
 
 
 def _replace(fd: int, authentic: AuthenticFile, slot: Slot) -> None:
+    """The old slot is zeroed only if both are what they should be: a writer elsewhere may not know of our lock."""
     preamble, old = authentic.file.preamble, authentic.slot_number
-    _write_slot(fd, preamble, 1 - old, encode_slot(slot, preamble.slot_size))
-    _write_slot(fd, preamble, old, bytes(preamble.slot_size))
+    new, size = encode_slot(slot, preamble.slot_size), preamble.slot_size
+    before, idle = encode_slot(authentic.slot, size), bytes(size)
+    _require_slots(fd, preamble, old, before, idle)
+    _write_slot(fd, preamble, 1 - old, new)
+    _require_slots(fd, preamble, old, before, new)
+    _write_slot(fd, preamble, old, idle)
+
+
+def _require_slots(fd: int, preamble: Preamble, old: int, before: bytes, other: bytes) -> None:
+    found = [read_exactly(fd, preamble.slot_size, preamble.slot_offset(n)) for n in (old, 1 - old)]
+    if found != [before, other]:
+        raise SystemEnvironmentError("the header was changed by another process meanwhile")
 
 
 def _write_slot(fd: int, preamble: Preamble, number: int, data: bytes) -> None:

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
@@ -67,35 +66,6 @@ def _from_stdin(
     if stat.S_ISREG(os.fstat(0).st_mode):
         return os.dup(0)
     return hold(0, spool, progress, limit, admit)
-
-
-def lock(fd: int, *, exclusive: bool, patience: float) -> bool:
-    """Take an advisory lock on a sealed file; False if it is not free within `patience` seconds.
-
-    A rekey holds it exclusively while it writes, a reader shared while it reads the header, so that no reader meets a
-    header that is half written.  Best effort: on file systems without locks everybody gets it.
-    """
-    operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(fd, operation | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.01)
-        except OSError:
-            return True
-        else:
-            return True
-
-
-def unlock(fd: int) -> None:
-    """Give the lock back before the descriptor is closed."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    except OSError:
-        pass
 
 
 def hold(
