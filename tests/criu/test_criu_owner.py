@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sealpoint.criu import binary
 from sealpoint.criu.binary import find
 from sealpoint.dropin import real
 from sealpoint.errors import SystemEnvironmentError
@@ -26,11 +27,12 @@ def criu(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", ["environment", "PATH", "configuration"])
+@pytest.mark.parametrize("how", ["environment", "PATH", "configuration", "set up with it"])
 @pytest.mark.parametrize("what", ["file", "directory", "writable"])
 @pytest.mark.parametrize("search", [find, real.find_real], ids=["own", "drop-in"])
 def test_root_runs_no_criu_that_others_can_change(criu, tmp_path, monkeypatch, how, what, search):
     monkeypatch.delenv("SEALPOINT_CRIU", raising=False)
+    monkeypatch.setattr(binary, "companion", lambda: str(criu) if how == "set up with it" else None)
     if how == "environment":
         monkeypatch.setenv("SEALPOINT_CRIU", str(criu))
     elif how == "PATH":

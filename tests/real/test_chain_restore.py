@@ -220,11 +220,14 @@ def test_freed_parents_restore_by_way_of_their_child_only(
     store = StateStore(str(tmp_path / "state"))
     for state in chain.states:
         store.save(state)
-    code = "from sealpoint.dropin import main; main()"
+    code = (
+        "from sealpoint import config; from sealpoint.dropin import main; "
+        f"config.SYSTEM_PATH = {str(config)!r}; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "dedup", "-D", str(chain.second.parent)],
         env={"PATH": f"{criu.parent}:{os.environ['PATH']}", "HOME": str(tmp_path),
-             "XDG_CONFIG_HOME": str(tmp_path / "config"), "SEALPOINT_CRIU": ""},
+             "SEALPOINT_CRIU": ""},
         capture_output=True,
         text=True,
     )  # fmt: skip

@@ -43,13 +43,13 @@ class DropIn:
         self.path.parent.mkdir()
         self.path.write_text(
             f"#!{sys.executable} -I\nimport sys\n\nsys.path.insert(0, {str(SOURCE)!r})\n"
-            "from sealpoint.dropin import main\n\nmain()\n"
+            "from sealpoint import config\nfrom sealpoint.dropin import main\n\n"
+            f"config.SYSTEM_PATH = {str(config)!r}\nmain()\n"
         )
         self.path.chmod(0o755)
         self.environment = {
             "PATH": f"{self.path.parent}:/usr/sbin:{os.environ['PATH']}",
             "HOME": str(directory),
-            "XDG_CONFIG_HOME": str(directory / "config"),
         }
 
     def run(self, *arguments: object, status: int = 0) -> str:
