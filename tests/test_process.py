@@ -38,7 +38,7 @@ def test_no_core_dumps_and_no_tracing_afterwards():
 
 
 def test_swap_that_cannot_be_avoided_is_a_warning(monkeypatch):
-    monkeypatch.setattr(process, "_swap_in_use", lambda: True)
+    monkeypatch.setattr(process, "swap_in_use", lambda: True)
     calls = []
 
     class Libc:
@@ -57,7 +57,7 @@ def test_swap_that_cannot_be_avoided_is_a_warning(monkeypatch):
 
 
 def test_without_swap_nothing_is_locked(monkeypatch):
-    monkeypatch.setattr(process, "_swap_in_use", lambda: False)
+    monkeypatch.setattr(process, "swap_in_use", lambda: False)
     monkeypatch.setattr(process.resource, "setrlimit", lambda *_: None)
     monkeypatch.setattr(process, "_libc", type("Libc", (), {"prctl": lambda *_: 0}))
     assert process.protect() == []

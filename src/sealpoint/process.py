@@ -32,14 +32,15 @@ def protect() -> list[str]:
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     libc = _libc()
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    if not _swap_in_use():
+    if not swap_in_use():
         return []
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
         return []
     return ["swap is on and memory cannot be locked: plaintext or keys could reach the swap device"]
 
 
-def _swap_in_use() -> bool:
+def swap_in_use() -> bool:
+    """Whether there is a swap device or file."""
     try:
         with open("/proc/swaps") as file:
             return len(file.readlines()) > 1

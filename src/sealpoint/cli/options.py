@@ -510,6 +510,11 @@ def protect() -> None:
 
     for warning in process.protect():
         warn(warning)
+    if process.swap_in_use():
+        from sealpoint.criu.private_dir import swap_warning
+
+        if said := swap_warning():
+            warn(said)
 
 
 def show_count(number: int, noun: str) -> str:

@@ -48,7 +48,7 @@ def detached(
             _syscall(_FSCONFIG, context, _SET_STRING, name.encode(), value.encode(), 0)
         for flag in optional_flags:
             try:
-                _syscall(_FSCONFIG, context, _SET_FLAG, flag.encode(), None, 0)
+                _set_flag(context, flag)
             except OSError:
                 continue
         _syscall(_FSCONFIG, context, _CMD_CREATE, None, None, 0)
@@ -63,6 +63,25 @@ def detached(
         return _syscall(_FSMOUNT, context, _CLOEXEC, attributes)
     finally:
         os.close(context)
+
+
+def keeps_off_swap() -> bool:
+    """Whether a tmpfs can be kept off swap here (Linux 6.4)."""
+    try:
+        context = _syscall(_FSOPEN, b"tmpfs", _CLOEXEC)
+    except OSError:
+        return True  # not permitted: then there will be no mount at all, and that is an error
+    try:
+        _set_flag(context, "noswap")
+    except OSError:
+        return False
+    finally:
+        os.close(context)
+    return True
+
+
+def _set_flag(context: int, name: str) -> None:
+    _syscall(_FSCONFIG, context, _SET_FLAG, name.encode(), None, 0)
 
 
 def attach(fd: int, directory: str) -> None:

@@ -3,7 +3,7 @@
 It is a tmpfs mounted nowhere (fsopen, fsmount: a detached mount): reachable only through a file descriptor, or by a
 process that works in it.  CRIU is started there, and finds its streaming socket, its work directory and its log under
 relative names: a path through /proc/PID would be anybody's once that process has died.  `noswap` keeps it off any swap
-device (Linux 6.4; older kernels go without).
+device (Linux 6.4; older kernels go without, and `swap_warning` says so).
 """
 
 from __future__ import annotations
@@ -12,8 +12,19 @@ import os
 from types import TracebackType
 from typing import Self
 
+from sealpoint import process
 from sealpoint.criu import mounts
 from sealpoint.errors import SystemEnvironmentError
+
+
+def swap_warning() -> str:
+    """What swap means for directories in memory; empty where there is none, or where they are kept off it."""
+    if not process.swap_in_use() or mounts.keeps_off_swap():
+        return ""
+    return (
+        "swap is on, and this kernel (older than Linux 6.4) cannot keep directories in memory off it:"
+        " what CRIU logs, and what podman writes, could reach the swap device"
+    )
 
 
 class PrivateDir:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sealpoint.criu.fuse import Attributes, Filesystem, FuseServer
-from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.criu.private_dir import PrivateDir, swap_warning
 from sealpoint.dropin.finding import Finding, fail, guarded, ok, warn
 from sealpoint.dropin.real import is_dropin
 
@@ -93,7 +93,10 @@ def private_directory() -> list[Finding]:
     """fsopen and fsmount of a tmpfs."""
     with PrivateDir() as directory:
         os.mkdir(f"{directory.path}/probe")
-    return [ok("kernel", "fsopen and fsmount work: private directories in memory")]
+    found = [ok("kernel", "fsopen and fsmount work: private directories in memory")]
+    if said := swap_warning():
+        found.append(warn("leaks", said, "encrypt swap (crypttab option swap), or swapoff -a"))
+    return found
 
 
 def swap() -> list[Finding]:
