@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import select
 import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sealpoint.criu import schema
+from sealpoint.criu import causes, schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.environment import environment
 from sealpoint.criu.gate import SCRIPT, Gate
@@ -210,51 +209,9 @@ class CriuRun:
 
     def failure(self, command: str, code: int) -> SealpointError:
         """The error to raise for a CRIU that ended with `code`."""
-        errors = _error_lines(self.log())
+        found = causes.cause(self.log())
+        if found.environment:
+            return SystemEnvironmentError(found.text, hint=found.hint)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
         message = f"criu {command} {how}"
-        if errors:
-            message += ": " + "; ".join(errors[-3:])
-        said = "\n".join(errors)
-        for pattern, text, hint in _KNOWN:
-            if re.search(pattern, said):
-                return SystemEnvironmentError(text, hint=hint)
-        hints = (hint for pattern, hint in _HINTS if re.search(pattern, said))
-        return CriuError(message, hint=next(hints))
-
-
-# What the log says -> what it means, and what to do
-_KNOWN = (
-    (
-        r"Unexpected rt vDSO area bounds",
-        "this CRIU does not run on this kernel (it does not know the kernel's vDSO)",
-        "install CRIU 4.0 or newer, or name one with --criu or SEALPOINT_CRIU",
-    ),
-    (
-        r"The criu itself is within dumped tree",
-        "sealpoint runs inside the process tree that it should dump",
-        "run it from another session, not from a child of the process",
-    ),
-    (
-        r"Can't get rlimit|Can't dump (?:foreign )?rlimit",
-        "CRIU may not read the limits of this process (CAP_SYS_RESOURCE is missing)",
-        "run sealpoint with CAP_SYS_RESOURCE, or dump a process of root",
-    ),
-)
-# What the log says -> what to do; the last is for whatever it says
-_HINTS = (
-    (
-        r"Can't fork for \d+: File exists",
-        "another process has that pid, perhaps the one that was dumped: end it, or restore in a pid namespace",
-    ),
-    ("", "--criu-log FILE keeps CRIU's whole log; -- -v4 makes it longer"),
-)
-
-
-def _error_lines(log: str) -> list[str]:
-    lines = []
-    for line in log.splitlines():
-        match = re.match(r"\s*(?:\([\d.]+\)\s*)?(?:\d+: )?(?:Error \([^)]*\)|criu): (.*)", line)
-        if match and "RLIMIT_NOFILE" not in line:  # harmless without CAP_SYS_RESOURCE
-            lines.append(match[1].strip())
-    return lines
+        return CriuError(f"{message}: {found.text}" if found.text else message, hint=found.hint)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import time
 from typing import Final
 
 from sealpoint import process
-from sealpoint.criu import binary
+from sealpoint.criu import binary, causes
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
@@ -152,10 +151,5 @@ def _end_restored(pid: int) -> str:
 
 
 def _reason(directory: PrivateDir, command: str) -> str:
-    log = directory.read_text(f"{command}.log")
-    errors = [
-        match[1]
-        for line in log.splitlines()
-        if "RLIMIT_NOFILE" not in line and (match := re.search(r"Error \([^)]*\): (.*)", line))
-    ]
-    return f"{command}: {errors[0] if errors else 'it ended without saying why'}"
+    found = causes.cause(directory.read_text(f"{command}.log"))
+    return f"{command}: {found.text or 'it ended without saying why'}"
