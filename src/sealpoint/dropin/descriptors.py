@@ -32,7 +32,7 @@ class Descriptors:
     def directory(self, options: Any) -> int:
         """The engine's images directory, opened here.  Raises SystemEnvironmentError."""
         if options.HasField("images_dir_fd") and options.images_dir_fd >= 0:
-            return self._open(f"/proc/{self._parent}/fd/{options.images_dir_fd}")
+            return self._directory(options.images_dir_fd)
         if options.images_dir:
             return self._open(options.images_dir)  # as CRIU would: its working directory is ours
         raise SystemEnvironmentError("the request names no images directory")
@@ -40,7 +40,7 @@ class Descriptors:
     def work_directory(self, options: Any, images: int) -> int:
         """Where CRIU's log goes to: by default the images directory.  Raises SystemEnvironmentError."""
         number = options.work_dir_fd if options.HasField("work_dir_fd") else -1
-        return self._open(f"/proc/{self._parent}/fd/{number}") if number >= 0 else images
+        return self._directory(number) if number >= 0 else images
 
     def redirect(self, options: Any, images: int, work: int) -> None:
         """Point every descriptor at ours.  Raises SystemEnvironmentError."""
@@ -51,6 +51,14 @@ class Descriptors:
             if options.HasField(name) and getattr(options, name) >= 0:
                 setattr(options, name, self._copy(getattr(options, name)))
 
+    def _directory(self, number: int) -> int:
+        # Through a pidfd and a descriptor of ours: a path with the engine's pid could be another's by now.
+        copy = self._copy(number)
+        try:
+            return self._open(f"/proc/self/fd/{copy}")
+        finally:
+            os.close(copy)
+
     @staticmethod
     def _open(path: str) -> int:
         try:
@@ -60,7 +68,10 @@ class Descriptors:
             raise SystemEnvironmentError(f"cannot open the engine's directory: {reason}") from None
 
     def _copy(self, number: int) -> int:
-        pidfd = os.pidfd_open(self._parent)
+        try:
+            pidfd = os.pidfd_open(self._parent)
+        except OSError as error:
+            raise SystemEnvironmentError(f"the engine has ended: {error.strerror}") from None
         try:
             return copy_descriptor(pidfd, number)
         finally:
