@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,9 @@ import leaks
 import podman
 import pytest
 import sealed
+
+from sealpoint.checkpoint.container_workload import workload_of
+from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
 
 pytestmark = pytest.mark.usefixtures("dropin")
 
@@ -166,6 +172,45 @@ def test_without_a_usable_configuration_nothing_is_written_and_the_container_run
     assert refused.code != 0
     assert not archive.exists() or not any(n.endswith(".img") for n in members(archive))
     running.assert_whole(count)
+
+
+def test_an_older_checkpoint_of_a_container_is_refused_and_allowed_once(
+    container: StartContainer,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    tmp_path: Path,
+) -> None:
+    """Its workload follows from what the engine really tells CRIU, and is that of `sealpoint podman checkpoint`."""
+    running = container("runc")
+    count = running.assert_counts()
+    older, newer = tmp_path / "older.tar", tmp_path / "newer.tar"
+    identifier = running.podman("container inspect", "--format", "{{.Id}}", running.name).ok()
+    running.checkpoint("--leave-running", "--compress=none", "--export", older).ok()
+    time.sleep(1.1)  # capture times count in seconds
+    running.checkpoint("--compress=none", "--export", newer).ok()
+    workloads = set()
+    for archive in (older, newer):
+        file = tmp_path / "inventory.img"
+        file.write_bytes(members(archive)["checkpoint/inventory.img"])
+        said = sealpoint.run("info", file, "--json", "--trust", keys.path("signer.pub")).ok()
+        workloads.add(json.loads(said.out)["workload"])
+    (workload,) = workloads
+    assert re.fullmatch(r"container-[0-9a-f]{32}", workload)
+    assert workload == workload_of(identifier.strip(), StateStore(str(tmp_path / "unused")))
+    running.remove()
+    refused = running.restore_archive(older)
+    assert refused.code != 0
+    assert running.processes() == []
+    running.remove()
+    sealpoint.run("state", "allow-older", workload, "--state", DEFAULT_DIRECTORY).ok()
+    running.restore_archive(older).ok()
+    running.assert_whole(count)
+    running.remove()
+    assert running.restore_archive(older).code != 0
+    running.remove()
+    running.restore_archive(newer).ok()
+    running.assert_whole(count)
+    settled()
 
 
 def test_several_containers_at_the_same_time(container: StartContainer, tmp_path: Path) -> None:
