@@ -108,7 +108,8 @@ class Workspace:
             pattern = rf"^(PASSED|FAILED|ERROR|SKIPPED) {re.escape(name)}(?![\w])"
             seen = set(re.findall(pattern, output, re.MULTILINE))
             order = (("FAILED", "failed"), ("ERROR", "failed"), ("PASSED", "passed"))
-            found[name] = (next((o for word, o in order if word in seen), "not found"), "")
+            what = next((o for word, o in order if word in seen), "not found")
+            found[name] = (what, output[-1500:] if what == "not found" else "")
         return Outcome(found)
 
     def mutate(self, mutant: Mutant) -> str:
