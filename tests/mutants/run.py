@@ -95,11 +95,22 @@ class Workspace:
         return Outcome({}, f"pytest {ended}:\n{output[-3000:]}")
 
     def run_vm(self, names: Iterable[str], *, seconds: int) -> Outcome:
-        """The same in the virtual machine, which shares the checkout as it is in here."""
+        """The same in the virtual machine.
+
+        It shares a copy of the whole checkout: mounts below what it shares are none of its business (EREMOTE).
+        """
         wanted = list(names)
+        whole = self.directory / "whole"
+        ignored = shutil.ignore_patterns(".?*", "__pycache__", *PARTS)
+        shutil.rmtree(whole, ignore_errors=True)
+        shutil.copytree(self.root, whole, symlinks=True, ignore=ignored)
+        for part in PARTS:
+            shutil.copytree(self.copy / part, whole / part, symlinks=True)
+        for mount_point in (".venv", ".criu"):  # the machine has its own
+            (whole / mount_point).mkdir()
         selected = " or ".join(sorted({re.sub(r"\[.*", "", n.rpartition("::")[2]) for n in wanted}))
-        command = ["scripts/vm-run", "-m", "2048", "-t", str(seconds - 60)]
-        command += ["tests/vm/run.sh", "-rA", "-k", selected]
+        command = [str(whole / "scripts/vm-run"), "-m", "2048", "-t", str(seconds - 60)]
+        command += [str(whole / "tests/vm/run.sh"), "-rA", "-k", selected]
         output, _ = self._inside(command, "", seconds)
         if not re.search(r"^=+ .*(passed|failed|error|skipped).* =+$", output, re.MULTILINE):
             return Outcome({}, f"the virtual machine showed no result:\n{output[-3000:]}")
@@ -149,6 +160,7 @@ class Workspace:
         """
         environment = os.environ | {
             "SEALPOINT_REQUIRE_CRIU": "1",
+            "SEALPOINT_VM": os.environ.get("SEALPOINT_VM", str(self.root / ".vm")),
             "HYPOTHESIS_STORAGE_DIRECTORY": str(self.directory / "hypothesis"),
         }
         shell = ["bash", "-c", _INSIDE, "bash", str(self.copy), str(self.root), *command]
