@@ -63,7 +63,9 @@ def test_the_status_is_that_of_criu(
     assert other(body).run("dump", "-t", running.pid, "-D", images)[0] == status
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name
+)
 def test_a_signal_for_the_users_process_is_one_for_criu(
     workload: StartWorkload,
     other: Callable[[str], DropIn],
