@@ -36,6 +36,7 @@ class Receiver:
     ) -> None:
         self.keep = directory / "keep"
         self.errors = directory / "receive.err"
+        self._out = b""
         words = ["receive", "--listen", f"tcp://{far.address}:{PORT}", "--timeout", TIMEOUT]
         words += ["--keep", str(self.keep), *(more or keys.open)]
         with open(self.errors, "wb") as errors:
@@ -55,7 +56,9 @@ class Receiver:
         )
 
     def wait(self, timeout: float = 60.0) -> sealed.Result:
-        out, _ = self.process.communicate(timeout=timeout)
+        if not self.process.stdout.closed:
+            self._out, _ = self.process.communicate(timeout=timeout)
+        out = self._out
         return sealed.Result(self.process.returncode, out, self.errors.read_text())
 
     def kept(self) -> list[Path]:

@@ -50,6 +50,7 @@ class Scene:
         self, far: FarSide, receiver: Receiver, tap: Callable[..., Tap], kind: int, number: int
     ) -> None:
         self.far, self.receiver = far, receiver
+        self.unproven = kind in (Tap.HELLO, Tap.PROOF)  # a sender who vanishes now was nobody
         self.what = "pass"
         self.at, self.go_on = threading.Event(), threading.Event()
         seen = 0
@@ -82,7 +83,7 @@ class Scene:
                     self.go_on.set()
                     # The other side must end by its own patience.
                     if side == "sender":
-                        self.receiver.wait()
+                        self._receiver_ends()
                     else:
                         self.sender.wait()
                 os.kill(pid, signal.SIGKILL)
@@ -90,8 +91,18 @@ class Scene:
                 self.receiver.process.send_signal(signal.SIGCONT)
         finally:
             self.go_on.set()
-        self.result, self.received = self.sender.wait(), self.receiver.wait()
+        self.result, self.received = self.sender.wait(), self._receiver_ends()
         sealed.wait_until(lambda: not sealpoint.processes(), "nothing is under way any more", 60)
+
+    def _receiver_ends(self) -> sealed.Result:
+        """By itself; or it goes on waiting for somebody who proves who he is."""
+        process = self.receiver.process
+        if self.unproven and process.poll() is None:
+            turned_away = lambda: "turned away" in self.receiver.errors.read_text()  # noqa: E731
+            sealed.wait_until(lambda: turned_away() or process.poll() is not None, "it is over")
+            if process.poll() is None and turned_away():
+                return self.receiver.end(self.far)
+        return self.receiver.wait()
 
 
 def places(scene: Scene, running: harness.Workload) -> set[str]:
