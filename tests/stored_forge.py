@@ -34,9 +34,7 @@ Chunks = dict[bytes, bytes | None]
 def sample(**options: Any) -> tuple[Sealed, Chunks]:
     """pages-1.img: a page of its own, and four of two stored chunks."""
     made = [
-        stored.seal(
-            TENANT, TENANT.chunk_id(data), memoryview(data), Coder("auto"), Suite.AES_256_GCM
-        )
+        stored.seal(TENANT, TENANT.digest(data), memoryview(data), Coder("auto"), Suite.AES_256_GCM)
         for data in (TEXT, NOISE)
     ]
     runs = PageRuns()
@@ -82,13 +80,14 @@ def fresh(
     plain: bytes, seed: bytes, tenant: Tenant = TENANT, identifier: bytes = b""
 ) -> tuple[bytes, bytes]:
     """A chunk under keys that are the same each time; its file and key."""
-    identifier = identifier or tenant.chunk_id(plain)
+    digest = tenant.digest(plain)
+    identifier = identifier or tenant.chunk_id(digest)
     key, salt = hashlib.sha256(seed).digest(), hashlib.sha256(seed + b" salt").digest()
     suite = Suite.AES_256_GCM
     fixed = stored.Head(
         suite, Codec.RAW, len(plain), tenant.identifier, identifier, b"", b""
     ).fixed()
-    cipher = format_chunks.aead(suite, tenant.wrap_key(salt, suite, identifier))
+    cipher = format_chunks.aead(suite, tenant.wrap_key(salt, suite, digest))
     wrapped = cipher.encrypt(bytes(12), key, fixed + salt)
     body = format_chunks.aead(suite, key).encrypt(bytes(12), plain, fixed)
     return fixed + salt + wrapped + body, key

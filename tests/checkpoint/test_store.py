@@ -270,9 +270,10 @@ def test_a_chunk_that_lies_is_not_signed(store):
 
     cutter = Cutter(store.tenant.cut_key)
     run = next(cutter.cut(memoryview(ONE["pages-1.img"])))[0]
-    identifier = store.tenant.chunk_id(run)
+    digest = store.tenant.digest(run)
+    identifier = store.tenant.chunk_id(digest)
     lie = memoryview(b"\xcc" * len(run))
-    data, _ = stored.seal(store.tenant, identifier, lie, Coder("none"), Suite.AES_256_GCM)
+    data, _ = stored.seal(store.tenant, digest, lie, Coder("none"), Suite.AES_256_GCM)
     with ChunkDirectory(str(store.path)) as directory:
         assert directory.put(identifier, data)
     path = store.add("one", ONE)

@@ -271,7 +271,7 @@ def test_what_is_no_store_is_refused(tmp_path, keys):
     store = Store(tmp_path / "store", keys)
     with pytest.raises(UsageError, match="exists"):
         ChunkDirectory.make(str(store.path), bytes(16))
-    for text in (b"", b"{}", b'{"version":"2","tenant":"' + b"0" * 32 + b'"}'):
+    for text in (b"", b"{}", b'{"version":"3","tenant":"' + b"0" * 32 + b'"}'):
         (store.path / "chunks" / "store.json").write_bytes(text)
         with pytest.raises(FileError):
             ChunkDirectory(str(store.path))

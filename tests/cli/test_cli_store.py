@@ -35,7 +35,7 @@ def added(cli, store, big, opening, sealing):
     return result
 
 
-@pytest.mark.parametrize("name", ["init", "add", "stat", "gc"])
+@pytest.mark.parametrize("name", ["init", "add", "convert", "stat", "gc"])
 def test_the_help_has_an_example(cli, name):
     result = cli("store", name, "--help")
     assert f"Example:\n    sealpoint store {name} " in result.out
@@ -208,3 +208,27 @@ def test_dump_takes_a_store_and_its_key_together(cli, store, sealing):
     for options in (["--store", store], ["--tenant-key", "tenant.key"]):
         result = cli("dump", "-t", os.getpid(), "-o", "x.sealed", *options, *sealing)
         assert (result.code, "go together" in result.err) == (2, True)
+
+
+def test_an_old_store_is_not_added_to_and_is_converted(cli, store, added, opening, sealing):
+    """Of version 1: there the tenant key opens all chunks."""
+    about = store / "chunks" / "store.json"
+    about.write_bytes(about.read_bytes().replace(b'"version":"2"', b'"version":"1"'))
+    options = ("--tenant-key", "tenant.key", *opening, *sealing)
+    Path("a.sealed").rename("c.sealed")
+    refused = cli("store", "add", store, "c.sealed", *options)
+    assert refused.code == 2
+    assert "store convert" in refused.err
+    assert not (store / "c.sealed").exists()
+    assert cli("store", "stat", store).code == 0
+    before = {p: p.read_bytes() for p in store.rglob("*") if p.is_file()}
+    made = cli("store", "convert", store, "new", *options)
+    assert made.code == 0, made.err
+    assert b'"version":"2"' in Path("new/chunks/store.json").read_bytes()
+    assert {p: p.read_bytes() for p in store.rglob("*") if p.is_file()} == before
+    Path("new/b.sealed").unlink()
+    repeated = cli("store", "convert", store, "new", *options)
+    assert repeated.code == 0, repeated.err
+    assert [line.split(":")[0] for line in repeated.out.splitlines()] == ["new/b.sealed"]
+    store.rename("gone")
+    assert cli("verify", "new/a.sealed", *opening).code == 0

@@ -7,6 +7,7 @@ import hashlib
 
 import pytest
 from blake3 import blake3
+from cryptography.exceptions import InvalidTag
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ PLAIN = (TEXT[:PAGE_SIZE], hashlib.shake_256(b"noise").digest(2 * PAGE_SIZE), by
 
 
 def sealed(plain: bytes, policy: str = "auto", suite: Suite = Suite.AES_256_GCM, tenant=TENANT):
-    return stored.seal(tenant, tenant.chunk_id(plain), memoryview(plain), Coder(policy), suite)
+    return stored.seal(tenant, tenant.digest(plain), memoryview(plain), Coder(policy), suite)
 
 
 def opened(chunk: StoredChunk, data: bytes, tenant: bytes = TENANT.identifier) -> bytes:
@@ -52,7 +53,7 @@ def refitted(chunk: StoredChunk, data: bytes) -> StoredChunk:
 def test_a_chunk_opens_for_who_refers_to_it_and_for_its_tenant(plain, policy, suite):
     data, chunk = sealed(plain, policy, suite)
     assert opened(chunk, data) == plain
-    assert stored.unwrap(TENANT, TENANT.chunk_id(plain), data, memoryview(plain)) == chunk
+    assert stored.unwrap(TENANT, TENANT.digest(plain), data, memoryview(plain)) == chunk
     assert chunk.key not in data
     assert plain[:64] not in data or not any(plain)
 
@@ -81,15 +82,58 @@ def test_ids_and_keys_are_those_of_the_specification():
     key, plain = b"k" * 32, PLAIN[1]
     assert TENANT.identifier == hkdf(key, b"", b"store-tenant")[:16]
     assert TENANT.cut_key == hkdf(key, b"", b"store-cut")
-    identifier = blake3(plain, key=hkdf(key, b"", b"store-id")).digest()
-    assert TENANT.chunk_id(plain) == identifier
+    digest = blake3(plain, key=hkdf(key, b"", b"store-digest")).digest()
+    identifier = blake3(digest, key=hkdf(key, b"", b"store-name")).digest()
+    assert TENANT.digest(plain) == digest
+    assert TENANT.chunk_id(digest) == identifier
     data, chunk = sealed(plain, "none")
-    assert data[:16] == b"\x89SEALCK\n\x01\x00\x01\x00" + len(plain).to_bytes(4, "little")
+    assert data[:16] == b"\x89SEALCK\n\x02\x00\x01\x00" + len(plain).to_bytes(4, "little")
     assert data[16:64] == TENANT.identifier + identifier
-    wrap = hkdf(key, data[64:96], b"store-wrap", b"\x01", TENANT.identifier, identifier)
+    wrap = hkdf(digest, data[64:96], b"store-lock", b"\x01", TENANT.identifier, identifier)
     assert aead(Suite.AES_256_GCM, wrap).decrypt(bytes(12), data[96:144], data[:96]) == chunk.key
     body = aead(Suite.AES_256_GCM, chunk.key).decrypt(bytes(12), data[144:], data[:64])
     assert body == plain
+
+
+def test_who_has_the_tenant_key_and_not_the_pages_cannot_open_a_chunk():
+    """Whatever follows from the key and from all that is public opens nothing; guessing the pages does."""
+    plain = PLAIN[1]
+    data, chunk = sealed(plain)
+    key, head = b"k" * 32, Head.decode(data)
+    near = plain[:-1] + bytes([plain[-1] ^ 1])
+    secrets = [
+        key,
+        head.identifier,
+        head.tenant,
+        TENANT.digest(near),
+        TENANT.digest(head.identifier),
+    ]
+    secrets += [vars(TENANT)[n] for n in vars(TENANT)]
+    for secret in secrets:
+        for purpose in ("store-wrap", "store-lock"):
+            fields = (bytes([head.suite]), head.tenant, head.identifier)
+            guessed = stored._derive(secret, purpose, head.salt, *fields)
+            with pytest.raises(InvalidTag):
+                aead(head.suite, guessed).decrypt(bytes(12), head.wrapped, data[:96])
+    with pytest.raises(FileError):
+        stored.unwrap(TENANT, TENANT.digest(near), data, memoryview(near))
+    assert stored.unwrap(TENANT, TENANT.digest(plain), data, memoryview(plain)) == chunk
+
+
+def test_a_chunk_of_version_1_is_read_and_not_referred_to_anew():
+    plain, key, salt = PLAIN[1], b"c" * 32, b"s" * 32
+    identifier = blake3(plain, key=stored._derive(b"k" * 32, "store-id")).digest()
+    head = Head(
+        Suite.AES_256_GCM, Codec.RAW, len(plain), TENANT.identifier, identifier, b"", b"", 1
+    )
+    wrap = stored._derive(b"k" * 32, "store-wrap", salt, b"\x01", TENANT.identifier, identifier)
+    wrapped = aead(head.suite, wrap).encrypt(bytes(12), key, head.fixed() + salt)
+    body = aead(head.suite, key).encrypt(bytes(12), plain, head.fixed())
+    data = head.fixed() + salt + wrapped + body
+    chunk = StoredChunk(Reference(identifier, blake3(data).digest(), len(data)), key, len(plain))
+    assert opened(chunk, data) == plain
+    with pytest.raises(FileError, match="older version"):
+        stored.unwrap(TENANT, TENANT.digest(plain), data, memoryview(plain))
 
 
 @pytest.mark.parametrize("at", [*range(0, STORED_HEAD_SIZE, 5), STORED_HEAD_SIZE, -1])
@@ -100,7 +144,9 @@ def test_a_changed_byte_is_noticed_by_the_hash_and_by_the_tenant(at):
     with pytest.raises(FileError):
         opened(chunk, bytes(changed))
     with pytest.raises(FileError):
-        stored.unwrap(TENANT, chunk.reference.identifier, bytes(changed), memoryview(TEXT[:4096]))
+        stored.unwrap(
+            TENANT, TENANT.digest(TEXT[:PAGE_SIZE]), bytes(changed), memoryview(TEXT[:4096])
+        )
 
 
 def test_a_chunk_that_is_not_what_the_table_says_is_refused_whoever_signed_it():
@@ -136,7 +182,7 @@ def test_a_chunk_that_a_holder_of_its_key_encrypted_anew_is_not_the_one_that_was
 def test_a_chunk_that_does_not_hold_what_its_id_says_is_not_referred_to():
     """Who holds the tenant key can make such a chunk, and store it first."""
     plain, lie = memoryview(PLAIN[1]), memoryview(PLAIN[1][:-1] + b"!")
-    identifier = TENANT.chunk_id(plain)
+    identifier = TENANT.digest(plain)
     data, _ = stored.seal(TENANT, identifier, lie, Coder("auto"), Suite.AES_256_GCM)
     with pytest.raises(FileError, match="does not hold"):
         stored.unwrap(TENANT, identifier, data, plain)
@@ -148,7 +194,8 @@ def test_a_chunk_that_does_not_hold_what_its_id_says_is_not_referred_to():
 @pytest.mark.parametrize(
     ("at", "value", "size"),
     [
-        (8, 2, 2),
+        (8, 0, 2),
+        (8, 3, 2),
         (10, 0, 1),
         (10, 3, 1),
         (11, 4, 1),

@@ -143,16 +143,15 @@ class ChunkAdder:
         return self._pool.submit(self._add, run)
 
     def _add(self, run: bytes) -> tuple[bytes, StoredChunk | None]:
-        identifier = self.tenant.chunk_id(run)
+        digest = self.tenant.digest(run)
+        identifier = self.tenant.chunk_id(digest)
         if identifier in self._known:
             return identifier, None
         plain = memoryview(run)
         try:
             data = self.directory.read(identifier)
             if data is None:
-                made, chunk = stored.seal(
-                    self.tenant, identifier, plain, self._coder(), self._suite
-                )
+                made, chunk = stored.seal(self.tenant, digest, plain, self._coder(), self._suite)
                 if self.directory.put(identifier, made):
                     with self._lock:
                         self.added, self.added_size = self.added + 1, self.added_size + len(made)
@@ -160,7 +159,7 @@ class ChunkAdder:
                 data = self.directory.read(identifier)  # somebody was faster
             if data is None:
                 raise SealpointError(f"chunk {identifier.hex()} vanished while it was added")
-            return identifier, stored.unwrap(self.tenant, identifier, data, plain)
+            return identifier, stored.unwrap(self.tenant, digest, data, plain)
         except FileError:
             # Not to be signed.  Its pages go into the sealed file: nobody can keep us from sealing by spoiling a store.
             with self._lock:

@@ -49,8 +49,8 @@ _also_option = click.option(
 def init(directory: str, tenant_key: str) -> None:
     """Make a chunk store in DIR, and the tenant key if FILE does not exist yet.
 
-    Who dumps into the store needs the tenant key, who restores from it does not. It finds and opens every chunk of the
-    store: keep it like an identity.
+    Who dumps into the store needs the tenant key, who restores from it does not. It opens only chunks whose pages one
+    has already; but it tells whether pages that one can guess are in the store: keep it secret.
 
     \b
     Example:
@@ -120,6 +120,80 @@ def add(
         stores=stores,
     )
     prepared = sealing(config, seal)
+    _add_all(directory, files, tenant_key, opening, prepared, force=seal["force"], as_json=as_json)
+
+
+@command.command("convert")
+@click.argument("old", metavar="OLD")
+@click.argument("directory", metavar="NEW")
+@options.tenant_key_option
+@options.identity_option
+@options.trust_options
+@options.parents_option
+@options.seal_options
+@options.json_option
+def convert(
+    *,
+    old: str,
+    directory: str,
+    tenant_key: str,
+    identities: tuple[str, ...],
+    trust: tuple[str, ...],
+    allow_unsigned: bool,
+    allow_expired: bool,
+    parents: tuple[str, ...],
+    as_json: bool,
+    **seal: Any,
+) -> None:
+    """Make of the store OLD, and the sealed files in it, a store NEW of the present version.
+
+    As `store add` does; OLD stays as it is, until you remove it. Files that NEW has already are skipped, so it can be
+    run again. In a store of version 1 the tenant key opens all chunks: give NEW another one.
+
+    \b
+    Example:
+      sealpoint store convert /srv/old /srv/new --tenant-key new.key -i identity.key \\
+        --trust signer.pub -r recipient.pub --sign signer.key
+    """
+    config = configuration.load()
+    options.protect()
+    from sealpoint.cli.dump import sealing
+    from sealpoint.format.stored import Tenant
+    from sealpoint.keys import tenant as tenant_file
+    from sealpoint.store.chunk_directory import CHUNKS, ChunkDirectory
+    from sealpoint.store.collect import statistics
+
+    opening = options.opening(
+        config,
+        identities=identities,
+        passphrase_file=seal["passphrase_file"],
+        trust=trust,
+        allow_unsigned=allow_unsigned,
+        allow_expired=allow_expired,
+        parents=parents,
+        stores=(old,),
+    )
+    prepared, force = sealing(config, seal), seal["force"]
+    with ChunkDirectory(old) as store:  # held, so that nobody collects meanwhile
+        files = [f.path for f in statistics(store).files]
+        if not os.path.lexists(os.path.join(directory, CHUNKS)):
+            ChunkDirectory.make(directory, Tenant(tenant_file.load(tenant_key)).identifier)
+        todo = tuple(
+            f for f in files if force or not os.path.lexists(f"{directory}/{os.path.basename(f)}")
+        )
+        _add_all(directory, todo, tenant_key, opening, prepared, force=force, as_json=as_json)
+
+
+def _add_all(
+    directory: str,
+    files: tuple[str, ...],
+    tenant_key: str,
+    opening: Opening,
+    prepared: dict[str, Any],
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
     names = [os.path.basename(file) for file in files]
     if len(set(names)) != len(names):
         raise UsageError("two of the files have the same name")
@@ -127,7 +201,7 @@ def add(
     for file, name in zip(files, names, strict=True):
         target = os.path.join(directory, name)
         with open_store(directory, tenant_key, prepared) as store:
-            result = _add(file, target, store, opening, prepared, force=seal["force"])
+            result = _add(file, target, store, opening, prepared, force=force)
         warn_damaged(store)
         values = {
             "file": target,

@@ -1,8 +1,9 @@
 """Stored chunks: runs of pages in files of their own, to which sealed files refer (docs/spec.md, Stored chunks).
 
-A chunk's id is a keyed hash of its plaintext, so that its holders find equal ones; its ciphertext is made with a random
-key and tells nothing of equality.  That key is in the file twice removed: wrapped for who holds the tenant key, who may
-want to refer to the chunk again, and in the encrypted part of every sealed file that refers to it.
+A chunk's id follows from a keyed digest of its plaintext, so that its holders find equal ones; its ciphertext is
+made with a random key and tells nothing of equality.  That key is in the file, wrapped under a key that follows from
+the same digest: only who has the pages in plain can unwrap it (randomized convergent encryption; docs/adr/0050).
+Readers have it from the encrypted part of the sealed file.
 
 Out of scope: where the files lie (`sealpoint.store.chunk_directory`), which pages make a chunk.
 """
@@ -32,8 +33,9 @@ from sealpoint.format.constants import (
     PAGE_SIZE,
     STORED_HEAD_SIZE,
     STORED_MAGIC,
+    STORED_VERSION,
+    STORED_VERSIONS,
     TAG_SIZE,
-    VERSION,
     Codec,
     Suite,
 )
@@ -48,27 +50,33 @@ _CHANGED: Final = "was changed since it was sealed (damaged or tampered with)"
 
 
 class Tenant:
-    """What a tenant key gives: who holds it can find, add and read chunks of its store."""
+    """What a tenant key gives: who holds it can find and add chunks of its store, and read those whose pages it has."""
 
     def __init__(self, key: bytes) -> None:
         """key: 32 random bytes."""
-        self._key = key
-        self.identifier = self._derive("store-tenant")[:ID_SIZE]
-        self._id_key = self._derive("store-id")
-        self.cut_key = self._derive("store-cut")  # of the digests that decide where a chunk ends
+        self.identifier = _derive(key, "store-tenant")[:ID_SIZE]
+        self._digest_key = _derive(key, "store-digest")
+        self._name_key = _derive(key, "store-name")
+        self.cut_key = _derive(key, "store-cut")  # of the digests that decide where a chunk ends
 
-    def _derive(self, purpose: str, salt: bytes | None = None, *fields: bytes) -> bytes:
-        parts = (LABEL, purpose.encode(), *fields)
-        info = b"".join(len(p).to_bytes(2, "little") + p for p in parts)
-        return HKDF(hashes.SHA256(), KEY_SIZE, salt, info).derive(self._key)
+    def digest(self, plain: Buffer) -> bytes:
+        """32 bytes: keyed BLAKE3 of the plaintext, as secret as that."""
+        return blake3.blake3(plain, key=self._digest_key).digest()
 
-    def chunk_id(self, plain: Buffer) -> bytes:
-        """32 bytes: keyed BLAKE3 of the plaintext."""
-        return blake3.blake3(plain, key=self._id_key).digest()
+    def chunk_id(self, digest: bytes) -> bytes:
+        """32 bytes, public: of the chunk whose plaintext has that digest."""
+        return blake3.blake3(digest, key=self._name_key).digest()
 
-    def wrap_key(self, salt: bytes, suite: Suite, chunk_id: bytes) -> bytes:
-        """Under which the key of one chunk is wrapped."""
-        return self._derive("store-wrap", salt, bytes([suite]), self.identifier, chunk_id)
+    def wrap_key(self, salt: bytes, suite: Suite, digest: bytes) -> bytes:
+        """Under which the key of one chunk is wrapped.  Not from the tenant key, but from the pages."""
+        fields = (bytes([suite]), self.identifier, self.chunk_id(digest))
+        return _derive(digest, "store-lock", salt, *fields)
+
+
+def _derive(key: bytes, purpose: str, salt: bytes | None = None, *fields: bytes) -> bytes:
+    parts = (LABEL, purpose.encode(), *fields)
+    info = b"".join(len(p).to_bytes(2, "little") + p for p in parts)
+    return HKDF(hashes.SHA256(), KEY_SIZE, salt, info).derive(key)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -90,12 +98,13 @@ class Head(NamedTuple):
     identifier: bytes
     salt: bytes
     wrapped: bytes
+    version: int = STORED_VERSION
 
     def fixed(self) -> bytes:
         """What both ciphertexts are bound to."""
         return _FIXED.pack(
             STORED_MAGIC,
-            VERSION,
+            self.version,
             self.suite,
             self.codec,
             self.size,
@@ -118,13 +127,14 @@ class Head(NamedTuple):
                 identifier,
                 bytes(data[_FIXED.size : _FIXED.size + _SALT]),
                 bytes(data[_FIXED.size + _SALT : STORED_HEAD_SIZE]),
+                version,
             )
         except ValueError:
             raise FileError("it has an unknown suite or codec") from None
         coded = len(data) - STORED_HEAD_SIZE - TAG_SIZE
         if (
             magic != STORED_MAGIC
-            or version != VERSION
+            or version not in STORED_VERSIONS
             or not 0 < size <= MAX_STORED
             or size % PAGE_SIZE
             or (coded != size if codec == Codec.RAW else coded >= size)
@@ -135,15 +145,14 @@ class Head(NamedTuple):
 
 
 def seal(
-    tenant: Tenant, identifier: bytes, plain: memoryview, coder: Coder, suite: Suite
+    tenant: Tenant, digest: bytes, plain: memoryview, coder: Coder, suite: Suite
 ) -> tuple[bytearray, StoredChunk]:
-    """The file of a new chunk, and how to refer to it.  identifier: of `plain`, whole pages."""
+    """The file of a new chunk, and how to refer to it.  digest: of `plain`, whole pages (`Tenant.digest`)."""
+    identifier = tenant.chunk_id(digest)
     key, salt = os.urandom(KEY_SIZE), os.urandom(_SALT)
     codec, coded = coder.encode(plain)
     fixed = Head(suite, codec, len(plain), tenant.identifier, identifier, b"", b"").fixed()
-    wrapped = aead(suite, tenant.wrap_key(salt, suite, identifier)).encrypt(
-        _NONCE, key, fixed + salt
-    )
+    wrapped = aead(suite, tenant.wrap_key(salt, suite, digest)).encrypt(_NONCE, key, fixed + salt)
     data = bytearray(STORED_HEAD_SIZE + len(coded) + TAG_SIZE)
     data[:STORED_HEAD_SIZE] = fixed + salt + wrapped
     aead(suite, key).encrypt_into(_NONCE, coded, fixed, memoryview(data)[STORED_HEAD_SIZE:])
@@ -151,13 +160,18 @@ def seal(
     return data, StoredChunk(reference, key, len(plain))
 
 
-def unwrap(tenant: Tenant, identifier: bytes, data: Buffer, plain: memoryview) -> StoredChunk:
-    """How to refer to a chunk that is there already, after seeing that it holds `plain`.  Raises FileError."""
-    head = Head.decode(data)
+def unwrap(tenant: Tenant, digest: bytes, data: Buffer, plain: memoryview) -> StoredChunk:
+    """How to refer to a chunk that is there already, after seeing that it holds `plain`, which has that digest.
+
+    Raises FileError.
+    """
+    head, identifier = Head.decode(data), tenant.chunk_id(digest)
+    if head.version != STORED_VERSION:
+        raise FileError("it is of an older version")
     if head.tenant != tenant.identifier or head.identifier != identifier:
         raise FileError("it is another chunk's or another tenant's")
     try:
-        key = aead(head.suite, tenant.wrap_key(head.salt, head.suite, identifier)).decrypt(
+        key = aead(head.suite, tenant.wrap_key(head.salt, head.suite, digest)).decrypt(
             _NONCE, head.wrapped, head.fixed() + head.salt
         )
     except InvalidTag:

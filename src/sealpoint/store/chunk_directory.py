@@ -30,6 +30,7 @@ from sealpoint.store.naming import PARTIAL, link_file, make_directories, sync_di
 from sealpoint.store.output import write_all
 
 CHUNKS: Final = "chunks"
+VERSION: Final = 2  # of a store that can be added to; 1 can be read and counted
 _ABOUT: Final = "store.json"
 _LOCK: Final = "lock"
 _MAX_ABOUT: Final = 4096
@@ -56,7 +57,7 @@ class ChunkDirectory:
             )
         self._directory = directory
         try:
-            self.tenant = _read_about(directory, path, self.chunks)
+            self.version, self.tenant = _read_about(directory, path, self.chunks)
             self._device = os.fstat(directory).st_dev
             self._lock = _open_lock(directory, self.chunks)
         except BaseException:
@@ -74,7 +75,7 @@ class ChunkDirectory:
         chunks = os.path.join(path, CHUNKS)
         if os.path.lexists(chunks):
             raise UsageError(f"{chunks} exists", hint="one directory holds one store")
-        about = strictjson.encode({"version": "1", "tenant": tenant.hex()})
+        about = strictjson.encode({"version": str(VERSION), "tenant": tenant.hex()})
         new = os.path.join(path, f".{CHUNKS}.{os.urandom(6).hex()}{PARTIAL}")
         try:
             make_directories(path)
@@ -100,7 +101,12 @@ class ChunkDirectory:
             ) from None
 
     def check_tenant(self, tenant: bytes) -> None:
-        """Raises IdentityError where the store is another tenant's."""
+        """Raises IdentityError where the store is another tenant's, UsageError where it is of an old version."""
+        if self.version != VERSION:
+            raise UsageError(
+                f"the store {self.path} is of an old version: who dumps into it can open all of it",
+                hint="make a new one of it with: sealpoint store convert OLD NEW",
+            )
         if tenant != self.tenant:
             raise IdentityError(
                 f"the tenant key is not that of the store {self.path}",
@@ -346,8 +352,8 @@ def _open_lock(directory: int, path: str) -> int:
     return fd
 
 
-def _read_about(directory: int, path: str, chunks: str) -> bytes:
-    """The store's tenant id.  Raises UsageError, FileError, SystemEnvironmentError."""
+def _read_about(directory: int, path: str, chunks: str) -> tuple[int, bytes]:
+    """The store's version and tenant id.  Raises UsageError, FileError, SystemEnvironmentError."""
     what = f"{chunks}/{_ABOUT}"
     try:
         with open(os.open(_ABOUT, _FILE, dir_fd=directory), "rb") as file:
@@ -363,11 +369,12 @@ def _read_about(directory: int, path: str, chunks: str) -> bytes:
             raise FileError(f"{what} is a link, which is not followed") from None
         raise SystemEnvironmentError(f"cannot read {what}: {error.strerror}") from None
     fields = Fields(strictjson.decode(data, what), what)
-    if fields.u64("version") != 1:
+    version = fields.u64("version")
+    if not 1 <= version <= VERSION:
         raise FileError(f"{what}: of an unknown version")
     tenant = fields.hex("tenant", ID_SIZE)
     fields.done()
-    return tenant
+    return version, tenant
 
 
 def _open_chunk(
