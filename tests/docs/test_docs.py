@@ -37,7 +37,7 @@ ADRS = sorted((ROOT / "docs/adr").glob("*.md"))
 FOREIGN = {
     *criu_run._REFUSED,
     *("--stream", "--action-script", "--no-default-config", "--tcp-established", "--file-locks"),
-    *("--shell-job", "--help", "-v4"),
+    *("--shell-job", "--help", "-v4", "--restore-sibling"),
     "--encrypt",  # of a CRIU with the CRIUsec patches
     *("--ignore-rootfs", "--ignore-volumes", "--tcp-close", "--print-stats", "--pod", "--publish"),
     *("--ignore-static-ip", "--ignore-static-mac"),
