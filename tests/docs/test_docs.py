@@ -38,6 +38,7 @@ FOREIGN = {
     *criu_run._REFUSED,
     *("--stream", "--action-script", "--no-default-config", "--tcp-established", "--file-locks"),
     *("--shell-job", "--help", "-v4", "--restore-sibling"),
+    *("--exec-cmd", "--status-fd"),  # CRIU's
     "--encrypt",  # of a CRIU with the CRIUsec patches
     *("--ignore-rootfs", "--ignore-volumes", "--tcp-close", "--print-stats", "--pod", "--publish"),
     *("--ignore-static-ip", "--ignore-static-mac"),
