@@ -294,23 +294,20 @@ def test_no_room_over_there_is_a_refusal_before_the_tree_is_frozen(
 
 @pytest.mark.parametrize("wrong", ["a file", "others may write", "another's", "below another's"])
 def test_a_directory_that_cannot_keep_it_is_refused_before_anybody_connects(
-    wrong: str, far: FarSide, receive: Callable[..., Receiver], tmp_path: Path
+    wrong: str, far: FarSide, receive: Callable[..., Receiver], keys: sealed.Keys, tmp_path: Path
 ) -> None:
-    keep = tmp_path / "keep"
+    above = tmp_path / "above"
+    above.mkdir(mode=0o700)
+    keep = above / "keep"
     if wrong == "a file":
         keep.write_text("")
     else:
-        keep.mkdir()
+        keep.mkdir(mode=0o700)
         if wrong == "others may write":
-            (tmp_path / "keep").chmod(0o700)
-            tmp_path.chmod(0o777)
+            above.chmod(0o777)
         else:
-            os.chown(keep if wrong == "another's" else tmp_path, 12345, -1)
-    try:
-        receive().wait().fails(6, str(tmp_path))
-    finally:
-        os.chown(tmp_path, 0, -1)
-        tmp_path.chmod(0o700)
+            os.chown(keep if wrong == "another's" else above, 12345, -1)
+    receive(*keys.open, "--keep", str(keep)).wait().fails(6, str(above))
 
 
 def test_what_is_kept_is_for_root_alone(
