@@ -29,16 +29,16 @@ from docs_blocks import (
 )
 
 from sealpoint import config, errors
+from sealpoint.criu import options as criu_options
 from sealpoint.criu import run as criu_run
 
 RUN = [sys.executable, "-c", "from sealpoint.cli import main; main()"]
 ADRS = sorted((ROOT / "docs/adr").glob("*.md"))
 # Options of other programs that the documents name.
 FOREIGN = {
-    *criu_run._REFUSED,
-    *("--stream", "--action-script", "--no-default-config", "--tcp-established", "--file-locks"),
-    *("--shell-job", "--help", "-v4", "--restore-sibling"),
-    *("--exec-cmd", "--status-fd"),  # CRIU's
+    *(f"--{name}" for name in criu_options.OPTIONS),
+    *(f"-{letter}" for letter in criu_options.SHORT),
+    *("--help", "-v4"),
     "--encrypt",  # of a CRIU with the CRIUsec patches
     *("--ignore-rootfs", "--ignore-volumes", "--tcp-close", "--print-stats", "--pod", "--publish"),
     *("--ignore-static-ip", "--ignore-static-mac"),
