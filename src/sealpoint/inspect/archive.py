@@ -21,6 +21,7 @@ from sealpoint.inspect.source import PARENT_ELSEWHERE, READ_LIMIT, inside
 if TYPE_CHECKING:
     from sealpoint.format.constants import Role
     from sealpoint.inspect.source import Source
+    from sealpoint.inspect.spool import Spool
 
 _MAX_MEMBERS: Final = 1 << 19
 _KEPT: Final = 256 * 1024  # bytes of a member of a compressed archive that is kept
@@ -105,6 +106,7 @@ class ArchiveSource:
         self._members: dict[str, _Member] = {}
         self._links: dict[str, str] = {}
         self._decoder: _Decoder | None = None
+        self._spool: Spool | None = None
         head = os.pread(fd, 4, 0)
         self.compression = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd"}.get(head[:2], "none")
         if self.compression == "none":
@@ -194,20 +196,41 @@ class ArchiveSource:
 
     def _decoded(self, offset: int, size: int) -> Iterator[memoryview]:
         while size > 0:
-            decoder = self._decoder  # another reader may have moved it meanwhile
-            if decoder is None or decoder.position > offset:
-                if decoder is not None:
-                    decoder.close()
-                decoder = self._decoder = self._decode()
-            while decoder.position < offset:
-                if not decoder.read(min(_STEP, offset - decoder.position)):
-                    break
-            data = decoder.read(min(_STEP, size))
+            data = self._plain(offset, min(_STEP, size))
             if not data:
                 raise FileError(f"{self.label} has become shorter while it was read")
             yield memoryview(data)
             offset += len(data)
             size -= len(data)
+
+    def _plain(self, offset: int, size: int) -> bytes:
+        if self._spool is None:
+            decoder = self._decoder = self._decoder or self._decode()
+            while decoder.position < offset:
+                if not decoder.read(min(_STEP, offset - decoder.position)):
+                    break
+            if decoder.position == offset:
+                return decoder.read(size)
+            self._spool = self._spooled()
+        return self._spool.read(offset, size)
+
+    def _spooled(self) -> Spool:
+        from sealpoint.inspect.spool import Spool
+
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+        spool, decoder = Spool(), self._decode()
+        try:
+            while data := decoder.read(_STEP):
+                spool.append(data)
+            spool.finish()
+        except BaseException:
+            spool.close()
+            raise
+        finally:
+            decoder.close()
+        return spool
 
     def parent(self, prefix: str) -> tuple[Source, str] | None:
         """See Source."""
@@ -227,6 +250,9 @@ class ArchiveSource:
         if self._decoder is not None:
             self._decoder.close()
             self._decoder = None
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
