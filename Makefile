@@ -105,6 +105,10 @@ bench: owner dev ## measure against stock CRIU
 bundle: venv ## make dist/sealpoint-VERSION-linux-ARCH.tar.zst, which runs on any distribution with nothing installed
 	@$(PYTHON) scripts/bundle
 
+.PHONY: man
+man: venv ## write the manual pages into build/man
+	@$(PYTHON) scripts/command-pages --man build/man
+
 .PHONY: install
 install: owner venv ## install into PREFIX (/opt/sealpoint), with a link in BINDIR (/usr/local/bin)
 	@scripts/install "$(PREFIX)" "$(BINDIR)"

@@ -1,4 +1,4 @@
-"""What the subcommands share: options, the figures that go into README.md, and results as JSON, Markdown and SVG."""
+"""What the subcommands share: options, figures (docs/reference/figures.md), and results as JSON, Markdown and SVG."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTIAL = HERE.parent / "build" / "bench"
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of README.md's table. most, least: what was promised, if something was."""
+    """A line of the table in docs/reference/figures.md. most, least: what was promised, if something was."""
 
     what: str
     value: float

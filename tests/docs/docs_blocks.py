@@ -6,8 +6,8 @@
     <!-- config -->            TOML that `sealpoint.config` must accept; words after a colon are for the reader
     <!-- transcript: make demo -->   its lines must occur, in this order, in what `make demo` prints
 
-In README.md and docs/operations.md every `sh` and `console` block has such a comment. `sh` is a script. In `console`,
-lines that begin with `$ ` are commands and the others what they print, compared after `masked`.
+In every page that tells people what to type (`PAGES`) every `sh` and `console` block has such a comment. `sh` is a
+script. In `console`, lines that begin with `$ ` are commands and the others what they print, compared after `masked`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 OPERATIONS = ROOT / "docs/operations.md"
 SECURITY = ROOT / "docs/security.md"
-DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CHANGELOG.md"]
+FIGURES = ROOT / "docs/reference/figures.md"
+COMMANDS = ROOT / "docs/reference/commands.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+DOCUMENTS = [
+    *(README, CONTRIBUTING, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+# Those that tell people what to type.
+PAGES = [
+    *(README, CONTRIBUTING, OPERATIONS),
+    *sorted((ROOT / "docs/guide").glob("*.md")),
+    *sorted((ROOT / "docs/reference").glob("*.md")),
+]
 
 _BLOCK = re.compile(
     r"(?:^<!-- ([a-z ]+)(?:: ([^>]+))? -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL

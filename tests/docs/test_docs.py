@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -18,8 +19,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from docs_blocks import (
+    COMMANDS,
     DOCUMENTS,
+    FIGURES,
     OPERATIONS,
+    PAGES,
     README,
     ROOT,
     SECURITY,
@@ -32,8 +36,9 @@ from sealpoint import config, errors
 from sealpoint.criu import options as criu_options
 from sealpoint.criu import run as criu_run
 
+RUN_BLOCKS = 35
 RUN = [sys.executable, "-c", "from sealpoint.cli import main; main()"]
-ADRS = sorted((ROOT / "docs/adr").glob("*.md"))
+ADRS = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
 # Options of other programs that the documents name.
 FOREIGN = {
     *(f"--{name}" for name in criu_options.OPTIONS),
@@ -47,8 +52,8 @@ FOREIGN = {
 
 
 @functools.cache
-def help_of(*command: str) -> str:
-    environment = os.environ | {"COLUMNS": "80"}
+def help_of(*command: str, columns: str = "80") -> str:
+    environment = os.environ | {"COLUMNS": columns}
     done = subprocess.run(
         [*RUN, *command, "--help"], capture_output=True, text=True, timeout=60, env=environment
     )
@@ -142,10 +147,18 @@ def test_options_named_in_running_text_exist(document: Path) -> None:
             assert known or quoted == "-", quoted
 
 
-@pytest.mark.parametrize("document", [README, OPERATIONS], ids=short)
+def test_the_pages_lose_no_examples() -> None:
+    """As many as when they were two long pages; what has a block to run is run (test_docs_run)."""
+    assert {README, OPERATIONS} < set(PAGES)
+    found = [block for page in PAGES for block in blocks(page)]
+    assert sum(block.action == "run" for block in found) >= RUN_BLOCKS
+    assert sum(block.action == "config" for block in found) >= 3
+    assert sum(block.action == "transcript" for block in blocks(README)) == 1
+
+
+@pytest.mark.parametrize("document", PAGES, ids=short)
 def test_every_block_says_what_is_done_with_it(document: Path) -> None:
     found = blocks(document)
-    assert len(found) > 5
     for block in found:
         wanted = {"sh": {"run", "check"}, "console": {"run", "transcript"}, "toml": {"config"}}
         allowed = wanted.get(block.language, {""} if block.language == "text" else set())
@@ -153,7 +166,7 @@ def test_every_block_says_what_is_done_with_it(document: Path) -> None:
     assert document.read_text().count("\n```") == 2 * len(found)
 
 
-@pytest.mark.parametrize("document", [README, OPERATIONS], ids=short)
+@pytest.mark.parametrize("document", PAGES, ids=short)
 def test_configurations_are_valid(document: Path) -> None:
     for block in blocks(document):
         if block.language == "toml":
@@ -161,7 +174,7 @@ def test_configurations_are_valid(document: Path) -> None:
 
 
 def test_exit_codes_are_those_of_the_code_and_of_the_help() -> None:
-    rows = dict(table(README, "Exit codes"))
+    rows = dict(table(COMMANDS, "Exit codes"))
     listed = re.findall(r"^ +(\d+)  (.*)", help_of().split("Exit codes:")[1], re.MULTILINE)
     of_help = {code: text for code, text in listed if code != "130"}
     assert {code: rows[code] for code in of_help} == of_help
@@ -205,26 +218,61 @@ def test_the_messages_of_the_troubleshooting_table_are_those_of_the_code() -> No
         assert any(re.search(".*".join(parts), text) for text in texts), message
 
 
-def test_the_readme_is_filled_in() -> None:
-    path = ROOT / "scripts/readme-figures"
-    loader = SourceFileLoader("readme_figures", str(path))
+def script_module(name: str) -> types.ModuleType:
+    loader = SourceFileLoader(name.replace("-", "_"), str(ROOT / "scripts" / name))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
     loader.exec_module(module)
-    text = README.read_text()
-    listed = help_of().split("Commands:\n")[1].split("\n\n")[0]
-    assert f"<!-- help:begin -->\n```text\n{listed}\n```\n<!-- help:end -->\n" in text, (
-        "run scripts/readme-figures"
+    return module
+
+
+def test_the_pages_of_figures_are_filled_in() -> None:
+    module = script_module("readme-figures")
+    latest = module.load("latest")
+    content = module.figures(latest, {name: module.load(name) for name in module.MORE})
+    for page, name, wanted in (
+        (FIGURES, "bench", content),
+        (README, "figures", module.few(latest)),
+    ):
+        assert module.fill(page.read_text(), name, wanted) == page.read_text(), (
+            "run scripts/readme-figures"
+        )
+
+
+def test_the_readme_is_short_and_its_three_figures_are_honest() -> None:
+    assert README.read_text().count("\n") <= 180
+    module = script_module("readme-figures")
+    shown = module.few({"dump_tmpfs_ratio": 1.2, "dump_disk_ratio": 0.9})
+    assert shown.count("\n") == 2 + 3
+    assert "| 1.20 (missed) | at most 1 |" in shown
+    assert "| 0.90 | at most 1 |" in shown
+    assert "| not measured | at most 1.15 |" in shown
+
+
+def test_the_page_of_commands_is_what_the_command_line_says() -> None:
+    module = script_module("command-pages")
+    assert module.page() == COMMANDS.read_text(), "run scripts/command-pages"
+    text = COMMANDS.read_text()
+    for command in commands():
+        assert f"\n### sealpoint {command}\n" in text, command
+        assert all(line in text for line in help_of(command, columns="100").splitlines()), command
+
+
+def test_manual_pages_have_every_command_and_option(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/command-pages", "--man", tmp_path], timeout=60
     )
-    content = module.figures(
-        module.load("latest"), {name: module.load(name) for name in module.MORE}
-    )
-    assert module.fill(text, "bench", content) == text, "run scripts/readme-figures"
+    assert done.returncode == 0
+    pages = {path.name for path in (tmp_path / "man1").iterdir()}
+    assert {"sealpoint.1", "sealpoint-crit-show.1"} < pages
+    for command in commands():
+        text = (tmp_path / f"man1/sealpoint-{command}.1").read_text().replace("\\-", "-")
+        for option in re.findall(r"^  (?:-\w, )?(--[a-z-]+)", help_of(command), re.MULTILINE):
+            assert has_option(text, option), (command, option)
+        assert "\b" not in text
 
 
 def test_missing_figures_are_said_and_missed_ones_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    loader = SourceFileLoader("readme_figures", str(ROOT / "scripts/readme-figures"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    loader.exec_module(module)
+    module = script_module("readme-figures")
     assert "Not measured" in module.figures(None, {})
     shown = module.figures({"dump_tmpfs_ratio": 1.2, "restore_tmpfs_ratio": 1.1}, {})
     assert "| 1.20 (missed) | at most 1 | 2.1 |" in shown
@@ -233,9 +281,7 @@ def test_missing_figures_are_said_and_missed_ones_marked(monkeypatch: pytest.Mon
 
 
 def test_figures_that_say_themselves_what_was_promised_are_marked() -> None:
-    loader = SourceFileLoader("readme_figures", str(ROOT / "scripts/readme-figures"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    loader.exec_module(module)
+    module = script_module("readme-figures")
     figure = {"what": "size", "value": 1.031, "decimals": 2, "most": 1.02, "least": None}
     speed = {"what": "speed", "value": 0.5, "decimals": 1, "most": None, "least": 1.0}
     size = {"what": "bytes", "value": 0.98, "decimals": 2, "most": None, "least": None}
@@ -255,10 +301,29 @@ def test_figures_that_say_themselves_what_was_promised_are_marked() -> None:
 
 
 def test_decisions_are_numbered_and_complete() -> None:
-    assert [int(path.name[:4]) for path in ADRS] == list(range(1, len(ADRS) + 1))
+    numbers = [int(path.name[:4]) for path in ADRS]
+    assert numbers == sorted(set(numbers))
+    index = (ROOT / "docs/adr/README.md").read_text()
+    for gap in set(range(1, numbers[-1])) - set(numbers):
+        assert re.search(rf"^{gap:04}: \S", index, re.MULTILINE), (
+            f"{gap:04}: the index says no reason"
+        )
     for path in ADRS:
         text = path.read_text()
         assert text.startswith(f"# {path.name[:4]}: "), path
         parts = re.findall(r"^## (.*)", text, re.MULTILINE)
         assert parts == ["Context", "Options", "Decision", "Consequences"], path
         assert text.count("\n") < 60, path
+
+
+def test_the_index_of_decisions_has_status_and_date_of_each() -> None:
+    module = script_module("adr-index")
+    index = (ROOT / "docs/adr/README.md").read_text()
+    assert module.filled(index) == index, "run scripts/adr-index"
+    rows = re.findall(
+        r"^\| \[\d{4}\]\(([^)]+)\) \| .+ \| (.+) \| \d{4}-\d\d-\d\d \|$", index, re.MULTILINE
+    )
+    assert [name for name, _ in rows] == [path.name for path in ADRS]
+    for _, status in rows:
+        for other in re.findall(r"\d{4}", status):
+            assert list((ROOT / "docs/adr").glob(f"{other}-*.md")), status
