@@ -105,6 +105,10 @@ bench: owner dev ## measure against stock CRIU
 bundle: venv ## make dist/sealpoint-VERSION-linux-ARCH.tar.zst, which runs on any distribution with nothing installed
 	@$(PYTHON) scripts/bundle
 
+.PHONY: deb
+deb: venv ## make dist/sealpoint_VERSION_ARCH.deb, which holds the bundle
+	@scripts/deb
+
 .PHONY: man
 man: venv ## write the manual pages into build/man
 	@$(PYTHON) scripts/command-pages --man build/man

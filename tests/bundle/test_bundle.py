@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tools
 import zstandard
-from conftest import unpack
+from conftest import TOP, unpack
 
 pytestmark = [pytest.mark.bundle, pytest.mark.criu]
 Inside = Callable[[str], str]
@@ -87,3 +88,20 @@ def test_members_belong_to_root_and_lead_nowhere_else(archive: Path) -> None:
                 assert member.isfile() or member.isdir() or member.issym() or member.islnk()
                 if member.issym():
                     assert not member.linkname.startswith("/"), (member.name, member.linkname)
+
+
+def test_the_package_has_no_errors_and_works_installed(tmp_path: Path) -> None:
+    (lintian,) = tools.need("lintian")
+    made = subprocess.run([TOP / "scripts/deb", "--out", tmp_path], capture_output=True, text=True)
+    package = Path(made.stdout.strip())
+    assert made.returncode == 0, made.stderr
+    # As root, lintian warns of that on standard error.
+    said = subprocess.run([lintian, package], capture_output=True, text=True)
+    assert [line for line in said.stdout.splitlines() if line.startswith("E:")] == []
+    lines = (TOP / "scripts/bundle.d/lintian-overrides").read_text().splitlines()
+    assert lines[0].startswith("#"), "each override has its reason"
+    subprocess.run(["dpkg", "-x", package, tmp_path / "root"], check=True)
+    run = subprocess.run(
+        [tmp_path / "root/usr/bin/sealpoint", "--version"], capture_output=True, text=True
+    )
+    assert run.stdout.startswith("sealpoint "), run.stderr
