@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -49,6 +50,9 @@ class Process:
         return self.process.pid
 
     def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, signal.SIGKILL)  # its children, too
         self.process.kill()
         self.process.wait()
 
