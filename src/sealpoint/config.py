@@ -174,7 +174,7 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
             raise UsageError(f"{where}: no such setting", hint="known: " + ", ".join(sorted(known)))
         if isinstance(known[key], bool):
             if not isinstance(value, bool):
-                raise UsageError(f"{where}: wants true or false")
+                raise UsageError(f"{where}: must be true or false")
             settings[key] = value
             continue
         wants_list = isinstance(known[key], tuple)
@@ -184,14 +184,16 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
         if key == "allow_criu_fields":
             items = value = [str(v) if type(v) is int else v for v in items]
             if not all(isinstance(v, str) and _FIELD.fullmatch(v) for v in items):
-                raise UsageError(f'{where}: wants numbers of fields, as [72, "11.5"]')
+                raise UsageError(f'{where}: must be a list of field numbers, such as [72, "11.5"]')
         if key == "trust" and isinstance(value, list):
             settings[key] = tuple(_signer(v, path, where) for v in value)
             continue
         if wants_list != isinstance(value, list) or not all(isinstance(v, str) for v in items):
-            raise UsageError(f"{where}: wants {'a list of strings' if wants_list else 'a string'}")
+            raise UsageError(
+                f"{where}: must be {'a list of strings' if wants_list else 'a string'}"
+            )
         if key in _CHOICES and items[0] and items[0] not in _CHOICES[key]:
-            raise UsageError(f"{where}: wants one of {', '.join(_CHOICES[key])}")
+            raise UsageError(f"{where}: must be one of {', '.join(_CHOICES[key])}")
         if key == "signer_usages":
             _check_usages(items, where)
         if key in _PATHS:
@@ -205,7 +207,7 @@ def _signer(value: Any, path: str, where: str) -> str | TrustTable:
     if isinstance(value, str):
         return _resolve(value, path)
     if not isinstance(value, dict):
-        raise UsageError(f"{where}: wants a list of strings or tables")
+        raise UsageError(f"{where}: must be a list of strings or tables")
     from sealpoint.keys.scope import parse_table
 
     try:
@@ -217,10 +219,10 @@ def _signer(value: Any, path: str, where: str) -> str | TrustTable:
 def _check_usages(usages: list[str], where: str) -> None:
     for usage in usages:
         if not _OID.fullmatch(usage):
-            raise UsageError(f"{where}: {usage!r} is no dotted object identifier")
+            raise UsageError(f"{where}: {usage!r} is not a dotted object identifier")
         if usage == _ANY_USAGE:
             raise UsageError(
-                f"{where}: anyExtendedKeyUsage is no usage made for signing checkpoints",
+                f"{where}: anyExtendedKeyUsage is not a usage made for signing checkpoints",
                 hint="name the usage that the signers' certificates have",
             )
 

@@ -149,7 +149,7 @@ def test_a_metadata_identity_changes_metadata_recipients_only(keys, others, anal
         {"remove": [keys.fingerprint]},
         {"add": [others.recipient], "remove": [keys.fingerprint]},
     ):
-        with pytest.raises(IdentityError, match="takes an identity that can open it"):
+        with pytest.raises(IdentityError, match="needs an identity that can open it"):
             change(keys, file, **by_analyst, **wrong)
     assert parts(file) == before
     change(keys, file, **by_analyst, add_metadata=[third.recipient])

@@ -110,7 +110,7 @@ def test_a_store_elsewhere_is_named(store, keys, tmp_path):
         read(keys, moved)
     assert "--store" in error.value.hint
     assert came_back(store, moved, ONE, stores=[str(store.path)])
-    with pytest.raises(UsageError, match="no chunk store"):
+    with pytest.raises(UsageError, match="not a chunk store"):
         read(keys, moved, stores=[str(tmp_path / "keys")])
 
 

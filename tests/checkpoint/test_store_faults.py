@@ -266,7 +266,7 @@ def test_what_a_store_saves_is_counted(store):
 
 
 def test_what_is_no_store_is_refused(tmp_path, keys):
-    with pytest.raises(UsageError, match="no chunk store"):
+    with pytest.raises(UsageError, match="not a chunk store"):
         ChunkDirectory(str(tmp_path))
     store = Store(tmp_path / "store", keys)
     with pytest.raises(UsageError, match="exists"):

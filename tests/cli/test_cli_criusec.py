@@ -240,7 +240,7 @@ def test_plain_to_criusec_writes_no_plaintext(cli, dump, key, certificate):
     arguments = ("convert", "plain", "--format", "criusec", "-r", certificate, "-o")
     done = cli(*arguments, "made")
     assert done.code == 0, done.err
-    assert "left out, because it is no image of CRIU: dump.log" in done.err
+    assert "left out, because it is not an image of CRIU: dump.log" in done.err
     assert not Path("made/dump.log").exists()
     clear = {"stats-dump", "ifaddr-5.img", "nftables-5.img", "ip6tables-5.img"}
     for path in Path("plain").iterdir():

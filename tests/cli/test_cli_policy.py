@@ -92,7 +92,7 @@ def test_policy_check_says_each_reason(cli, keys, others, billing, configure):
     done = cli("policy", "check", billing, "--trust", others.trust_path)
     assert done.code == 5
     assert "its key is not trusted" in done.out
-    assert "signed by nobody who is trusted" in done.err
+    assert "no trusted signer signed this" in done.err
     done = cli("policy", "check", billing, "--trust", others.trust_path, "--allow-unsigned")
     assert (done.code, done.out.endswith("believed unsigned\n")) == (0, True)
 
@@ -124,9 +124,9 @@ def test_policy_check_without_trust_and_of_what_is_no_sealed_file(cli, keys, bil
     ("text", "problem"),
     [
         ('trust = [{ key = "a", workload = "b" }]', "line 1: trust: no such setting in a table"),
-        ("trust = [1]", "line 1: trust: wants a list of strings or tables"),
-        ('[[trust]]\nworkloads = "x"', "line 1: trust: a table wants either key or authority"),
-        ('signer_usages = "x"', "line 1: signer_usages: 'x' is no dotted object identifier"),
+        ("trust = [1]", "line 1: trust: must be a list of strings or tables"),
+        ('[[trust]]\nworkloads = "x"', "line 1: trust: a table needs either key or authority"),
+        ('signer_usages = "x"', "line 1: signer_usages: 'x' is not a dotted object identifier"),
         ('signer_usages = "2.5.29.37.0"', "anyExtendedKeyUsage"),
     ],
 )

@@ -167,7 +167,7 @@ def test_an_unsigned_file_opens_only_where_that_is_asked_for(cli, images, keys, 
     ("change", "code", "words"),
     [
         ({"-i": "others.identity"}, 4, "not sealed to this identity, but to: x25519"),
-        ({"--trust": "others.trust"}, 5, "signed by nobody who is trusted"),
+        ({"--trust": "others.trust"}, 5, "no trusted signer signed this"),
         ({"-i": None}, 2, "no identity given"),
         ({"-i": "keys.recipient"}, 4, "not an identity"),
         ({"-i": "none"}, 2, "no such file"),

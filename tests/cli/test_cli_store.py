@@ -201,7 +201,7 @@ def test_add_refuses_what_cannot_be(cli, store, added, opening, sealing):
     twice = cli("store", "add", store, "a.sealed", "sub/a.sealed", "--force", *options)
     assert (twice.code, "same name" in twice.err) == (2, True)
     nowhere = cli("store", "add", "sub", "a.sealed", *options)
-    assert (nowhere.code, "no chunk store" in nowhere.err) == (2, True)
+    assert (nowhere.code, "not a chunk store" in nowhere.err) == (2, True)
 
 
 def test_dump_takes_a_store_and_its_key_together(cli, store, sealing):

@@ -155,7 +155,7 @@ def test_a_machine_that_would_not_open_what_it_seals_is_told_so(machine, keys, o
     machine.config.write_text(
         machine.config.read_text().replace(str(keys.trust), str(others.trust))
     )
-    line(machine.doctor(), "warn", "keys", "identity is no recipient")
+    line(machine.doctor(), "warn", "keys", "identity is not among the recipients")
 
 
 def test_a_machine_that_only_dumps_is_no_defect(machine, keys):

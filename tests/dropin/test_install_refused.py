@@ -12,7 +12,7 @@ from own_machine import fails, installed
 def test_a_checkout_is_refused(machine, keys):
     before = machine.snapshot()
     done = machine.sealpoint("install-criu", "--prefix", machine.prefix, *keys.sealing)
-    fails(done, 2, "no installation", "make install")
+    fails(done, 2, "not an installation", "make install")
     assert machine.snapshot() == before
     assert "--from-checkout" not in machine.sealpoint("install-criu", "--help").out
 
@@ -93,7 +93,7 @@ def test_a_broken_configuration_is_told_with_its_line(machine, keys):
 
 def test_a_criu_that_does_not_work_here(machine, keys, tmp_path):
     before = machine.snapshot()
-    fails(machine.install(*keys.sealing, "--criu", tmp_path / "none"), 6, "no executable CRIU")
+    fails(machine.install(*keys.sealing, "--criu", tmp_path / "none"), 6, "not an executable CRIU")
     text = machine.program("other", "#!/bin/sh\necho hello\n")
     fails(machine.install(*keys.sealing, "--criu", text), 6, "does not answer as CRIU does")
     broken = machine.program("broken", "#!/bin/sh\necho Version: 4.0\n[ $1 = --version ]\n")

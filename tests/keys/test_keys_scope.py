@@ -94,7 +94,7 @@ def test_one_grant_is_enough_and_one_signer(signer, write):
     with pytest.raises(PolicyError, match="for this checkpoint"):
         judged(load_trust([limited, table(key=other.key_id, kinds="merged")]), key, other)
     # Who is not named does not count, whatever another may sign.
-    with pytest.raises(PolicyError, match="signed by nobody"):
+    with pytest.raises(PolicyError, match="no trusted signer signed"):
         judged(load_trust([limited]), other)
 
 
@@ -204,7 +204,7 @@ AGES = (5, "5", "d", "0d", "-1d", "1y", "1 d", "1.5h", "", True, ["1d"], "9" * 1
         ({"key": "a", "workload": "x"}, "no such setting in a table: workload"),
         ({"key": "a", "workloads": []}, "workloads is empty"),
         ({"key": "a", "workloads": ""}, "none of them empty"),
-        ({"key": "a", "workloads": [1]}, "workloads wants a string"),
+        ({"key": "a", "workloads": [1]}, "workloads must be a string"),
         ({"key": "a", "workloads": "a*b"}, "at the end"),
         ({"key": "a", "workloads": "**"}, "at the end"),
         ({"key": "a", "kinds": "whole"}, "'whole' is none of full"),
@@ -213,7 +213,7 @@ AGES = (5, "5", "d", "0d", "-1d", "1y", "1 d", "1.5h", "", True, ["1d"], "9" * 1
         ({"key": "a", "names": "dns:x"}, "limit an authority"),
         ({"authority": "a", "names": "node1"}, "does not begin with dns:"),
         ({"authority": "a", "names": "dns:"}, "does not begin with dns:"),
-        *[({"key": "a", "max_age": age}, "max_age wants a number and its unit") for age in AGES],
+        *[({"key": "a", "max_age": age}, "max_age must be a number and its unit") for age in AGES],
     ],
 )
 def test_a_table_with_mistakes_says_so(values, problem):

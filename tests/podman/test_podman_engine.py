@@ -37,7 +37,7 @@ def test_others_pass(options):
 
 def test_no_other_container_is_named():
     for options in (("web2",), ("--publish=80", "web2"), ("--publish", "80", "web2")):
-        with pytest.raises(UsageError, match="web2 is no option"):
+        with pytest.raises(UsageError, match="web2 is not an option"):
             check_options(options)
 
 

@@ -87,7 +87,7 @@ def test_a_core_is_refused_where_it_cannot_be_had(sealpoint, keys, program, tmp_
         sealpoint.run("dump", "-t", pid, "-o", file, *keys.seal, *metadata).ok()
     analyst = ["-i", keys.path("x25519/identity.key"), "--trust", keys.path("signer.pub")]
     denied = sealpoint.run("coredump", file, "--pid", pid, "-o", core, *analyst)
-    denied.fails(4, "metadata only", "it takes the identity of: hybrid")
+    denied.fails(4, "metadata only", "use the identity of: hybrid")
     sealpoint.run("coredump", file, "--pid", 1, "-o", core, *keys.open).fails(2, "no process 1")
     sealpoint.run("coredump", file, "--pid", pid, "-o", "-", *keys.open).fails(2, "into a file")
     sealpoint.run("coredump", file, "--pid", pid, *keys.open).fails(2, "--output")

@@ -142,7 +142,7 @@ def test_a_criu_that_sends_nothing_but_asks_for_approval(
     ask = "CRTOOLS_SCRIPT_ACTION=post-dump $work/gate.sh"
     criu = pretended_criu(tmp_path, f"{ask} || exit 1\nexit {status}")
     dump = ["dump", "-t", undisturbed.pid, "-o", out, "--criu", criu, *keys.seal]
-    sealpoint.run(*dump).fails(7, "no complete checkpoint", "no images of a checkpoint")
+    sealpoint.run(*dump).fails(7, "not a complete checkpoint", "no images of a checkpoint")
 
 
 def test_a_criu_that_fails_after_the_file_was_named(

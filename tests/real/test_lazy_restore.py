@@ -209,7 +209,7 @@ def test_another_checkpoint_s_daemon_is_not_taken(
     daemon = lazy.serve()
     status, said = lazy.dropin.run("restore", "-d", "--lazy-pages", "-D", older, "-W", lazy.images)
     assert status == 1
-    assert "no daemon of sealpoint's serves the pages of this checkpoint" in said
+    assert "no sealpoint daemon serves the pages of this checkpoint" in said
     nothing_runs(running)
     daemon.terminate()
     daemon.wait(10)

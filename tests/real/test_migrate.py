@@ -154,7 +154,7 @@ def test_a_far_side_that_cannot_open_or_does_not_trust_it_refuses_and_the_tree_r
         receiver.wait().fails(4)
     else:  # a stranger does not use up its one migration
         assert receiver.process.poll() is None
-        assert "was turned away: signed by nobody who is trusted" in receiver.end(far).err
+        assert "was turned away: no trusted signer signed this" in receiver.end(far).err
     running.assert_continues(before)
     assert where(running, far) == ["here"]
 

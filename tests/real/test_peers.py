@@ -70,7 +70,7 @@ def test_a_file_of_a_stranger_is_not_held(
     words = [*sealed.SEALPOINT, "restore", "-", *keys.open]
     code, said, taken = pour(words, sealpoint.environment, out.read_bytes()[:100_000])
     assert code == 5, said
-    assert "signed by nobody who is trusted" in said
+    assert "no trusted signer signed this" in said
     assert taken < 32 << 20
 
 
@@ -148,7 +148,7 @@ def test_strangers_of_every_kind_do_not_use_up_the_one_migration(
     sealpoint.run(*migrate(far, running, keys)).ok()
     said = receiver.wait().ok().err
     assert "made for another connection" in said
-    assert "signed by nobody who is trusted" in said
+    assert "no trusted signer signed this" in said
     running.assert_continues(before)
     for each in idle:
         each.close()

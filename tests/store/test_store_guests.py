@@ -138,5 +138,5 @@ def test_several_are_served_at_once_and_it_ends_when_none_is_left(listener: sock
 
 
 def test_nobody_comes(listener: socket.socket) -> None:
-    with pytest.raises(SystemEnvironmentError, match="nobody who is trusted connected"):
+    with pytest.raises(SystemEnvironmentError, match="no trusted sender connected"):
         Guests(listener, serve, patience=1, say=print, single=True).run(0.1)

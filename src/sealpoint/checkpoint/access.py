@@ -302,6 +302,6 @@ def require_trust(policy: TrustPolicy) -> None:
     """Raises PolicyError where no policy says whom to believe."""
     if not (policy.names_somebody or policy.allow_unsigned):
         raise PolicyError(
-            "no trusted signer is given: whoever can write the file could have made it",
+            "no trusted signer is given: anyone who can write the file could have made it",
             hint="name the signer with --trust, or in config.toml; --allow-unsigned takes the risk",
         )

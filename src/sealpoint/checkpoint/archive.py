@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MAX_WINDOW: Final = 128 * 1024 * 1024  # of a zstd archive: what its decoder may allocate
 _HEAD: Final = 4096  # of a large image: enough for the summary
-_WANTED: Final = "seal takes an image directory or an engine's archive (tar, tar.gz, tar.zst)"
+_WANTED: Final = "seal needs an image directory or an engine's archive (tar, tar.gz, tar.zst)"
 
 
 class Contents(Protocol):

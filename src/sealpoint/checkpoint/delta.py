@@ -153,7 +153,7 @@ class TableReader:
         """Of a pages image."""
         name = self.take(self.number(_NAME)).decode("ascii", errors="replace")
         if not self._known(name):
-            raise FileError(f"the table of pages names {name[:80]!r}, which is no pages image")
+            raise FileError(f"the table of pages names {name[:80]!r}, which is not a pages image")
         return name
 
     def left(self) -> int:

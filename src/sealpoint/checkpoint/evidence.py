@@ -124,7 +124,9 @@ def require(
         wanted = " or ".join(sorted(kinds))
         problems = (f"it is of the kind {kind}, not {wanted}",)
     if problems:
-        raise NoEvidenceError(f"what CRIU wrote here is no complete checkpoint: {_said(problems)}")
+        raise NoEvidenceError(
+            f"what CRIU wrote here is not a complete checkpoint: {_said(problems)}"
+        )
     assert kind is not None
     return kind
 
@@ -197,7 +199,7 @@ def _tree(seen: Seen) -> Iterator[str]:
     known = {task.pid for task in seen.tasks}
     roots = [task for task in seen.tasks if task.parent not in known]
     if len(known) != len(seen.tasks) or len(roots) > 1:
-        yield f"{PSTREE} is no tree"
+        yield f"{PSTREE} is not a tree"
     alive = False
     for task in seen.tasks:
         pid = task.pid

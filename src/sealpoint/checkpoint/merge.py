@@ -55,7 +55,7 @@ def merge(
     count = len(files) if count is None else count
     flat = Flat(files)
     if count < len(files) and count >= len(flat.deltas) + 1:
-        raise UsageError("increments of CRIU's own cannot be merged in part", hint="flatten them")
+        raise UsageError("increments that CRIU made cannot be merged in part", hint="flatten them")
     writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
     builder = CheckpointBuilder(writer, compression=compression)
     try:

@@ -88,7 +88,7 @@ def _rekey(fd: int, request: RekeyRequest, *, changes: bool) -> RekeyResult:
     stanzas = _changed(current.stanzas, request)
     memory_changes = bool(request.add) or _memory(stanzas) != _memory(current.stanzas)
     if memory_changes and opened.roots.memory is None:
-        raise IdentityError("changing who can open the memory takes an identity that can open it")
+        raise IdentityError("changing who can open the memory needs an identity that can open it")
     stanzas += wrap_stanzas(preamble, opened.roots, request.add, request.add_metadata)
     _check(stanzas)
     slot = make_slot(preamble, current.sequence + 1, stanzas, opened.roots.metadata)

@@ -76,7 +76,7 @@ def check_restorable(checkpoint: OpenFile) -> None:
             hint = "it is an engine's archive: open it (sealpoint open FILE -o ARCHIVE.tar) and give it to the engine"
         raise FileError("this sealed file holds no process checkpoint", hint=hint)
     if pages_file.lacks_pages(checkpoint):
-        raise FileError("the memory of this checkpoint lies in a file of its own")
+        raise FileError("the memory of this checkpoint lies in a separate file")
     if "pstree.img" not in checkpoint.entries:
         raise FileError(
             "this is a pre-dump: memory alone, for a later dump to build on",
@@ -84,7 +84,7 @@ def check_restorable(checkpoint: OpenFile) -> None:
         )
     if "parent" in checkpoint.entries:
         raise FileError(
-            "this is a sealed copy of an increment of CRIU's: without its parent it cannot be restored",
+            "this is a sealed copy of an increment that CRIU made: without its parent it cannot be restored",
             hint="open it beside its parent (sealpoint open) and restore it with CRIU",
         )
 

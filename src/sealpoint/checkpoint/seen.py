@@ -138,7 +138,7 @@ class _PassingRecords(Passing):
     def __init__(self, seen: Seen, name: str) -> None:
         super().__init__(seen, name)
         self._rest = bytearray()  # of a record whose end has not passed yet
-        self._wanted = len(_PAGEMAP_MAGIC)  # bytes without which `_rest` is no whole record
+        self._wanted = len(_PAGEMAP_MAGIC)  # bytes without which `_rest` is not a whole record
         self._begun = self._broken = False
         self.records = 0
 

@@ -27,8 +27,8 @@ _COMMANDS: Final = {
     "open": "Open a sealed file into a directory or an archive.",
     "convert": "Convert from and to the CRIUsec format.",
     "verify": "Check that a sealed file is intact and who signed it.",
-    "info": "Show what a sealed file says of itself.",
-    "policy": "Say whether a sealed file would be believed, and why.",
+    "info": "Show what a sealed file says about itself.",
+    "policy": "Say whether a sealed file would be trusted, and why.",
     "chain": "Show the files that an increment continues.",
     "flatten": "Make one file of an increment and its parents.",
     "prune": "Merge increments that are no longer wanted into later ones.",
@@ -81,7 +81,7 @@ class _Commands(click.Group):
 Exit codes:
     0  done
     1  a defect of sealpoint
-    2  usage: something that cannot be was asked for
+    2  usage: a wrong option or argument, or a request that makes no sense
     3  a file is damaged or tampered with
     4  a key or passphrase does not fit
     5  policy says no: signer not trusted, certificate expired

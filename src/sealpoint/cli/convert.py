@@ -34,7 +34,7 @@ _ACCESS: Final = ("identities", "trust", "allow_unsigned", "allow_expired")
     type=click.Choice(["sealed", "plain", "criusec"]),
     default="sealed",
     show_default=True,
-    help="What to make of it.",
+    help="What to write.",
 )
 @options.identity_option
 @options.trust_options
@@ -130,7 +130,7 @@ def _to_criusec(
             extract.write_directory(items, output, bar, force=given["force"], source=path)
     if writer.left_out:
         options.warn(
-            f"left out, because it is no image of CRIU: {', '.join(writer.left_out[:5])}"
+            f"left out, because it is not an image of CRIU: {', '.join(writer.left_out[:5])}"
             + (f" and {len(writer.left_out) - 5} more" if len(writer.left_out) > 5 else "")
         )
     if as_json:

@@ -14,15 +14,15 @@ from sealpoint.cli.printable import printable
 @click.command()
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
-@click.option("--files", is_flag=True, help="Compare open files, too.")
-@click.option("--sockets", is_flag=True, help="Compare sockets, too.")
+@click.option("--files", is_flag=True, help="Also compare open files.")
+@click.option("--sockets", is_flag=True, help="Also compare sockets.")
 @click.option(
-    "--ps-tree-cmd", is_flag=True, help="Compare command lines, too. Takes a memory identity."
+    "--ps-tree-cmd", is_flag=True, help="Also compare command lines. Needs a memory identity."
 )
 @click.option(
-    "--ps-tree-env", is_flag=True, help="Compare environments, too. Takes a memory identity."
+    "--ps-tree-env", is_flag=True, help="Also compare environments. Needs a memory identity."
 )
-@click.option("--show-unchanged", is_flag=True, help="List processes that did not change, too.")
+@click.option("--show-unchanged", is_flag=True, help="Also list processes that did not change.")
 @click.option(
     "--format", "form", type=click.Choice(["tree", "json"]), default="tree", help="Default: tree."
 )

@@ -65,8 +65,8 @@ def require_leave(path: str, *, trust: Sequence[str], allow_unsigned: bool) -> N
 def warn_unsigned(path: str) -> None:
     """Say what the checks are worth."""
     options.warn(
-        f"nobody signed {path}: who has the recipient's certificate could have made it, and the CRIUsec format does "
-        "not notice all changes (sealpoint verify tells which)"
+        f"nobody signed {path}: anyone who has the recipient's certificate could have made it, and the CRIUsec "
+        "format does not notice all changes (sealpoint verify tells which)"
     )
 
 

@@ -44,7 +44,7 @@ def command(
 
     A file that refers to a chunk store becomes one that does not.
 
-    It is sealed anew, to the recipients given, and signed by who does that. FILE and its parents stay as they are.
+    It is sealed anew, to the recipients that you name, and signed by you. FILE and its parents stay as they are.
 
     \b
     Example:

@@ -35,7 +35,7 @@ def command(
     max_size: int | None,
     as_json: bool,
 ) -> None:
-    """Show what a sealed file says of itself: without a key the public header, with one processes and objects.
+    """Show what a sealed file says about itself: without a key the public header, with one processes and objects.
 
     Signatures are checked, frames are not: for that there is verify. Signers are judged with --trust, and with a key
     where the configuration trusts somebody; --allow-unsigned opens a stranger's file all the same. FILE may be the

@@ -23,12 +23,12 @@ from sealpoint.errors import FileError
 @click.option(
     "--ps-tree-cmd",
     is_flag=True,
-    help="The process tree with command lines. Takes a memory identity.",
+    help="The process tree with command lines. Needs a memory identity.",
 )
 @click.option(
     "--ps-tree-env",
     is_flag=True,
-    help="The process tree with environments. Takes a memory identity.",
+    help="The process tree with environments. Needs a memory identity.",
 )
 @click.option("--files", is_flag=True, help="Open files of each process.")
 @click.option("--sockets", is_flag=True, help="Open sockets of each process.")

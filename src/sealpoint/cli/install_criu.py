@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     "recipients",
     multiple=True,
     metavar="RECIPIENT",
-    help='Who can open checkpoints: file, or a literal "sealpoint-...:". Repeatable.',
+    help='A recipient who can open checkpoints: a file, or a literal "sealpoint-...:". Repeatable.',
 )
 @click.option(
     "--metadata-recipient",
     "metadata_recipients",
     multiple=True,
     metavar="RECIPIENT",
-    help="Who can read the process tree and files, but no memory. Repeatable.",
+    help="A recipient who can read the process tree and files, but no memory. Repeatable.",
 )
 @click.option("--sign", "signer", metavar="KEY", help="Private key that signs, without passphrase.")
 @click.option("--sign-certificate", metavar="PEM", help="X.509 chain of the signing key.")
 @click.option(
-    "--trust", multiple=True, metavar="SIGNER", help="A signer to believe on restore. Repeatable."
+    "--trust", multiple=True, metavar="SIGNER", help="A signer to trust on restore. Repeatable."
 )
 @click.option(
     "-i",

@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     metavar="FILE|-",
-    help="Where the memory of --pid is written to (default: standard output).",
+    help="Write the memory of --pid to this file (default: standard output).",
 )
 @click.option("--search", "text", metavar="TEXT", help="Find a string in memory.")
 @click.option(
     "--search-regex",
     "expression",
     metavar="RE",
-    help="Find what matches a regular expression of Python.",
+    help="Find what matches a Python regular expression.",
 )
 @click.option(
     "--context",
     type=click.IntRange(0, 4096),
     default=0,
-    help="Bytes around a match that are shown, too.",
+    help="Also show this many bytes around a match.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @options.json_option
@@ -71,7 +71,7 @@ def command(
     if text is not None and expression is not None:
         raise UsageError("--search and --search-regex exclude each other")
     if output is not None and (not pid or text is not None or expression is not None):
-        raise UsageError("--output takes the memory of one process: give --pid and no search")
+        raise UsageError("--output writes the memory of one process: give --pid, and no search")
     pattern: Pattern | None = None
     if text is not None:
         pattern = search.literal(text.encode(errors="surrogateescape"))

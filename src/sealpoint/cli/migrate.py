@@ -43,7 +43,7 @@ from sealpoint.cli import options
     default=600.0,
     show_default=True,
     metavar="SECONDS",
-    help="For the other side to restore and verify; the tree is frozen here meanwhile.",
+    help="How long the other side may take to restore and verify; the tree is frozen here meanwhile.",
 )
 @click.option("--ssh", default="ssh", metavar="COMMAND", help="With ssh://: what to run as ssh.")
 @click.option(
@@ -78,7 +78,7 @@ def command(
     rest. The tree ends here when the other side has restored and verified it and has proved that it could open it; it
     runs there only when it has ended here. If anything fails before, it runs on here.
 
-    The second line of the example runs over there, before the first.
+    Run the second line of the example first, on the other machine.
 
     \b
     Example:

@@ -50,7 +50,7 @@ link_timeout_option = click.option(
     default=20.0,
     show_default=True,
     metavar="SECONDS",
-    help="A link on which nothing moves for so long counts as cut.",
+    help="How long a link may be silent before it counts as broken.",
 )
 
 
@@ -60,7 +60,7 @@ def _size(_: click.Context, param: click.Parameter, value: str | None) -> int | 
         return None
     found = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE | re.ASCII)
     if found is None or not int(found[1]):
-        raise click.BadParameter("wants bytes, or a number with K, M, G or T", param=param)
+        raise click.BadParameter("must be bytes, or a number with K, M, G or T", param=param)
     return int(found[1]) << (10 * " KMGT".index(found[2].upper() or " "))
 
 
@@ -68,8 +68,8 @@ max_size_option = click.option(
     "--max-size",
     callback=_size,
     metavar="SIZE",
-    help="Take at most so many bytes (K, M, G) from a pipe or link: by default half of the available memory where they "
-    "are held in memory, and nine tenths of the free space where they are held in files.",
+    help="Accept at most this many bytes (K, M, G) from a pipe or link. Default: half of the available memory where "
+    "they are held in memory, and nine tenths of the free space where they are held in files.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -97,14 +97,14 @@ parents_option = click.option(
     "--parents",
     multiple=True,
     metavar="DIR",
-    help="Where else to look for the parents of an increment than beside it. Repeatable.",
+    help="Another directory to search for the parents of an increment. Repeatable.",
 )
 store_option = click.option(
     "--store",
     "stores",
     multiple=True,
     metavar="DIR",
-    help="A chunk store that the file refers to, if it is not beside it. Repeatable.",
+    help="The chunk store that the file refers to, if it is not beside the file. Repeatable.",
 )
 tenant_key_option = click.option(
     "--tenant-key", required=True, metavar="FILE", help="The key of the store's tenant."
@@ -124,13 +124,13 @@ trust_options = stack(
         "--trust",
         multiple=True,
         metavar="SIGNER",
-        help="A signer to believe: signer.pub, X.509 certificate (of a signer or an authority), or key id. Repeatable.",
+        help="A signer to trust: signer.pub, X.509 certificate (of a signer or an authority), or key id. Repeatable.",
     ),
     click.option(
         "--allow-unsigned",
         is_flag=True,
-        help="Believe a checkpoint whoever made it. RISK: what is restored runs with its rights, as root for "
-        "containers; whoever could write the file decides what that is.",
+        help="Accept a checkpoint that no trusted signer signed. RISK: it runs with its own rights, as root for "
+        "containers, and anyone who could write the file decides what it does.",
     ),
     click.option(
         "--allow-expired",
@@ -145,13 +145,13 @@ expect_options = stack(
         "workloads",
         multiple=True,
         metavar="NAME",
-        help="The workload that is expected; another one is refused. Repeatable.",
+        help="Accept only a checkpoint of this workload. Repeatable.",
     ),
     click.option(
         "--expect",
         multiple=True,
         metavar="ID|ORIGIN-DIGEST",
-        help="The checkpoint that is expected, as dump --json and info name it; another one is refused. Repeatable.",
+        help="Accept only this checkpoint, named as dump --json and info print it. Repeatable.",
     ),
 )
 allow_older_option = click.option(
@@ -170,14 +170,15 @@ recipient_options = stack(
         "recipients",
         multiple=True,
         metavar="RECIPIENT",
-        help='Who can open it: recipient.pub, X.509 PEM, a literal "sealpoint-...:", or "passphrase". Repeatable.',
+        help='A recipient who can open it: recipient.pub, X.509 PEM, a literal "sealpoint-...:", or "passphrase". '
+        "Repeatable.",
     ),
     click.option(
         "--metadata-recipient",
         "metadata_recipients",
         multiple=True,
         metavar="RECIPIENT",
-        help="Who can read the process tree and files, but no memory. Repeatable.",
+        help="A recipient who can read the process tree and files, but no memory. Repeatable.",
     ),
     click.option(
         "--allow-expired-recipient",
@@ -198,7 +199,7 @@ seal_options = stack(
     recipient_options,
     sign_options,
     click.option(
-        "--unsigned", is_flag=True, help="Do not sign. Restoring it then takes --allow-unsigned."
+        "--unsigned", is_flag=True, help="Do not sign. A restore then needs --allow-unsigned."
     ),
     passphrase_file,
     click.option(
@@ -487,7 +488,7 @@ def warn_ownership(names: Sequence[str]) -> None:
 
     for name in names:
         if not isinstance(name, ownership.Configured) and (found := ownership.concern(name)):
-            warn(f"{found}: who can change it decides what root does with it")
+            warn(f"{found}: anyone who can change it decides what root does with it")
 
 
 def warn(message: str) -> None:

@@ -22,7 +22,7 @@ def _podman_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "before",
             multiple=True,
             metavar="OPTION",
-            help="A global option of podman's, e.g. --podman-option=--runtime=runc. Repeatable.",
+            help="A global option of podman, e.g. --podman-option=--runtime=runc. Repeatable.",
         ),
         click.option("--criu", metavar="PATH", help="The CRIU to run (default: the next in PATH)."),
         options.json_option,
@@ -90,7 +90,7 @@ def checkpoint_command(
     if output == "-":
         raise UsageError("the output has to be a file: it is durable before the container ends")
     if memory and not re.fullmatch(r"[0-9]{1,15}[kKmMgG%]?", memory):
-        raise UsageError(f"--memory: {memory!r} is no size", hint="for instance 512M, 2G or 50%")
+        raise UsageError(f"--memory: {memory!r} is not a size", hint="for instance 512M, 2G or 50%")
     config = configuration.load()
     options.protect()
     from sealpoint.checkpoint.container_workload import workload_of
@@ -194,7 +194,7 @@ def restore_command(
     from sealpoint.podman.restore import RestoreRequest, restore
 
     if name.startswith("-"):
-        raise UsageError(f"--name: {name!r} is no name")
+        raise UsageError(f"--name: {name!r} is not a name")
     opening = options.opening(
         config,
         identities=identities,

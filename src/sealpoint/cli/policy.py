@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """Whom this machine believes: what its configuration, or --trust, makes of a file.
+    """Show whom this machine trusts: what its configuration, or --trust, says about a file.
 
     \b
     Example:
@@ -40,10 +40,10 @@ def check(
     allow_expired: bool,
     as_json: bool,
 ) -> None:
-    """Say whether a sealed file would be believed, and why: each statement, each signature, each signer trusted.
+    """Say whether a sealed file would be trusted, and why: each statement, each signature, each signer trusted.
 
     Every statement needs one reason. No decryption key is needed, and frames are not checked: for that there is verify.
-    Exit code 0 if the file is believed, 5 if it is not.
+    Exit code 0 if the file is trusted, 5 if it is not.
 
     \b
     Example:

@@ -27,7 +27,7 @@ _ENDING = (
 @click.option(
     "--listen",
     metavar="tcp://HOST:PORT",
-    help="Wait for one migration there; at the loopback address if HOST is empty.",
+    help="Wait for one migration at this address; at the loopback address if HOST is empty.",
 )
 @click.option("--stdio", is_flag=True, help="Speak on standard input and output, as under ssh.")
 @options.identity_options
@@ -55,7 +55,7 @@ _ENDING = (
     default=3600.0,
     show_default=True,
     metavar="SECONDS",
-    help="With --listen: for a migration to begin.",
+    help="With --listen: how long to wait for a migration to begin.",
 )
 @options.link_timeout_option
 @options.criu_options

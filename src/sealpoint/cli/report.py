@@ -19,7 +19,7 @@ from sealpoint.cli import options
 def command(*, file: str, output: str, force: bool, **source: Any) -> None:
     """Make one page about a checkpoint: processes, memory maps, files, sockets, sizes, and who sealed it for whom.
 
-    The page needs no network and no other file, and holds no memory contents; names, paths and addresses it does hold.
+    The page needs no network and no other file, and holds no memory contents; it does hold names, paths and addresses.
     With an identity that opens metadata only the memory maps are missing.
 
     \b

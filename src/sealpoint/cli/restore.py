@@ -17,12 +17,15 @@ from sealpoint.cli import options
 @options.trust_options
 @options.expect_options
 @click.option(
-    "-d", "--detach", is_flag=True, help="Return when the tree runs instead of waiting for its end."
+    "-d",
+    "--detach",
+    is_flag=True,
+    help="Return as soon as the tree runs, instead of waiting until it ends.",
 )
 @click.option(
     "--spool",
     metavar="DIR",
-    help="With -: hold the ciphertext in an unlinked file in DIR instead of in memory.",
+    help="With -: hold the ciphertext in an unlinked file in DIR, not in memory.",
 )
 @options.max_size_option
 @click.option(
@@ -60,8 +63,8 @@ def command(
 ) -> int:
     """Restore a process tree from a sealed file, if a trusted signer made it and every byte is authentic.
 
-    Nothing of the tree runs before everything has verified. Without --detach the command waits for the tree's end.
-    The parents of an increment are found beside it.
+    No task of the tree runs before everything has been verified. Without --detach the command waits until the tree
+    ends. The parents of an increment are found beside it.
 
     \b
     Example:

@@ -165,6 +165,6 @@ def command(
         raise NoTrustedSignerGivenError(
             "intact, but no trusted signer was given"
             if signers
-            else "intact, but nobody signed it: whoever can write the file could have made it",
+            else "intact, but not signed: anyone who can write the file could have made it",
             hint="say whom to believe with --trust" if signers else None,
         )

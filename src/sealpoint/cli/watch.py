@@ -24,9 +24,14 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
     "-t", "--tree", "pid", type=int, required=True, metavar="PID", help="Root of the process tree."
 )
 @click.option(
-    "--every", required=True, metavar="TIME", help="From one checkpoint to the next: 30s, 10m, 1h."
+    "--every",
+    required=True,
+    metavar="TIME",
+    help="Time from one checkpoint to the next: 30s, 10m, 1h.",
 )
-@click.option("-o", "--output", "directory", required=True, metavar="DIR", help="For the files.")
+@click.option(
+    "-o", "--output", "directory", required=True, metavar="DIR", help="Directory for the files."
+)
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after N checkpoints.")
 @click.option(
     "--keep-last",
@@ -105,7 +110,7 @@ def command(
         allow_expired=allow_expired,
     )
     if thinning and not opening.identities():  # now: nobody may be there later to be asked
-        raise UsageError("thinning out takes an identity", hint="name one with -i")
+        raise UsageError("thinning out needs an identity", hint="name one with -i")
 
     make = merging(prepared)
     request = WatchRequest(
@@ -135,7 +140,7 @@ def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text, re.ASCII)
     seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if not seconds:
-        raise UsageError(f"{text!r} is no time", hint="write 30s, 10m, 1h")
+        raise UsageError(f"{text!r} is not a time", hint="write 30s, 10m, 1h")
     return seconds
 
 

@@ -168,7 +168,7 @@ class EncryptedDump:
         if layout is Layout.CLEAR:
             return ClearFile(pread, size, where)
         if layout is Layout.KEYS:
-            raise FileError(f"{where}: holds the keys of the dump, and is no image")
+            raise FileError(f"{where}: holds the keys of the dump, and is not an image")
         if layout is Layout.PAGES:
             return PlainPages(pread, size, self._pages, where)
         return scan(pread, size, layout, self._messages, where, self._capacities)

@@ -104,7 +104,7 @@ def read(path: str) -> list[Setting]:
     except UnknownError as error:
         word, number = words[error.at]
         # Whoever names a file must not learn what is in it, if it is none of settings.
-        reason = str(error) if _NAME.fullmatch(word) else "this is no option of CRIU"
+        reason = str(error) if _NAME.fullmatch(word) else "this is not an option of CRIU"
         raise RefusedError(f"{path}, line {number}: {reason}") from None
     return [
         checked(option.name, option.value, f"{path}, line {words[option.at][1]}")
@@ -270,7 +270,9 @@ def fold(options: Any, settings: Iterable[Setting], *, overrides: bool) -> None:
         try:
             setattr(options, field, wanted)
         except ValueError:  # CRIU's requests know proper characters only
-            raise RefusedError(f"the value of {field} in a configuration file is no text") from None
+            raise RefusedError(
+                f"the value of {field} in a configuration file is not text"
+            ) from None
 
 
 def remaining(settings: Iterable[Setting]) -> list[Setting]:

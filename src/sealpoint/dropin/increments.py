@@ -229,7 +229,7 @@ def store_of(config: Config) -> StateStore:
 def dedup(path: str, child: ParentRef, config: Config, signing: Signing, say: Say) -> None:
     """Free what the parents of a sealed file lose by it, and say what came of it.  Never raises SealpointError."""
     if not signing.signers:
-        say("nothing is freed: it takes a signer")
+        say("nothing is freed, because that needs a signer")
         return
     try:
         results = prune_parents(path, child, store_of(config), signing, policy_of(config, signing))

@@ -140,7 +140,7 @@ def _interpreter(*, from_checkout: bool) -> str:
     homes = {os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
     if os.path.dirname(package) not in homes and not from_checkout:
         raise UsageError(
-            f"sealpoint runs from {package}, which is no installation: the engines of this machine would depend on it",
+            f"sealpoint runs from {package}, which is not an installation: this machine's engines would depend on it",
             hint="run `make install`, and then the installed sealpoint",
         )
     prefix = sys.prefix

@@ -119,7 +119,7 @@ class Link:
             answer = b""
         if answer != _YES:
             raise PolicyError(
-                f"no daemon of sealpoint's serves the pages of this checkpoint on {NAME}",
+                f"no sealpoint daemon serves the pages of this checkpoint on {NAME}",
                 hint="start the drop-in's criu lazy-pages with the same directories first",
             )
 

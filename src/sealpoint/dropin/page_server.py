@@ -50,7 +50,7 @@ def run(line: CommandLine) -> NoReturn:
 def _serve(line: CommandLine, images: str, work: str) -> None:
     unknown = [n for n in line.values if n not in _TAKEN and n not in line.from_files]
     if unknown:
-        raise UsageError(f"criu page-server cannot be told --{unknown[0]} with sealing")
+        raise UsageError(f"criu page-server does not support --{unknown[0]} when it seals")
     if not os.path.isdir(images):
         raise UsageError(f"there is no directory {images}")
     policy = _policy(configuration.load_system())
@@ -63,7 +63,7 @@ def _serve(line: CommandLine, images: str, work: str) -> None:
         try:
             connection = socket.socket(fileno=number)
         except OSError as error:
-            raise UsageError(f"descriptor {number} is no socket: {error.strerror}") from None
+            raise UsageError(f"descriptor {number} is not a socket: {error.strerror}") from None
         with background.Launch(line, work) as launch:
             launch.ready()
         with connection:

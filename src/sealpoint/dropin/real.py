@@ -58,7 +58,7 @@ def find_real(wanted: str = "") -> CriuBinary:
             raise SystemEnvironmentError("CRIU is not installed", hint=_GET)
     found = os.path.abspath(wanted)
     if not os.path.isfile(found) or not os.access(found, os.X_OK):
-        raise SystemEnvironmentError(f"{found} is no executable CRIU", hint=_GET)
+        raise SystemEnvironmentError(f"{found} is not an executable CRIU", hint=_GET)
     if is_dropin(found):
         raise UsageError(f"{found} is sealpoint's drop-in, not the real CRIU", hint=_GET)
     if refused := binary.refusal(named, found):

@@ -71,7 +71,7 @@ class Requests:
         own: list[Setting] = []
         if path := options.config_file:
             if not os.path.isabs(path):
-                raise RefusedError(f"config_file {path} is no absolute path")
+                raise RefusedError(f"config_file {path} is not an absolute path")
             own = criu_config.read(path)
         criu_config.fold(options, self._settings, overrides=False)
         criu_config.fold(options, own, overrides=True)

@@ -64,7 +64,9 @@ def _ways_around(config: Config) -> Iterator[Finding]:
         text = f"allow_criu_fields lets unknown fields of CRIU's requests through: {names}"
         yield warn(topic, text, "take it out when sealpoint knows them")
     if config.criu_fault:
-        text = "criu_fault lets CRIU_FAULT through: whoever calls CRIU can make it fail on purpose"
+        text = (
+            "criu_fault lets CRIU_FAULT through: anyone who calls CRIU can make it fail on purpose"
+        )
         yield warn(topic, text, "take it out when CRIU's own tests are done")
 
 

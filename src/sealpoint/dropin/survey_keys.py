@@ -55,7 +55,7 @@ def check(config: Config, *, installed: bool) -> Iterator[Finding]:
     for path in _public(config):
         if os.path.exists(path) and (reason := unsafe(path)):
             yield fail(
-                _TOPIC, f"{path} says who is believed or may read, but {reason}", "chmod go-w"
+                _TOPIC, f"{path} names signers to trust or recipients, but {reason}", "chmod go-w"
             )
     if recipients.full and signer is not None:
         sealer = signer
@@ -184,7 +184,7 @@ def _expiry(path: str, *, trusted: bool) -> Iterator[Finding]:
         if now > parsed.not_after:
             if trusted:
                 text = f"{path}: certificate {parsed.subject} expired on {until}"
-                hint = "what it signed before is still believed; trust its successor, too"
+                hint = "what it signed before is still trusted; trust its successor as well"
                 yield warn(_TOPIC, text, hint)
         elif parsed.not_after - now < _SOON:
             yield warn(
@@ -245,7 +245,7 @@ def _read_back(fd: int, identities: list[Identity], policy: TrustPolicy) -> list
         try:
             opened = checkpoint.file()
         except IdentityError:
-            text = "this machine's identity is no recipient: it cannot restore its own checkpoints"
+            text = "this machine's identity is not among the recipients: it cannot restore its own checkpoints"
             return [warn(_TOPIC, text, "add its recipient to recipients, if it should")]
         if not opened.has_memory or opened.read_bytes(opened.entry("inventory.img")) != _PROBE:
             return [warn(_TOPIC, "this machine's identity opens metadata only")]

@@ -69,7 +69,7 @@ class SealedFile:
         self.fd = fd
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise FileError("not a sealed checkpoint", hint="it is no regular file")
+            raise FileError("not a sealed checkpoint", hint="it is not a regular file")
         self.size = status.st_size if size is None else size
         if self.size < PREAMBLE_SIZE + TRAILER_SIZE:
             raise FileError("not a sealed checkpoint", hint="it is too short to be one")

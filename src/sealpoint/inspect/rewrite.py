@@ -36,7 +36,7 @@ def rewrite(
     if not opened.has_memory:
         raise IdentityError(
             f"{source.label}: the identity given opens metadata only, and a new file needs all of it",
-            hint=f"it takes the identity of: {', '.join(source.memory_recipients())}",
+            hint=f"use the identity of: {', '.join(source.memory_recipients())}",
         )
     writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
     builder = CheckpointBuilder(writer, compression=compression)

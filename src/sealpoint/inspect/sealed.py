@@ -118,7 +118,7 @@ class SealedSource:
         if self.withheld(name):
             raise IdentityError(
                 f"{self.label}:{name} is of the memory role, and the identity given opens metadata only",
-                hint=f"it takes the identity of: {', '.join(self.memory_recipients())}",
+                hint=f"use the identity of: {', '.join(self.memory_recipients())}",
             )
         pages = pages_file.reference(self.opened)
         if pages is not None and pages_file.lacks_pages(self.opened) and pages_file.belongs(name):

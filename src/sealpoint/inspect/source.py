@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 READ_LIMIT: Final = 256 * 1024 * 1024  # bytes of an object that is read in one piece
 _MAX_PARENTS: Final = 256
 PARENT_ELSEWHERE: Final = (
-    "podman's --with-previous leaves the pre-checkpoint in an archive of its own: "
+    "podman's --with-previous leaves the pre-checkpoint in a separate archive: "
     "unpack both into one directory"
 )
 HEAD: Final = 512  # enough to recognise any of them, tar included

@@ -107,7 +107,7 @@ def parse_table(values: Mapping[str, object], resolve: Callable[[str], str]) -> 
             raise ValueError(f"no such setting in a table: {name} (known: {', '.join(known)})")
     lists = {name: _strings(name, values[name]) if name in values else () for name in _LISTS}
     if bool(lists["key"]) == bool(lists["authority"]):
-        raise ValueError("a table wants either key or authority")
+        raise ValueError("a table needs either key or authority")
     for name in _LISTS:
         if name in values and not lists[name]:
             raise ValueError(f"{name} is empty: leave it out where nothing is to be limited")
@@ -138,14 +138,16 @@ def parse_table(values: Mapping[str, object], resolve: Callable[[str], str]) -> 
 def _strings(name: str, value: object) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(v, str) and v for v in items):
-        raise ValueError(f"{name} wants a string or a list of strings, none of them empty")
+        raise ValueError(f"{name} must be a string or a list of strings, none of them empty")
     return tuple(items)
 
 
 def _age(value: object) -> int:
     match = _AGE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError('max_age wants a number and its unit (s, m, h, d, w), for instance "30d"')
+        raise ValueError(
+            'max_age must be a number and its unit (s, m, h, d, w), for instance "30d"'
+        )
     return int(match[1]) * _SECONDS[match[2]]
 
 

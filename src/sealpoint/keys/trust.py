@@ -323,12 +323,12 @@ class TrustPolicy(NamedTuple):
     def _refusal(self, found: list[VerifiedSignature]) -> PolicyError:
         if not found:
             return PolicyError(
-                "nobody known signed this",
-                hint="only --allow-unsigned accepts it; then nothing says who made it or what it does",
+                "the file is not signed",
+                hint="--allow-unsigned accepts it all the same; then nothing says who made it or what it does",
             )
         who = "; ".join(f"{v.name} (key id {v.key_id}): {v.problem}" for v in found)
         return PolicyError(
-            f"signed by nobody who is trusted: {who}",
+            f"no trusted signer signed this: {who}",
             hint="if you know this key for the signer's, trust it by --trust KEYID or --trust signer.pub",
         )
 

@@ -112,7 +112,7 @@ class _Images:
 
     def begin(self, request: str) -> int:
         if request != "dump" or self.began:
-            raise UsageError("podman asks for something that is no checkpoint")
+            raise UsageError("podman asked CRIU for something other than a checkpoint")
         self.began = time.monotonic()
         return self.server.fd
 

@@ -151,7 +151,7 @@ def check_options(options: Sequence[str]) -> None:
         elif word.startswith("-"):
             name = _SHORT.get(word[1:2], word[1:2])
         else:
-            raise UsageError(f"{word} is no option of podman's")
+            raise UsageError(f"{word} is not an option of podman that can be used here")
         if name in _OURS:
             raise UsageError(f"podman's option {word} is set by sealpoint itself")
         if name in _UNSEALED:

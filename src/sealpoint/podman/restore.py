@@ -60,7 +60,7 @@ class _Approval:
 
     def begin(self, request: str) -> int:
         if request != "restore":
-            raise UsageError("podman asks for something that is no restore")
+            raise UsageError("podman asked CRIU for something other than a restore")
         self.began = True
         return -1  # what podman has is a link into the view
 
@@ -148,7 +148,7 @@ def _name(checkpoint: OpenFile) -> str:
     for wanted in (IMAGES + "inventory.img", _CONFIG, "spec.dump"):
         if wanted not in checkpoint.entries:
             hint = "sealpoint restore restores a process tree, sealpoint open gives an archive back"
-            raise FileError("this sealed file holds no container of podman's", hint=hint)
+            raise FileError("this sealed file does not hold a podman container", hint=hint)
     entry = checkpoint.entry(_CONFIG)
     if entry.size > _MAX_CONFIG:
         raise FileError(f"{_CONFIG} is absurdly large")

@@ -53,7 +53,7 @@ class ChunkDirectory:
         directory = _open_chunks(self.path)
         if directory is None:
             raise UsageError(
-                f"{path} is no chunk store", hint="make one with: sealpoint store init DIR"
+                f"{path} is not a chunk store", hint="make one with: sealpoint store init DIR"
             )
         self._directory = directory
         try:
@@ -255,7 +255,7 @@ class ChunkFinder:
             if directory is not None:
                 self._open_stores[store] = directory
             elif store not in beside:
-                raise UsageError(f"{store} is no chunk store", hint="it has no directory chunks")
+                raise UsageError(f"{store} is not a chunk store", hint="it has no directory chunks")
         self.stores = list(self._open_stores)
 
     def read_into(self, reference: Reference, buffer: memoryview) -> memoryview:
@@ -319,8 +319,8 @@ def _open_shard(directory: int, path: str, name: str, *, device: int | None = No
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise FileError(
-                f"{path}/{name} is no directory of this store, but a link or a file",
-                hint="somebody put it there: move it away",
+                f"{path}/{name} is not a directory of this store, but a link or a file",
+                hint="someone put it there: move it away",
             ) from None
         raise
     if device is not None and os.fstat(fd).st_dev != device:
@@ -347,7 +347,7 @@ def _open_lock(directory: int, path: str) -> int:
     if not stat.S_ISREG(status.st_mode) or readers:
         os.close(fd)
         raise FileError(
-            f"{path}/{_LOCK} is no file, or others can read and so lock it", hint="chmod 600"
+            f"{path}/{_LOCK} is not a file, or others can read and so lock it", hint="chmod 600"
         )
     return fd
 
@@ -358,11 +358,11 @@ def _read_about(directory: int, path: str, chunks: str) -> tuple[int, bytes]:
     try:
         with open(os.open(_ABOUT, _FILE, dir_fd=directory), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise FileError(f"{what} is no file")
+                raise FileError(f"{what} is not a file")
             data = file.read(_MAX_ABOUT)
     except FileNotFoundError:
         raise UsageError(
-            f"{path} is no chunk store", hint="make one with: sealpoint store init DIR"
+            f"{path} is not a chunk store", hint="make one with: sealpoint store init DIR"
         ) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -393,11 +393,11 @@ def _open_chunk(
         return None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
-            raise FileError(f"{what} is no chunk") from None
+            raise FileError(f"{what} is not a chunk") from None
         raise SystemEnvironmentError(f"cannot read {what}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise FileError(f"{what} is no chunk")
+        raise FileError(f"{what} is not a chunk")
     return fd
 
 

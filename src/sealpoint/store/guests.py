@@ -78,9 +78,7 @@ class Guests:
         try:
             while not self._finished():
                 if end is not None and not self._admitted and time.monotonic() >= end:
-                    raise SystemEnvironmentError(
-                        f"nobody who is trusted connected within {wait:.0f} s"
-                    )
+                    raise SystemEnvironmentError(f"no trusted sender connected within {wait:.0f} s")
                 self._step(end)
         finally:
             with self._lock:

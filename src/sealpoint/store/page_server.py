@@ -81,7 +81,7 @@ def over(number: int) -> PageServerOutput:
     try:
         connection = socket.socket(fileno=number)
     except OSError as error:
-        raise UsageError(f"descriptor {number} is no socket: {error.strerror}") from None
+        raise UsageError(f"descriptor {number} is not a socket: {error.strerror}") from None
     connection.set_inheritable(False)
     return PageServerOutput(connection, "the page server")
 
@@ -182,7 +182,7 @@ class PageServerOutput:
         if self._greeted:
             return SystemEnvironmentError(f"{self._name} went away before the file was durable")
         return SystemEnvironmentError(
-            f"{self._name} is no page server of sealpoint's: nothing was sent to it",
+            f"{self._name} is not a sealpoint page server: nothing was sent to it",
             hint="run sealpoint's drop-in criu page-server there",
         )
 
@@ -232,7 +232,7 @@ def receive(
     magic, version, checkpoint_id = _HELLO.unpack(head) if head else (b"", 0, b"")
     if magic != MAGIC:
         raise SystemEnvironmentError(
-            "the sender is no drop-in of sealpoint's: memory in the clear is not taken",
+            "the sender is not sealpoint's drop-in: memory in the clear is not accepted",
             hint="use sealpoint's drop-in criu dump there",
         )
     try:
