@@ -135,7 +135,7 @@ def test_keys_that_others_can_read_or_change_are_found(machine, keys):
     keys.trust.chmod(0o666)
     found = machine.doctor()
     line(found, "fail", "keys", f"private key {keys.signer} can be read by others (mode 0640)")
-    line(found, "fail", "keys", f"{keys.trust} says who is believed", "0666")
+    line(found, "fail", "keys", f"{keys.trust} names signers to trust", "0666")
 
 
 def test_keys_that_are_gone_or_locked_are_found(machine, keys, tmp_path):

@@ -77,7 +77,7 @@ def test_a_sealed_dump_is_inspected(
         f["pid"] for f in values["file_descriptors"]
     ]
     sealpoint.run("inspect", out, "--ps-tree-cmd", *analyst).fails(
-        4, "metadata only", "it takes the identity of"
+        4, "metadata only", "use the identity of"
     )
     sizes = json.loads(sealpoint.run("memparse", out, "--json", *keys.open).ok().out)
     assert {s["pid"] for s in sizes} == before.keys()

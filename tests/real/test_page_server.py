@@ -240,7 +240,7 @@ def test_a_stock_dump_is_not_taken(
     )  # fmt: skip
     assert done.returncode != 0
     sealed.wait_until(
-        lambda: "memory in the clear is not taken" in far.said(), "it was turned away"
+        lambda: "memory in the clear is not accepted" in far.said(), "it was turned away"
     )
     assert far.process.poll() is None  # and waits for somebody else
     assert list(far.images.iterdir()) == []
