@@ -266,6 +266,38 @@ def test_a_criu_that_ends_the_tree_and_then_fails_does_not_make_the_sender_say_t
     assert where(running, far) == ["far"]
 
 
+def test_a_tree_that_ends_in_part_is_told_with_what_to_end_and_what_to_restore(
+    far: FarSide, receive: Callable[..., Receiver], workload: StartWorkload, sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys, criu: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """CRIU has the yes to end the tree, ends one process of it, and is killed before it ends the others."""
+    running = workload("tree")
+    before = running.assert_intact()
+    root, *others = running.processes()
+    assert len(others) > 1
+    failing = sealed.script(
+        tmp_path / "criu",
+        f'[ "$1" = dump ] || exec {criu} "$@"\n{criu} "$@" --leave-running\nkill -9 {root}\nexit 1\n',
+    )
+    receiver = receive()
+    words = migrate(far, running, keys, "--rounds", "0", "--criu", str(failing))
+    result = sealpoint.run(*words)
+    receiver.wait().fails(6, "whether it runs at the sender is unknown")
+    count = len(others)
+    told = f"of {1 + count} processes {count} are left here ("
+    result.fails(7, told, "end them, then restore", str(receiver.kept()[-1]))
+    named = int(result.err.partition(told)[2].partition(")")[0])
+    assert named in others
+    assert (
+        running.processes() == others
+    )  # and none at the far side: that shares the list of processes
+    running.kill()
+    scene = Scene(far, receiver, lambda _: None, 0, 0)
+    done = restored_there(scene, sealpoint, keys, receiver.kept()[-1])
+    assert done.returncode == 0, done
+    running.assert_continues(before)
+
+
 # --- Room, and whose directory it is -----------------------------------------------------------------------
 
 

@@ -1,21 +1,27 @@
 """What every door asks that lets a checkpoint run: what it is, and whether a newer one of its workload is known.
 
+It also writes down which tree of a migration it lets run, so that the file that was kept runs no second time.
+
 The door says what it restores before CRIU is released, so that somebody who got another one than was meant can see
 that.  The high-water mark rises when the gate has said yes, and for what a trusted signer made only.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from sealpoint.checkpoint import summary
+from sealpoint import process
+from sealpoint.checkpoint import migration, summary
 from sealpoint.checkpoint.newest import AHEAD, Mark, Newest
 from sealpoint.checkpoint.opening import Checkpoint
+from sealpoint.checkpoint.released import Released
 from sealpoint.criu import schema
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import FileError, SystemEnvironmentError
+from sealpoint.format.constants import Role
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.printable import printable
 
@@ -41,6 +47,7 @@ class Admission:
         """
         self._checkpoint, self._say = checkpoint, say
         self._newest = Newest(state)
+        self._released = Released(state)
         self._allow_older = allow_older
         if not allow_older:
             self._newest.check(checkpoint.origin, checkpoint.authentic.slot.sequence)
@@ -52,10 +59,17 @@ class Admission:
             if remark := self._newest.admit(origin, sequence):
                 self._say(f"an older checkpoint is restored: {remark}")
 
-    def passed(self) -> None:
-        """The gate has said yes: remember it.  Never fails: it runs."""
+    def passed(self, pids: Sequence[int] | None = None) -> None:
+        """The gate is about to say yes: remember it.
+
+        pids: of the restored tasks; without, they are the descendants of this process.  Raises SystemEnvironmentError
+        where the tree of a migration must not run, because its file could then run a second time.
+        """
         checkpoint = self._checkpoint
         origin = checkpoint.origin
+        if migration.is_last(checkpoint.own().manifests[Role.METADATA].properties):
+            tasks = process.descendants(os.getpid()) if pids is None else pids
+            self._released.note(origin.checkpoint_id, tasks)
         if not origin.workload or not is_trusted(checkpoint):
             return
         mark = Mark(origin.checkpoint_id, origin.captured, checkpoint.authentic.slot.sequence)

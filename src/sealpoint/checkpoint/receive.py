@@ -212,8 +212,7 @@ class Receiver:
             self._ask(received)
 
         def approved() -> None:
-            self._released.note(self._id)  # from now on its file must not run a second time
-            admission.passed()
+            admission.passed()  # from now on its file must not run a second time
 
         request = self._request.restore._replace(
             detach=True,

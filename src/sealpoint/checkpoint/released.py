@@ -7,6 +7,7 @@ machine starts anew: then nothing of the tree is left, and to restore its file i
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from sealpoint import process
@@ -68,14 +69,12 @@ class Released:
             if record is not None and record.boot != boot:
                 os.unlink(f"{self._directory}/{name}")
 
-    def note(self, checkpoint_id: bytes) -> None:
-        """The descendants of this process are about to run as the tree of a checkpoint.
+    def note(self, checkpoint_id: bytes, pids: Sequence[int]) -> None:
+        """These processes are about to run as the tree of a checkpoint.
 
         Durable when this returns.  Raises SystemEnvironmentError.
         """
-        tasks = [
-            (pid, process.start_time(pid)) for pid in process.descendants(os.getpid())[:_MAX_TASKS]
-        ]
+        tasks = [(pid, process.start_time(pid)) for pid in pids[:_MAX_TASKS]]
         data = strictjson.encode(
             {
                 "boot": _boot(),

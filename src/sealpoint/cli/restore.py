@@ -77,15 +77,12 @@ def command(
     from sealpoint.criu.binary import Search
 
     search = Search(criu or config.criu or None, fault=config.criu_fault)
-    from sealpoint.checkpoint import migration
     from sealpoint.checkpoint.admission import Admission
     from sealpoint.checkpoint.progress import Progress
-    from sealpoint.checkpoint.released import Released
     from sealpoint.checkpoint.restore import Restore, RestoreRequest
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.dump import ack_line
-    from sealpoint.format.constants import Role
 
     with Bar("receiving") as bar:
         received = 0
@@ -116,12 +113,9 @@ def command(
         states = state or config.state or DEFAULT_DIRECTORY
         admission = Admission(checkpoint, states, options.warn, allow_older=allow_older)
         opened = checkpoint.files()
-        moved = migration.is_last(opened[0].manifests[Role.METADATA].properties)
 
         def approved() -> None:
             reference = checkpoint.reference
-            if moved:
-                Released(states).note(reference.checkpoint_id)
             admission.passed()
             if ack:
                 sys.stdout.buffer.write(ack_line(reference.checkpoint_id, reference.origin_digest))

@@ -275,7 +275,7 @@ class _Helper:
 
     def _leftovers(self, criu: int) -> Leftovers | None:
         """Of a restore: who has opened an image is a part of CRIU or a task.  criu: its pidfd."""
-        if self._line.command != "restore":
+        if not isinstance(self._work, RestoreWork):
             return None
         work = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -283,6 +283,7 @@ class _Helper:
         finally:
             os.close(work)
         self._work.server.opened_by = leftovers.note
+        self._work.tasks = leftovers.tasks
         return leftovers
 
     def _confirm(self, link: socket.socket) -> bool:

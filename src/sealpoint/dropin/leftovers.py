@@ -39,6 +39,11 @@ class Leftovers:
         if pid > 0 and pid not in self._known and (started := self._started(pid)):
             self._known[pid] = started
 
+    def tasks(self) -> list[int]:
+        """Pids of the restored tasks, as far as they are known: each opens its own images."""
+        criu = self._criu_pid()
+        return [pid for pid in list(self._known) if pid != criu]
+
     def criu_has_ended(self) -> bool:
         """Whether CRIU ends within a while: it may still be undoing what it did."""
         poll = select.poll()

@@ -259,8 +259,9 @@ def _start(
         )  # what parents lose is freed by us, when CRIU has succeeded
         descriptors.redirect(options, work.server.fd, work_directory)
         leftovers = Leftovers(ended, work.server.fd, work_directory)
-        if request.type == _RESTORE:
+        if isinstance(work, RestoreWork):
             work.server.opened_by = leftovers.note
+            work.tasks = leftovers.tasks
         session = Session(
             request.type,
             work,

@@ -247,6 +247,9 @@ class RestoreWork:
         self._config, self._say = config, say
         self._dedup = auto_dedup
         self.passed = False
+        self.tasks: Callable[[], list[int]] = (
+            list  # pids of what CRIU restores, from whoever follows it
+        )
         if lazy is not None and auto_dedup:
             raise UsageError("auto-dedup would free pages that a lazy restore still needs")
         _require_sealed(directory)
@@ -284,8 +287,8 @@ class RestoreWork:
         for line in describe(self._checkpoint):
             self._tell(f"restoring {line}")
         self._admission.permit()
+        self._admission.passed(self.tasks())
         self.passed = True
-        self._admission.passed()
 
     @property
     def reference(self) -> ParentRef:

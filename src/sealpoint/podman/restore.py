@@ -55,6 +55,7 @@ class _Approval:
     view: View
     seen: Seen
     admission: Admission
+    readers: set[int] = field(default_factory=set)  # pids that opened an image: CRIU and each task
     began: bool = False
     approved: bool = field(default=False)
 
@@ -74,8 +75,8 @@ class _Approval:
             evidence.require_opened(self.seen, opened)
             self.view.verify_rest()
             self.admission.permit()
+            self.admission.passed(sorted(self.readers))
             self.approved = True
-            self.admission.passed()
 
     def ended(self, *, success: bool) -> None:
         """Podman says it, too."""
@@ -121,6 +122,7 @@ def _run(flat: Flat, seen: Seen, admission: Admission, place: Place, guard: Guar
         server.attach(place.view)
         _write_archive(flat.top, place)
         approval = _Approval(view, seen, admission)
+        server.opened_by = approval.readers.add
         with Broker(place.socket, approval):
             guard.go()
             try:
