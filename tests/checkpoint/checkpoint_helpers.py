@@ -17,6 +17,7 @@ from sealpoint.checkpoint.access import CheckedFile, signing_by, wrap_for
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.progress import silent
 from sealpoint.checkpoint.seal import seal
+from sealpoint.checkpoint.sealing import Sealing
 from sealpoint.format.constants import Suite
 from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import load_identity, load_recipient, load_signer, load_trust
@@ -45,8 +46,15 @@ class Keys:
         return load_recipient(self.recipient_path)
 
     @functools.cached_property
+    def signer(self):
+        return load_signer(self.signer_path)
+
+    @property
     def signing(self):
-        return signing_by(load_signer(self.signer_path))
+        return signing_by(self.signer)
+
+    def sealing(self, metadata=(), **options):
+        return Sealing([self.recipient], self.signer, [k.recipient for k in metadata], **options)
 
     @functools.cached_property
     def policy(self):
@@ -55,8 +63,7 @@ class Keys:
 
 def seal_path(keys: Keys, source, target, *, metadata=(), **options):
     with OutputFile(str(target), force=True) as out:
-        wrap = wrap_for([keys.recipient], [k.recipient for k in metadata])
-        return seal(str(source), out, wrap=wrap, signing=keys.signing, **options)
+        return seal(str(source), out, keys.sealing(metadata, **options))
 
 
 def seal_objects(keys: Keys, target, objects, *, metadata=(), **finish) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from chain_helpers import seal_images
 from checkpoint_helpers import Keys
 
-from sealpoint.checkpoint.access import wrap_for
 from sealpoint.checkpoint.chain import Chain
 from sealpoint.checkpoint.chunking import ChunkAdder
 from sealpoint.checkpoint.flat import Flat
@@ -61,10 +60,8 @@ class Store:
             merge(
                 chain.unlock([self.keys.identity]),
                 out,
-                wrap=wrap_for([self.keys.recipient]),
-                signing=self.keys.signing,
+                self.keys.sealing(compression=compression),
                 store=self.adder,
-                compression=compression,
                 **options,
             )
         return target

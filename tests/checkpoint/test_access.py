@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "keys"))
 
 from keys_helpers import DAY, NOW, ec_key, make_cert, pem
 
-from sealpoint.checkpoint.access import CheckedFile, signing_by
+from sealpoint.checkpoint.access import CheckedFile
 from sealpoint.errors import PolicyError
 from sealpoint.keys import load_signer, load_trust
 
@@ -29,7 +29,7 @@ def certified(tmp_path):
     certificate = make_cert("Sally", key, start=-10 * DAY, end=-5 * DAY)
     Path(mine.signer_path).write_bytes(pem(key) + certificate.pem)
     (tmp_path / "sally.pem").write_bytes(certificate.pem)
-    mine.signing = signing_by(load_signer(mine.signer_path, allow_expired=True))
+    mine.signer = load_signer(mine.signer_path, allow_expired=True)
     mine.policy = load_trust([str(tmp_path / "sally.pem")])
     return mine
 

@@ -10,7 +10,6 @@ from test_delta import Dumps, image
 
 from sealpoint.checkpoint import merge as module
 from sealpoint.checkpoint import retention
-from sealpoint.checkpoint.access import wrap_for
 from sealpoint.checkpoint.chain import Chain
 from sealpoint.checkpoint.opening import Opening
 from sealpoint.errors import FileError, UsageError
@@ -43,10 +42,7 @@ def merged(dumps, path, target, count=None):
     with Chain.open(str(path), dumps.keys.policy) as chain:
         files = chain.unlock([dumps.keys.identity])
         with OutputFile(str(target), force=True) as out:
-            return module.merge(
-                files, out, wrap=wrap_for([dumps.keys.recipient]), signing=dumps.keys.signing,
-                count=count,
-            )  # fmt: skip
+            return module.merge(files, out, dumps.keys.sealing(), count=count)
 
 
 def origin_of(dumps, path):
@@ -149,10 +145,7 @@ def prune(dumps, *, last=0, daily=0, **options):
     def make(chain, first, count):
         files = chain.whole()
         with OutputFile(chain.links[first].path, force=True) as out:
-            module.merge(
-                files[first:], out, wrap=wrap_for([dumps.keys.recipient]),
-                signing=dumps.keys.signing, count=count,
-            )  # fmt: skip
+            module.merge(files[first:], out, dumps.keys.sealing(), count=count)
 
     make = options.pop("make", make)
     opening = Opening(dumps.keys.policy, lambda: [dumps.keys.identity])
@@ -196,7 +189,11 @@ def test_nothing_to_keep_is_an_error(dumps):
 
 
 def test_a_kill_before_files_are_removed_loses_nothing(dumps, monkeypatch):
-    def killed(path):
+    unlink = os.unlink
+
+    def killed(path, *, dir_fd=None):
+        if dir_fd is not None:  # a name of the file in the making
+            return unlink(path, dir_fd=dir_fd)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "unlink", killed)

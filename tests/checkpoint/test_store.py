@@ -141,8 +141,7 @@ def test_flatten_makes_a_file_that_needs_no_store(store, keys, tmp_path):
         merge(
             chain.unlock([keys.identity]),
             out,
-            wrap=wrap_for([keys.recipient]),
-            signing=keys.signing,
+            keys.sealing(),
         )
     for chunk in store.chunks():
         chunk.unlink()

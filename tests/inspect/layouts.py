@@ -129,8 +129,7 @@ class Layouts:
             Opening(self.keys.policy, lambda: [self.keys.identity]).open(str(path)) as checkpoint,
             OutputFile(str(target), force=True) as out,
         ):
-            wrap = wrap_for([self.keys.recipient])
-            merge.merge(checkpoint.whole(), out, wrap=wrap, signing=self.keys.signing, count=count)
+            merge.merge(checkpoint.whole(), out, self.keys.sealing(), count=count)
 
 
 NAMES = [

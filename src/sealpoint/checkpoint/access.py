@@ -44,8 +44,7 @@ def wrap_for(
 
     Raises UsageError: nobody could open the memory, or somebody is named twice.
     """
-    if not recipients:
-        raise UsageError("no recipient given", hint="name one with -r, or in config.toml")
+    require_recipient(recipients)
     everyone = [*recipients, *metadata_recipients]
     if len({r.fingerprint for r in everyone}) != len(everyone):
         raise UsageError("a recipient is given twice")
@@ -56,6 +55,12 @@ def wrap_for(
         return wrap_stanzas(preamble, roots, recipients, metadata_recipients)
 
     return wrap
+
+
+def require_recipient(recipients: Sequence[object]) -> None:
+    """Raises UsageError: nobody could open the memory."""
+    if not recipients:
+        raise UsageError("no recipient given", hint="name one with -r, or in config.toml")
 
 
 def wrap_stanzas(

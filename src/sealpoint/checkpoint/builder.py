@@ -147,6 +147,7 @@ class CheckpointBuilder:
         self._packs: dict[Role, _Pack] = {}
         self._pending: list[_Pending] = []
         self._names: set[str] = set()
+        self.finished = False  # all is written, the trailer included
 
     @property
     def checkpoint_id(self) -> bytes:
@@ -228,7 +229,7 @@ class CheckpointBuilder:
         tables = {role: self._manifest(role) for role in Role}
         tables[Role.METADATA].memory = {e.number: e.size for e in tables[Role.MEMORY].entries}
         tables[Role.METADATA].properties = properties or {}
-        return self._writer.finish(
+        digest = self._writer.finish(
             tables[Role.METADATA],
             tables[Role.MEMORY],
             tool=f"sealpoint {__version__}",
@@ -239,6 +240,8 @@ class CheckpointBuilder:
             derived_from=derived_from,
             captured=captured,
         )
+        self.finished = True
+        return digest
 
     def layout(self) -> dict[str, Layout]:
         """Where the pages images are that have a stream of their own."""

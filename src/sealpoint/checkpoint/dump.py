@@ -24,6 +24,7 @@ from sealpoint.checkpoint.capture import Capture, as_sealpoint_error
 from sealpoint.checkpoint.chunking import ChunkAdder
 from sealpoint.checkpoint.evidence import NoEvidenceError
 from sealpoint.checkpoint.progress import Progress, Report, silent
+from sealpoint.checkpoint.sealing import Sealer, Sealing
 from sealpoint.checkpoint.track import Track
 from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
@@ -32,10 +33,8 @@ from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.criu.run import CriuRun, check_options, split_action_scripts
 from sealpoint.errors import CriuError, SealpointError, SystemEnvironmentError, UsageError
-from sealpoint.format.constants import Suite
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.preamble import Preamble
-from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.store.output import Target
 
 _POLL = 0.05  # seconds between progress reports
@@ -51,10 +50,7 @@ class DumpRequest(NamedTuple):
 
     pid: int
     criu: CriuBinary
-    wrap: Wrap
-    signing: Signing
-    suite: Suite = Suite.AES_256_GCM
-    compression: str = "auto"
+    sealing: Sealing
     leave_running: bool = False
     options: tuple[str, ...] = ()
     workload: str = ""
@@ -124,36 +120,26 @@ class Dump:
         check_options(request.options)
         check_process(request.pid)
         started = time.monotonic()
-        writer = SealedWriter(
-            self._out,
-            suite=request.suite,
-            wrap=request.wrap,
-            signing=request.signing,
-            roots=self.roots,
-        )
-        self.preamble = writer.preamble
-        builder = CheckpointBuilder(writer, compression=request.compression, observe=request.scan)
-        try:
+        sealing = request.sealing
+        with sealing.into(self._out, roots=self.roots, observe=request.scan) as sealer:
+            self.preamble = sealer.preamble
             with PrivateDir() as directory:
-                pages = self._pages_to(builder)
+                pages = self._pages_to(sealer.builder)
                 root = process.pid_inside(request.pid)
-                capture = Capture(directory.path, builder, pages, root=root)
+                capture = Capture(directory.path, sealer.builder, pages, root=root)
                 try:
                     with process.DeferredSignals() as signals:
-                        criu = self._capture(directory, capture, builder, writer, report, signals)
+                        criu = self._capture(directory, capture, sealer, report, signals)
                 finally:
                     capture.close()
                 stats = criu.stats("dump")
-        except BaseException as error:
-            builder.abort(error)
-            raise
-        pipeline = builder.pipeline
+        pipeline = sealer.builder.pipeline
         assert self._origin_digest is not None
         return DumpResult(
-            checkpoint_id=writer.preamble.checkpoint_id,
+            checkpoint_id=sealer.checkpoint_id,
             origin_digest=self._origin_digest,
             captured=self._captured,
-            file_size=writer.size,
+            file_size=sealer.size,
             plain_size=pipeline.plain_bytes + (request.store.size if request.store else 0),
             zero_size=pipeline.zero_bytes,
             compressed_size=pipeline.compressed_bytes,
@@ -171,19 +157,18 @@ class Dump:
         self,
         directory: PrivateDir,
         capture: Capture,
-        builder: CheckpointBuilder,
-        writer: SealedWriter,
+        sealer: Sealer,
         report: Report,
         signals: process.DeferredSignals,
     ) -> CriuRun:
         request = self._request
         try:
-            return self._run_criu(directory, capture, builder, writer, report, signals)
+            return self._run_criu(directory, capture, sealer, report, signals)
         except BaseException as error:
             # Only now, when the gate's thread has ended, is it certain whether the file got its name.
             if request.track is not None:
                 request.track.failed()
-            kept = self._out.mark_failed()
+            kept = sealer.mark_failed()
             if kept and isinstance(error, SealpointError):
                 error.hint = f"the sealed file was kept as {kept}"
             raise
@@ -192,12 +177,11 @@ class Dump:
         self,
         directory: PrivateDir,
         capture: Capture,
-        builder: CheckpointBuilder,
-        writer: SealedWriter,
+        sealer: Sealer,
         report: Report,
         signals: process.DeferredSignals,
     ) -> CriuRun:
-        request = self._request
+        request, builder = self._request, sealer.builder
 
         def complete() -> bool:
             try:
@@ -210,15 +194,15 @@ class Dump:
                         builder, self._captured, dict(request.properties)
                     )
                 else:
-                    self._origin_digest = builder.finish(
+                    self._origin_digest = sealer.finish(
                         workload=request.workload,
                         captured=self._captured,
                         properties=dict(request.properties),
                     )
-                self._out.sync()
+                sealer.sync()
                 if request.acknowledge is not None:
-                    self._out.commit()
-                    return self._await_acknowledgement(writer.preamble.checkpoint_id)
+                    sealer.commit()
+                    return self._await_acknowledgement(sealer.checkpoint_id)
                 return True
             except BaseException as error:  # noqa: BLE001 - reported by the main thread
                 self._error = error
@@ -228,8 +212,8 @@ class Dump:
         def commit() -> bool:
             # When no signal can undo it any more: a file that has its name is one whose process may end.
             try:
-                if not self._out.committed:
-                    self._out.commit()
+                if not sealer.committed:
+                    sealer.commit()
             except BaseException as error:  # noqa: BLE001 - reported by the main thread
                 self._error = error
                 return False

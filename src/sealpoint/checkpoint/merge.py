@@ -17,13 +17,12 @@ from sealpoint.checkpoint.chunking import ChunkAdder
 from sealpoint.checkpoint.delta import DELTA_NAME, Delta, PageRuns
 from sealpoint.checkpoint.flat import ChunkReader, Flat, Image, Runs
 from sealpoint.checkpoint.progress import Progress, Report, silent
+from sealpoint.checkpoint.sealing import Sealing
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.criu.roles import role_of
 from sealpoint.errors import UsageError
-from sealpoint.format.constants import Suite
 from sealpoint.format.manifest import Entry
 from sealpoint.format.opened import OpenFile
-from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.store.output import Target
 
 
@@ -38,11 +37,8 @@ class MergeResult(NamedTuple):
 def merge(
     files: Sequence[OpenFile],
     out: Target,
+    sealing: Sealing,
     *,
-    wrap: Wrap,
-    signing: Signing,
-    suite: Suite = Suite.AES_256_GCM,
-    compression: str = "auto",
     count: int | None = None,
     report: Report = silent,
     store: ChunkAdder | None = None,
@@ -56,16 +52,15 @@ def merge(
     flat = Flat(files)
     if count < len(files) and count >= len(flat.deltas) + 1:
         raise UsageError("increments that CRIU made cannot be merged in part", hint="flatten them")
-    writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
-    builder = CheckpointBuilder(writer, compression=compression)
-    try:
+    with sealing.into(out) as sealer:
+        builder = sealer.builder
         _Merge(flat, builder, count, report, store).run()
         if store is not None:
             store.finish(builder)
         top = files[0].authentic.origin
         reference = top.stands_for or files[0].authentic.reference
         parent = None if count == len(files) else files[count].authentic
-        digest = builder.finish(
+        digest = sealer.finish(
             kind="merged",
             workload=top.workload,
             captured=top.captured,
@@ -74,12 +69,8 @@ def merge(
             chain=None if parent is None else (parent.origin.chain_root, top.chain_sequence),
             properties=pages_file.copied_properties(files[0]),
         )
-        out.commit()
-    except BaseException as error:
-        out.cancel()
-        builder.abort(error)
-        raise
-    return MergeResult(builder.checkpoint_id, digest, writer.size)
+        sealer.commit()
+    return MergeResult(sealer.checkpoint_id, digest, sealer.size)
 
 
 class _Merge:

@@ -82,7 +82,7 @@ class Sender:
         link = self._link
         try:
             self._session = migration.session_of(link.expect(Kind.HELLO), link.peer)
-            signing = self._request.dump.signing
+            signing = self._request.dump.sealing.signing
             link.send(Kind.PROOF, peer.prove(signing, peer.MIGRATION, self._session))
             self._copy(report)
             result = self._last(report)
@@ -144,9 +144,9 @@ class Sender:
             acknowledge=None if leave_running else self._await_ready,
             properties=migration.properties(self._session, last=not leave_running),
         )
-        if leave_running and request.compression == "auto":
+        if leave_running and request.sealing.compression == "auto":
             # It follows what is waited for, and of the link nothing is seen here: what costs little.
-            request = request._replace(compression="lz4")
+            request = request._replace(sealing=request.sealing.compressed("lz4"))
         self._dump = Dump(request, out)
         return self._dump.run(report)
 

@@ -76,7 +76,6 @@ def _to_sealed(
     source: str, output: str, access: dict[str, Any], given: dict[str, Any], *, as_json: bool
 ) -> None:
     from sealpoint.cli.bar import Bar
-    from sealpoint.cli.dump import sealing
     from sealpoint.inspect import convert
     from sealpoint.store.output import open_output
 
@@ -85,14 +84,14 @@ def _to_sealed(
             f"nobody signed {source}, and your signature would say that it is what was dumped",
             hint="if you know where it comes from: --allow-unsigned; or --unsigned, to sign it as little",
         )
-    prepared = sealing(configuration.load(), given)
+    prepared = options.sealing(configuration.load(), given)
     with encrypted.open_dump(source, **access) as dump:
         encrypted.check(source, dump)
         with (
             open_output(output, force=given["force"]) as out,
             Bar(f"sealing {source}") as bar,
         ):
-            checkpoint = convert.seal_source(dump, out, report=bar, **prepared)
+            checkpoint = convert.seal_source(dump, out, prepared, report=bar)
     encrypted.warn_unsigned(source)
     err = output == "-"
     if as_json:

@@ -227,14 +227,13 @@ def _rewrite(
 ) -> None:
     """A new sealed file `output` from `file`, with what `replace` gives in place of what is there."""
     from sealpoint.cli.bar import Bar
-    from sealpoint.cli.dump import sealing
     from sealpoint.inspect.rewrite import rewrite
     from sealpoint.inspect.sealed import SealedSource
     from sealpoint.store.output import open_output
 
     options.check_standard_input(file, given["passphrase_file"])
     access = {key: given.pop(key) for key in _ACCESS if key != "passphrase_file"}
-    prepared = sealing(configuration.load(), given)
+    prepared = options.sealing(configuration.load(), given)
     with options.open_source(file, passphrase_file=given["passphrase_file"], **access) as opened:
         if not isinstance(opened, SealedSource):
             raise UsageError(f"{file} is not sealed", hint="seal it with: sealpoint seal")
@@ -243,7 +242,7 @@ def _rewrite(
             open_output(output, force=given["force"]) as out,
             Bar(f"writing {output}") as bar,
         ):
-            checkpoint = rewrite(opened, out, replaced, report=bar, **prepared)
+            checkpoint = rewrite(opened, out, replaced, prepared, report=bar)
     err = output == "-"
     if as_json:
         values = {"checkpoint": checkpoint.hex(), "replaced": sorted(replaced)}

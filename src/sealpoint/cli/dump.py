@@ -125,11 +125,11 @@ def command(
     from sealpoint.cli.store import described, in_words, open_store, warn_damaged
     from sealpoint.store.output import open_output
 
-    prepared = sealing(config, seal)
+    prepared = options.sealing(config, seal)
     tally = _tally() if scan else None
     tracked = None
     if track or parent:
-        tracked = _track(parent, state, workload, output, config, prepared["signing"])
+        tracked = _track(parent, state, workload, output, config, prepared.signing)
     opened: AbstractContextManager[ChunkAdder | None] = nullcontext()
     if store and tenant_key:
         opened = open_store(store, tenant_key, prepared, observe=tally)
@@ -143,7 +143,7 @@ def command(
         acknowledge=_await_ack(ack_timeout) if kill_after else None,
         scan=tally,
         track=tracked,
-        **prepared,
+        sealing=prepared,
     )
     with (
         opened as adder,
@@ -245,29 +245,6 @@ def _track(
     with checkpoint:
         track.start(checkpoint.links[0])
     return track
-
-
-def sealing(config: configuration.Config, seal: dict[str, Any]) -> dict[str, Any]:
-    """What `options.seal_options` stand for: arguments of that name of a dump request, or of a merge."""
-    passphrases = options.Passphrases(seal["passphrase_file"])
-    return {
-        "wrap": options.wrapping(
-            seal["recipients"],
-            seal["metadata_recipients"],
-            passphrases,
-            config,
-            allow_expired=seal["allow_expired_recipient"],
-        ),
-        "signing": options.signing(
-            seal["signer"],
-            seal["sign_certificate"],
-            seal["sign_passphrase_file"],
-            config,
-            unsigned=seal["unsigned"],
-        ),
-        "suite": options.suite(seal["suite"], config),
-        "compression": seal["compress"] or config.compress or "auto",
-    }
 
 
 def _print_json(values: dict[str, Any], *, err: bool) -> None:

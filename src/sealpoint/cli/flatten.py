@@ -55,7 +55,6 @@ def command(
     options.protect()
     from sealpoint.checkpoint.merge import merge
     from sealpoint.cli.bar import Bar
-    from sealpoint.cli.dump import sealing
     from sealpoint.store.output import open_output
 
     if file == "-":
@@ -70,11 +69,11 @@ def command(
         parents=parents,
         stores=stores,
     )
-    prepared = sealing(config, seal)
+    prepared = options.sealing(config, seal)
     with opening.open(file) as checkpoint:
         files = checkpoint.whole()
         with open_output(output, force=seal["force"]) as out, Bar(f"flattening {file}") as bar:
-            result = merge(files, out, report=bar, **prepared)
+            result = merge(files, out, prepared, report=bar)
     piped = output == "-"
     if as_json:
         values = {

@@ -94,10 +94,9 @@ def command(
     from sealpoint.checkpoint.migrate import MigrateRequest, Sender
     from sealpoint.cli import endpoint
     from sealpoint.cli.bar import Bar
-    from sealpoint.cli.dump import sealing
 
     address = endpoint.parse(to, schemes=("tcp", "ssh"))
-    prepared = sealing(config, seal)
+    prepared = options.sealing(config, seal)
     request = MigrateRequest(
         DumpRequest(
             pid=pid,
@@ -105,7 +104,7 @@ def command(
             options=criu_arguments,
             workload=workload,
             criu_log=criu_log,
-            **prepared,
+            sealing=prepared,
         ),
         rounds=rounds,
         decision=restore_timeout,

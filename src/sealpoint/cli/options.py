@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -19,9 +19,9 @@ from sealpoint.format.constants import Suite
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.opening import Checkpoint, Opening
-    from sealpoint.format.writer import Signing, Wrap
+    from sealpoint.checkpoint.sealing import Sealing
     from sealpoint.inspect.source import Access, Source
-    from sealpoint.keys import Identity, Recipient, TrustPolicy
+    from sealpoint.keys import Identity, Recipient, Signer, TrustPolicy
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PASSPHRASE: Final = "passphrase"  # noqa: S105 - the literal that asks for a passphrase in place of a key
@@ -289,42 +289,53 @@ def load_recipients(
     ]
 
 
-def wrapping(
-    recipients: Sequence[str],
-    metadata_recipients: Sequence[str],
-    passphrases: Passphrases,
-    config: Config,
-    *,
-    allow_expired: bool,
-) -> Wrap:
-    """How the roots of a new file are wrapped: options first, else the configuration."""
-    from sealpoint.checkpoint.access import wrap_for
+def sealing(config: Config, given: Mapping[str, Any]) -> Sealing:
+    """How a command seals, from its `seal_options`: options first, else the configuration.
 
-    full = list(recipients) or list(config.recipients)
-    metadata = list(metadata_recipients) or ([] if recipients else list(config.metadata_recipients))
-    return wrap_for(
-        load_recipients(full, passphrases, config, allow_expired=allow_expired),
-        load_recipients(metadata, passphrases, config, allow_expired=allow_expired),
+    Raises UsageError, IdentityError.
+    """
+    from sealpoint.checkpoint.access import require_recipient
+    from sealpoint.checkpoint.sealing import Sealing
+
+    passphrases, chosen = Passphrases(given["passphrase_file"]), given["recipients"]
+    full = list(chosen) or list(config.recipients)
+    require_recipient(full)  # before anybody is asked for a passphrase
+    metadata = list(given["metadata_recipients"])
+    if not metadata and not chosen:
+        metadata = list(config.metadata_recipients)
+    expired = given["allow_expired_recipient"]
+    return Sealing(
+        recipients=load_recipients(full, passphrases, config, allow_expired=expired),
+        metadata_recipients=load_recipients(metadata, passphrases, config, allow_expired=expired),
+        signer=load_signer(
+            given["signer"],
+            given["sign_certificate"],
+            given["sign_passphrase_file"],
+            config,
+            unsigned=given["unsigned"],
+        ),
+        unsigned=given["unsigned"],
+        suite=given["suite"] or config.suite or Suite.AES_256_GCM,
+        compression=given["compress"] or config.compress or "auto",
     )
 
 
-def signing(
+def load_signer(
     signer: str | None,
     certificate: str | None,
     passphrase_path: str | None,
     config: Config,
     *,
     unsigned: bool = False,
-) -> Signing:
-    """How statements are signed: the option, else the configuration.  Raises UsageError where nothing says."""
+) -> Signer | None:
+    """Who signs: the option, else the configuration; None if `unsigned`.  Raises UsageError where nothing says."""
     from sealpoint import keys
-    from sealpoint.checkpoint.access import signing_by
 
     path = signer or config.signer
     if unsigned:
         if signer:
             raise UsageError("--sign and --unsigned contradict each other")
-        return signing_by(None)
+        return None
     if not path:
         raise UsageError(
             "no signing key given",
@@ -339,7 +350,7 @@ def signing(
     )
     warn_permissions([path])
     warn_ownership([path, chain] if chain else [path])
-    return signing_by(loaded)
+    return loaded
 
 
 def load_identities(
@@ -494,15 +505,6 @@ def warn_ownership(names: Sequence[str]) -> None:
 def warn(message: str) -> None:
     """A warning on standard error."""
     click.echo(f"sealpoint: warning: {printable(message)}", err=True)
-
-
-def suite(label: str | None, config: Config) -> Suite:
-    """The suite by its label."""
-    wanted = label or config.suite or Suite.AES_256_GCM.label
-    for candidate in Suite:
-        if candidate.label == wanted:
-            return candidate
-    raise UsageError(f"unknown suite {wanted!r}")
 
 
 def protect() -> None:

@@ -96,13 +96,13 @@ def checkpoint_command(
     from sealpoint.checkpoint.container_workload import workload_of
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
     from sealpoint.cli.bar import Bar
-    from sealpoint.cli.dump import note_newest, sealing
+    from sealpoint.cli.dump import note_newest
     from sealpoint.dropin.real import find_real
     from sealpoint.podman.checkpoint import CheckpointRequest, checkpoint
     from sealpoint.podman.engine import Podman
     from sealpoint.store.output import OutputFile
 
-    prepared = sealing(config, seal)
+    prepared = options.sealing(config, seal)
     states = state or config.state or DEFAULT_DIRECTORY
 
     def named(container: str) -> str:
@@ -118,7 +118,7 @@ def checkpoint_command(
         memory=memory,
         options=more,
         workload=named,
-        **prepared,
+        sealing=prepared,
     )
     with OutputFile(output, force=seal["force"]) as out, Bar(f"checkpointing {container}") as bar:
         result = checkpoint(request, out, bar)

@@ -14,6 +14,7 @@ from sealpoint.cli.printable import printable
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.opening import Checkpoint
+    from sealpoint.checkpoint.sealing import Sealing
 
 
 @click.command()
@@ -61,7 +62,6 @@ def command(
     config = configuration.load()
     options.protect()
     from sealpoint.checkpoint import retention
-    from sealpoint.cli.dump import sealing
 
     opening = options.opening(
         config,
@@ -72,8 +72,7 @@ def command(
         allow_expired=allow_expired,
     )
     defaults = {"unsigned": False, "suite": None, "compress": None}
-    prepared = {} if dry_run else sealing(config, seal | defaults)
-    make = merging(prepared)
+    make = no_merging if dry_run else merging(options.sealing(config, seal | defaults))
     done = retention.prune(file, opening, make, last=keep_last, daily=keep_daily, dry_run=dry_run)
     if as_json:
         values = {"kept": done.kept, "replaced": done.replaced, "removed": done.removed}
@@ -87,8 +86,12 @@ def command(
         click.echo(f"{would}removed {printable(path)}")
 
 
-def merging(prepared: dict[str, Any]) -> Callable[[Checkpoint, int, int], None]:
-    """What `retention.prune` merges with: sealed as `prepared` says (`dump.sealing`)."""
+def no_merging(_checkpoint: Checkpoint, _first: int, _count: int) -> None:
+    """For a dry run, which needs no keys to seal with."""
+
+
+def merging(sealing: Sealing) -> Callable[[Checkpoint, int, int], None]:
+    """What `retention.prune` merges with."""
     from sealpoint.checkpoint.merge import merge
     from sealpoint.cli.bar import Bar
     from sealpoint.store.output import OutputFile
@@ -97,6 +100,6 @@ def merging(prepared: dict[str, Any]) -> Callable[[Checkpoint, int, int], None]:
         files = checkpoint.whole()
         path = checkpoint.links[first].path
         with OutputFile(path, force=True) as out, Bar(f"merging into {path}") as bar:
-            merge(files[first:], out, count=count, report=bar, **prepared)
+            merge(files[first:], out, sealing, count=count, report=bar)
 
     return make

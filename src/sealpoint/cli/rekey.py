@@ -64,17 +64,19 @@ def command(
     """
     config = configuration.load()
     options.protect()
-    from sealpoint.checkpoint.access import describe_stanza
+    from sealpoint.checkpoint.access import describe_stanza, signing_by
     from sealpoint.checkpoint.rekey import RekeyRequest, rekey
 
     passphrases = options.Passphrases(passphrase_file)
     changes = bool(add or add_metadata or remove)
-    signing = options.signing(
-        signer,
-        sign_certificate,
-        sign_passphrase_file,
-        config,
-        unsigned=not changes and not signer,
+    signing = signing_by(
+        options.load_signer(
+            signer,
+            sign_certificate,
+            sign_passphrase_file,
+            config,
+            unsigned=not changes and not signer,
+        )
     )
     # Without a policy it is about the own file, which the key that signs has signed: a header that somebody else wrote
     # must not get its signature.  A repair alone signs nothing.

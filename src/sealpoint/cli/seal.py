@@ -39,7 +39,6 @@ def command(path: str, output: str, *, as_json: bool, **seal: Any) -> None:
     options.protect()
     from sealpoint.checkpoint.seal import seal as run
     from sealpoint.cli.bar import Bar
-    from sealpoint.cli.dump import sealing
     from sealpoint.store.output import open_output
 
     if os.path.isdir(path) and _inside(output, path):
@@ -49,9 +48,9 @@ def command(path: str, output: str, *, as_json: bool, **seal: Any) -> None:
             f"{path} is encrypted in the CRIUsec format, and is sealed as it is: only a CRIU that knows the format can "
             "restore what it opens to. sealpoint convert decrypts it first"
         )
-    prepared = sealing(config, seal)
+    prepared = options.sealing(config, seal)
     with open_output(output, force=seal["force"]) as out, Bar(f"sealing {path}") as bar:
-        result = run(path, out, report=bar, **prepared)
+        result = run(path, out, prepared, report=bar)
     for key in result.ignored:
         options.warn(f"the archive's {key} headers were not kept")
     piped = output == "-"

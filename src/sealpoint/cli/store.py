@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sealpoint.checkpoint.chunking import ChunkAdder
     from sealpoint.checkpoint.merge import MergeResult
     from sealpoint.checkpoint.opening import Opening
+    from sealpoint.checkpoint.sealing import Sealing
     from sealpoint.store.collect import Statistics
 
 
@@ -107,7 +108,6 @@ def add(
     """
     config = configuration.load()
     options.protect()
-    from sealpoint.cli.dump import sealing
 
     opening = options.opening(
         config,
@@ -119,7 +119,7 @@ def add(
         parents=parents,
         stores=stores,
     )
-    prepared = sealing(config, seal)
+    prepared = options.sealing(config, seal)
     _add_all(directory, files, tenant_key, opening, prepared, force=seal["force"], as_json=as_json)
 
 
@@ -157,7 +157,6 @@ def convert(
     """
     config = configuration.load()
     options.protect()
-    from sealpoint.cli.dump import sealing
     from sealpoint.format.stored import Tenant
     from sealpoint.keys import tenant as tenant_file
     from sealpoint.store.chunk_directory import CHUNKS, ChunkDirectory
@@ -173,7 +172,7 @@ def convert(
         parents=parents,
         stores=(old,),
     )
-    prepared, force = sealing(config, seal), seal["force"]
+    prepared, force = options.sealing(config, seal), seal["force"]
     with ChunkDirectory(old) as store:  # held, so that nobody collects meanwhile
         files = [f.path for f in statistics(store).files]
         if not os.path.lexists(os.path.join(directory, CHUNKS)):
@@ -189,7 +188,7 @@ def _add_all(
     files: tuple[str, ...],
     tenant_key: str,
     opening: Opening,
-    prepared: dict[str, Any],
+    prepared: Sealing,
     *,
     force: bool,
     as_json: bool,
@@ -224,7 +223,7 @@ def _add(
     target: str,
     store: ChunkAdder,
     opening: Opening,
-    prepared: dict[str, Any],
+    prepared: Sealing,
     *,
     force: bool,
 ) -> MergeResult:
@@ -237,17 +236,17 @@ def _add(
     with opening.open(file) as checkpoint:
         opened = checkpoint.whole()
         with OutputFile(target, force=force) as out, Bar(f"adding {file}") as bar:
-            return merge(opened, out, report=bar, store=store, **prepared)
+            return merge(opened, out, prepared, report=bar, store=store)
 
 
 @contextmanager
 def open_store(
     directory: str,
     tenant_key: str,
-    prepared: dict[str, Any],
+    prepared: Sealing,
     observe: Callable[[memoryview], None] | None = None,
 ) -> Iterator[ChunkAdder]:
-    """For adding to it what is sealed as `prepared` says (`dump.sealing`); observe: see ChunkAdder."""
+    """For adding to it what is sealed as `prepared` says; observe: see ChunkAdder."""
     from sealpoint import keys
     from sealpoint.checkpoint.chunking import ChunkAdder
     from sealpoint.format.stored import Tenant
@@ -257,7 +256,7 @@ def open_store(
     tenant = Tenant(tenant_file.load(tenant_key))
     if warning := keys.permissions_warning(tenant_key):
         options.warn(warning)
-    suite, compression = prepared["suite"], prepared["compression"]
+    suite, compression = prepared.cipher, prepared.compression
     with (
         ChunkDirectory(directory) as opened,
         ChunkAdder(opened, tenant, suite=suite, compression=compression, observe=observe) as adder,

@@ -95,18 +95,18 @@ def command(
     from sealpoint.checkpoint.dump import DumpRequest
     from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
     from sealpoint.checkpoint.watch import Watch, WatchRequest
-    from sealpoint.cli.dump import note_newest, sealing
+    from sealpoint.cli.dump import note_newest
     from sealpoint.cli.prune import merging
 
-    prepared = sealing(config, seal)
+    prepared = options.sealing(config, seal)
     states = state or config.state or DEFAULT_DIRECTORY
     thinning = bool(keep_last or keep_daily)
     opening = options.opening(
         config,
         identities=identities,
         passphrase_file=seal["passphrase_file"],
-        trust=[*trust, *prepared["signing"].signers],
-        allow_unsigned=allow_unsigned or not prepared["signing"].signers,
+        trust=[*trust, *prepared.signing.signers],
+        allow_unsigned=allow_unsigned or not prepared.signing.signers,
         allow_expired=allow_expired,
     )
     if thinning and not opening.identities():  # now: nobody may be there later to be asked
@@ -120,7 +120,7 @@ def command(
             options=criu_arguments,
             workload=workload,
             criu_log=criu_log,
-            **prepared,
+            sealing=prepared,
         ),
         every=seconds,
         directory=directory,

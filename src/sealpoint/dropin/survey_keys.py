@@ -8,17 +8,14 @@ from collections.abc import Iterator
 from typing import Final
 
 from sealpoint import keys
-from sealpoint.checkpoint.access import signing_by, wrap_for
-from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.opening import Opening
+from sealpoint.checkpoint.sealing import Sealing
 from sealpoint.config import Config
 from sealpoint.dropin import configure
 from sealpoint.dropin.finding import Finding, fail, guarded, ok, warn
 from sealpoint.dropin.paths import unsafe
 from sealpoint.errors import IdentityError, PolicyError
 from sealpoint.format.chunks import Buffer
-from sealpoint.format.constants import Suite
-from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import Identity, Recipient, Signer, TrustPolicy, files
 from sealpoint.store.output import write_all
 
@@ -197,9 +194,23 @@ class _Memory:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("sealpoint-doctor", os.MFD_CLOEXEC)
+        self.committed = False
 
     def write(self, *buffers: Buffer) -> None:
         write_all(self.fd, list(buffers), "memory")
+
+    def sync(self) -> None:
+        """There is no disk."""
+
+    def commit(self) -> None:
+        self.committed = True
+
+    def cancel(self) -> None:
+        """Nothing waits."""
+
+    def mark_failed(self) -> str | None:
+        """It has no name."""
+        return None
 
 
 def _round_trip(
@@ -212,19 +223,11 @@ def _round_trip(
     """Seal in memory as a dump does, then read it as a restore does."""
     out = _Memory()
     try:
-        writer = SealedWriter(
-            out,
-            suite=Suite.AES_256_GCM,
-            wrap=wrap_for(recipients, metadata),
-            signing=signing_by(signer),
-        )
-        builder = CheckpointBuilder(writer, compression="none", workers=1)
-        try:
-            builder.add("inventory.img", _PROBE)
-            builder.finish()
-        except BaseException as error:
-            builder.abort(error)
-            raise
+        sealing = Sealing(recipients, signer, metadata, compression="none")
+        with sealing.into(out, workers=1) as sealer:
+            sealer.builder.add("inventory.img", _PROBE)
+            sealer.finish()
+            sealer.commit()
         found = [ok(_TOPIC, "sealing and signing work")]
         if policy is None or not identities:
             return found

@@ -9,15 +9,15 @@ from functools import partial
 from sealpoint import config as configuration
 from sealpoint import process
 from sealpoint.checkpoint import evidence, pages_file, peer
-from sealpoint.checkpoint.access import signing_by, wrap_for
+from sealpoint.checkpoint.access import signing_by
 from sealpoint.checkpoint.admission import Admission, describe
-from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
 from sealpoint.checkpoint.chain import IMAGE
 from sealpoint.checkpoint.evidence import Kind
 from sealpoint.checkpoint.expectation import Expectation
 from sealpoint.checkpoint.opening import Opening
 from sealpoint.checkpoint.restore import check_restorable
+from sealpoint.checkpoint.sealing import Sealer, Sealing
 from sealpoint.checkpoint.view import View
 from sealpoint.config import Config
 from sealpoint.criu.fuse import FuseServer
@@ -26,7 +26,6 @@ from sealpoint.dropin.increments import Increment, Say, Step, dedup, states_of
 from sealpoint.errors import CriuError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC, Suite
 from sealpoint.format.statement import ParentRef
-from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import Signer
 from sealpoint.store.output import OutputFile
 from sealpoint.store.page_server import PageServerOutput
@@ -112,10 +111,15 @@ class DumpWork:
         )
         recipients = [keys.load_recipient(r, policy=certificates) for r in config.recipients]
         metadata = [keys.load_recipient(r, policy=certificates) for r in config.metadata_recipients]
-        wanted = config.suite or Suite.AES_256_GCM.label
-        suite = next((s for s in Suite if s.label == wanted), Suite.AES_256_GCM)
+        sealing = Sealing(
+            recipients,
+            signer,
+            metadata,
+            suite=config.suite or Suite.AES_256_GCM,
+            compression=config.compress or "auto",
+        )
         self.passed = False
-        self._signing = signing_by(signer)
+        self._signing = sealing.signing
         self._step = step
         self._root = process.pid_inside(step.pid) if step.pid > 0 else None
         self._increment = Increment(step, directory, config, say)
@@ -123,22 +127,16 @@ class DumpWork:
         self._pages_out = pages_out
         if pages_out is not None:
             pages_out.prove = partial(peer.prove, self._signing, peer.PAGE_SERVER)
-        self._builders: list[CheckpointBuilder] = []
+        self._sealers: list[Sealer] = []
         try:
             for out in (self._out, pages_out):
                 if out is None:
                     continue
-                writer = SealedWriter(
-                    out,
-                    suite=suite,
-                    wrap=wrap_for(recipients, metadata),
-                    signing=self._signing,
-                )
-                builder = CheckpointBuilder(writer, compression=config.compress or "auto")
-                self._builders.append(builder)
-            self._builders[-1].summary = self._builders[0].summary  # sizes of pages are known there
+                self._sealers.append(sealing.into(out))
+            builders = [sealer.builder for sealer in self._sealers]
+            builders[-1].summary = builders[0].summary  # sizes of pages are known there
             self._filesystem = CaptureFilesystem(
-                *self._builders,
+                *builders,
                 parent=self._increment.parent_images,
                 keep=self._increment.tracks,
             )
@@ -150,10 +148,8 @@ class DumpWork:
 
     def _give_up(self, error: BaseException) -> None:
         """Wake whoever waits for a buffer, the disk or the far side."""
-        if self._pages_out is not None:
-            self._pages_out.cancel()
-        for builder in self._builders:
-            builder.abort(error)
+        for sealer in reversed(self._sealers):  # the far side first: the other may wait for it
+            sealer.abort(error)
 
     def _let_go(self) -> None:
         if self._pages_out is not None:
@@ -191,17 +187,17 @@ class DumpWork:
         if self._out.committed:
             return
         self._filesystem.wait_complete(self._kinds, root=self._root)
-        main, properties = self._builders[0], {}
-        if self._pages_out is not None:
-            pages = self._builders[1]
+        main, properties = self._sealers[0], {}
+        for pages in self._sealers[1:]:
             digest = pages.finish(properties={"layout": pages_file.LAYOUT})
             properties = pages_file.properties(ParentRef(pages.checkpoint_id, digest))
-            self._pages_out.sync()
-        self._increment.finish(main, self._filesystem, properties)
-        self._out.sync()
-        if self._pages_out is not None:
-            self._pages_out.commit()  # what this side's file refers to must exist before it does
-        self._out.commit()
+            pages.sync()
+        self._increment.finish(main.builder, self._filesystem, properties)
+        main.sync()
+        for sealer in reversed(
+            self._sealers
+        ):  # what this side's file refers to must exist before it does
+            sealer.commit()
         self._increment.committed()
         self.passed = True
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import blake3
 
 from sealpoint.checkpoint.archive import Adder
-from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.extract import Item
 from sealpoint.checkpoint.progress import Progress, Report, silent
 from sealpoint.checkpoint.tar import Member
@@ -23,14 +22,14 @@ from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.criusec.dump import PageCheck
 from sealpoint.criusec.write import DumpWriter
 from sealpoint.errors import FileError, UsageError
-from sealpoint.format.constants import ID_SIZE, Suite
+from sealpoint.format.constants import ID_SIZE
 from sealpoint.format.statement import ParentRef
-from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.inspect.encrypted import EncryptedSource
 from sealpoint.inspect.rewrite import Pieces
 from sealpoint.inspect.source import Images
 
 if TYPE_CHECKING:
+    from sealpoint.checkpoint.sealing import Sealing
     from sealpoint.keys.rsa import RsaRecipient
     from sealpoint.store.output import Target
 
@@ -89,32 +88,23 @@ def encrypted_items(images: Images, recipient: RsaRecipient) -> tuple[list[Item]
 def seal_source(
     source: EncryptedSource,
     out: Target,
+    sealing: Sealing,
     *,
-    wrap: Wrap,
-    signing: Signing,
-    suite: Suite = Suite.AES_256_GCM,
-    compression: str = "auto",
     report: Report = silent,
 ) -> bytes:
     """Write the plain images into a sealed file derived from the dump; returns the new checkpoint's id.
 
     Raises SealpointError; nothing is then left under the output's name.
     """
-    writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
-    builder = CheckpointBuilder(writer, compression=compression)
-    adder = Adder(builder, report)
-    try:
+    with sealing.into(out) as sealer:
+        adder = Adder(sealer.builder, report)
         for name in source.names():
             if name != SUMMARY_NAME:
                 adder.add(name, Pieces(source.chunks(name)), source.size(name), None)
-        builder.finish(
+        sealer.finish(
             kind="derived",
             derived_from=reference(source),
             properties={"layout": "directory", "converted-from": "criusec"},
         )
-        out.commit()
-    except BaseException as error:
-        out.cancel()
-        builder.abort(error)
-        raise
-    return writer.preamble.checkpoint_id
+        sealer.commit()
+    return sealer.checkpoint_id

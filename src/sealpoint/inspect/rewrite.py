@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from sealpoint.checkpoint.archive import Adder
-from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.pages_file import copied_properties
 from sealpoint.checkpoint.progress import Report, silent
+from sealpoint.checkpoint.sealing import Sealing
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import IdentityError
-from sealpoint.format.constants import Suite
-from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.store.output import Target
 
@@ -20,11 +18,8 @@ def rewrite(
     source: SealedSource,
     out: Target,
     replaced: Mapping[str, bytes],
+    sealing: Sealing,
     *,
-    wrap: Wrap,
-    signing: Signing,
-    suite: Suite = Suite.AES_256_GCM,
-    compression: str = "auto",
     report: Report = silent,
 ) -> bytes:
     """Write `source` with the objects `replaced` to `out`; returns the id of the new checkpoint.
@@ -38,10 +33,8 @@ def rewrite(
             f"{source.label}: the identity given opens metadata only, and a new file needs all of it",
             hint=f"use the identity of: {', '.join(source.memory_recipients())}",
         )
-    writer = SealedWriter(out, suite=suite, wrap=wrap, signing=signing)
-    builder = CheckpointBuilder(writer, compression=compression)
-    adder = Adder(builder, report)
-    try:
+    with sealing.into(out) as sealer:
+        adder = Adder(sealer.builder, report)
         for entry in sorted(opened.entries.values(), key=lambda e: e.number):
             if entry.name == SUMMARY_NAME:
                 continue  # the builder makes its own
@@ -54,7 +47,7 @@ def rewrite(
             else:
                 pieces = Pieces(opened.read(entry))
                 adder.add(entry.name, pieces, entry.size, entry.attributes)
-        builder.finish(
+        sealer.finish(
             kind="derived",
             derived_from=source.checkpoint.authentic.reference,
             workload=origin.workload,
@@ -63,12 +56,8 @@ def rewrite(
             properties=copied_properties(opened),
             captured=origin.captured,
         )
-        out.commit()
-    except BaseException as error:
-        out.cancel()
-        builder.abort(error)
-        raise
-    return writer.preamble.checkpoint_id
+        sealer.commit()
+    return sealer.checkpoint_id
 
 
 class Pieces:

@@ -20,11 +20,10 @@ from sealpoint.checkpoint.builder import CheckpointBuilder, LargeObject
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
 from sealpoint.checkpoint.evidence import NoEvidenceError
 from sealpoint.checkpoint.progress import Report, silent
+from sealpoint.checkpoint.sealing import Sealing
 from sealpoint.criu import mounts
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.errors import CriuError, SealpointError, UsageError
-from sealpoint.format.constants import Suite
-from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.podman.broker import Broker
 from sealpoint.podman.engine import Container, Podman, PodmanError, check_options
 from sealpoint.podman.guard import Guard
@@ -46,10 +45,7 @@ class CheckpointRequest:
     name: str
     podman: Podman
     criu: str
-    wrap: Wrap
-    signing: Signing
-    suite: Suite = Suite.AES_256_GCM
-    compression: str = "auto"
+    sealing: Sealing
     leave_running: bool = False
     memory: str = ""
     options: tuple[str, ...] = ()
@@ -179,35 +175,30 @@ def _run(
     guard: Guard,
     report: Report,
 ) -> CheckpointResult:
-    writer = SealedWriter(out, suite=request.suite, wrap=request.wrap, signing=request.signing)
-    builder = CheckpointBuilder(writer, compression=request.compression)
     server: FuseServer | None = None
     try:
-        filesystem = CaptureFilesystem(_Below(builder))  # type: ignore[arg-type]
-        server = FuseServer(filesystem, read_only=False, threads=1)
-        images = _Images(filesystem, server)
-        with Broker(place.socket, images):
-            properties = _archive(place, guard, images, builder, report)
-        count, plain_size = builder.count, builder.size
-        captured, workload = int(time.time()), request.workload(container.id)
-        digest = builder.finish(properties=properties, workload=workload, captured=captured)
-        out.commit()
-    except BaseException as error:
-        out.cancel()
-        builder.abort(error)
-        raise
+        with request.sealing.into(out) as sealer:
+            filesystem = CaptureFilesystem(_Below(sealer.builder))  # type: ignore[arg-type]
+            server = FuseServer(filesystem, read_only=False, threads=1)
+            images = _Images(filesystem, server)
+            with Broker(place.socket, images):
+                properties = _archive(place, guard, images, sealer.builder, report)
+            count, plain_size = sealer.builder.count, sealer.builder.size
+            captured, workload = int(time.time()), request.workload(container.id)
+            digest = sealer.finish(properties=properties, workload=workload, captured=captured)
+            sealer.commit()
     finally:
-        if server is not None:
+        if server is not None:  # after an abort has woken its threads
             server.close()
     return CheckpointResult(
         captured,
         workload,
-        writer.preamble.checkpoint_id,
+        sealer.checkpoint_id,
         digest,
         container,
         count,
         plain_size,
-        writer.size,
+        sealer.size,
         time.monotonic() - images.began,
     )
 
