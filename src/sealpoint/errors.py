@@ -3,7 +3,7 @@
 A message says what happened and to what; the hint says what to do about it.  The command line prints both and
 ends with `exit_code`; a traceback on a terminal is a defect.  No error text carries key material or contents.
 
-Exit codes are part of the public contract (docs/operations.md has the table) and never change their meaning.
+Exit codes are part of the public contract (docs/reference/commands.md has the table) and never change their meaning.
 """
 
 from __future__ import annotations

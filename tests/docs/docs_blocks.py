@@ -18,7 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-OPERATIONS = ROOT / "docs/operations.md"
+CONFIGURATION = ROOT / "docs/reference/configuration.md"
+TROUBLESHOOTING = ROOT / "docs/reference/troubleshooting.md"
 SECURITY = ROOT / "docs/security.md"
 FIGURES = ROOT / "docs/reference/figures.md"
 COMMANDS = ROOT / "docs/reference/commands.md"
@@ -29,7 +30,7 @@ DOCUMENTS = [
 ]
 # Those that tell people what to type.
 PAGES = [
-    *(README, CONTRIBUTING, OPERATIONS),
+    *(README, CONTRIBUTING),
     *sorted((ROOT / "docs/guide").glob("*.md")),
     *sorted((ROOT / "docs/reference").glob("*.md")),
 ]

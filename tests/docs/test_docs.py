@@ -20,13 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from docs_blocks import (
     COMMANDS,
+    CONFIGURATION,
     DOCUMENTS,
     FIGURES,
-    OPERATIONS,
     PAGES,
     README,
     ROOT,
     SECURITY,
+    TROUBLESHOOTING,
     blocks,
     script,
     table,
@@ -123,7 +124,9 @@ def test_commands_and_their_options_exist(document: Path) -> None:
     text = document.read_text()
     scripts = [script(b) for b in blocks(document) if b.language in ("sh", "console")]
     # Some messages begin with the name, too.
-    scripts += re.findall(r"`(sealpoint [^`]+)`", text.split("\n## Messages\n")[0])
+    scripts += re.findall(
+        r"`(sealpoint [^`]+)`", re.sub(r"\n## Messages\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL)
+    )
     for command, arguments in (call for each in scripts for call in called(each)):
         assert command in commands(), command
         words = [
@@ -149,7 +152,7 @@ def test_options_named_in_running_text_exist(document: Path) -> None:
 
 def test_the_pages_lose_no_examples() -> None:
     """As many as when they were two long pages; what has a block to run is run (test_docs_run)."""
-    assert {README, OPERATIONS} < set(PAGES)
+    assert {README, CONFIGURATION, TROUBLESHOOTING} < set(PAGES)
     found = [block for page in PAGES for block in blocks(page)]
     assert sum(block.action == "run" for block in found) >= RUN_BLOCKS
     assert sum(block.action == "config" for block in found) >= 3
@@ -185,12 +188,12 @@ def test_exit_codes_are_those_of_the_code_and_of_the_help() -> None:
 
 
 def test_the_settings_are_those_of_the_code() -> None:
-    named = [row[0].strip("`") for row in table(OPERATIONS, "config.toml")]
+    named = [row[0].strip("`") for row in table(CONFIGURATION, "config.toml")]
     assert named == list(config.Config._fields)
 
 
 def test_the_refused_criu_options_are_those_of_the_code() -> None:
-    rows = table(OPERATIONS, "Refused CRIU options")
+    rows = table(CONFIGURATION, "Refused CRIU options")
     named = [name for row in rows for name in re.findall(r"`(-[^`]+)`", row[0])]
     assert sorted(named) == sorted(criu_run._REFUSED)
 
@@ -210,7 +213,7 @@ def constants() -> list[str]:
 
 def test_the_messages_of_the_troubleshooting_table_are_those_of_the_code() -> None:
     texts = constants()
-    rows = table(OPERATIONS, "Messages")
+    rows = table(TROUBLESHOOTING, "Messages")
     assert len(rows) > 25
     for row in rows:
         message = row[0].strip("`")

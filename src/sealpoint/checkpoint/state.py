@@ -2,8 +2,8 @@
 
 A dump that continues another must know what that one holds, and the dump side has no key that opens it.  A state is a
 cache: whatever is wrong with one costs a full dump, never an error.  It is encrypted under the machine's own key, and
-bound to checkpoint id and origin digest: it opens for that very file only.  docs/operations.md says how long each is
-kept.
+bound to checkpoint id and origin digest: it opens for that very file only.  docs/guide/increments.md says how long each
+is kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Why CRIU failed, read from its log: the first error that is a cause, in CRIU's words, and what you can do.
 
 CRIU goes on complaining after the cause ("Unable to open fd=3", "Restoring FAILED."), so the last lines say little.
-The list is of failures that a test provokes, and of a few that this machine's tests cannot (`docs/operations.md`).
+The list is of failures that a test provokes, and of a few that this machine's tests cannot provoke
+(`docs/reference/troubleshooting.md`).
 """
 
 from __future__ import annotations
