@@ -81,7 +81,7 @@ def test_make_alone_explains_every_verb() -> None:
     shown = run("make", "--no-print-directory", check=True).stdout
     documented = {target for target, text in make_targets().items() if text}
     wanted = {"demo", "dev", "test", "test-fast", "lint", "fmt"}
-    wanted |= {"install", "uninstall", "bench", "clean", "lock", "help"}
+    wanted |= {"install", "uninstall", "bench", "clean", "lock", "help", "man"}
     assert wanted <= documented
     for target in documented:
         assert re.search(rf"^ +make {target} ", shown, re.MULTILINE), target
@@ -243,6 +243,10 @@ class TestInstall:
         for _ in range(2):  # the second time it replaces the first
             run(self.SCRIPT, prefix, bindir, check=True, timeout=250)
         assert len([path for path in prefix.iterdir() if not path.name.startswith(".")]) == 2
+        manual = public / "share/man/man1/sealpoint-crit-show.1"
+        assert manual.read_text().startswith('.TH "SEALPOINT\\-CRIT\\-SHOW" 1')
+        mine = manual.with_name("sealpoint-mine.1")
+        mine.write_text("not from there")
         nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         version = run(*nobody, bindir / "sealpoint", "--version", cwd="/", env={"PATH": os.defpath})
         assert sealpoint.__version__ in version.stdout, version.stderr
@@ -255,6 +259,7 @@ class TestInstall:
         run(self.SCRIPT, "--uninstall", prefix, bindir, check=True)
         assert not prefix.exists()
         assert list(bindir.iterdir()) == []
+        assert list(manual.parent.iterdir()) == [mine]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to others")
