@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from sealpoint.checkpoint.released import Released
-from sealpoint.checkpoint.state import make_state_directory, open_private
+from sealpoint.checkpoint.state import open_private, state_directory
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError
 from sealpoint.format import strictjson
 from sealpoint.format.constants import ID_SIZE
 from sealpoint.format.statement import Origin
 from sealpoint.format.strictjson import Fields
+from sealpoint.store import naming
 
 AHEAD: Final = 300  # seconds by which clocks may differ; a mark from further ahead would refuse all that is true
 _MAX_SIZE: Final = 4096
@@ -99,19 +100,20 @@ class Newest:
         """
         if not self.problem(origin, sequence):
             return ""
-        with self._locked():
+        with self._locked() as directory:
             problem = self.problem(origin, sequence)
             if not problem:
                 return ""
             if not self._permitted_until(origin.workload):
                 raise PolicyError(problem, hint=_ALLOW_OLDER)
-            path = self._permission(origin.workload)
+            name = self._name(origin.workload) + _PERMISSION
             try:
-                os.unlink(path)
-                self._sync()
+                os.unlink(name, dir_fd=directory)
+                os.fsync(directory)
             except OSError as error:
+                path = f"{self._directory}/{name}"
                 raise SystemEnvironmentError(f"cannot remove {path}: {error.strerror}") from None
-            self._log("took", origin.workload, checkpoint=origin.checkpoint_id.hex())
+            self._log(directory, "took", origin.workload, checkpoint=origin.checkpoint_id.hex())
         return f"{problem}; this was allowed once"
 
     def allow(self, workload: str, seconds: int) -> int:
@@ -125,12 +127,13 @@ class Newest:
                 hint="an error that refuses an older checkpoint names its workload, and so does sealpoint info",
             )
         now = int(time.time())
-        with self._locked():
+        with self._locked() as directory:
             self._write(
+                directory,
                 self._name(workload) + _PERMISSION,
                 strictjson.encode({"from": str(now), "until": str(now + seconds)}),
             )
-            self._log("allowed", workload, until=now + seconds)
+            self._log(directory, "allowed", workload, until=now + seconds)
         return now + seconds
 
     def note(self, workload: str, mark: Mark) -> bool:
@@ -142,7 +145,7 @@ class Newest:
             return True
         if mark.captured > time.time() + AHEAD:
             return False
-        with self._locked():
+        with self._locked() as directory:
             known = self.of(workload)
             if known is None or (known.captured, known.sequence) <= (mark.captured, mark.sequence):
                 data = strictjson.encode(
@@ -152,11 +155,8 @@ class Newest:
                         "sequence": str(mark.sequence),
                     }
                 )
-                self._write(self._name(workload), data)
+                self._write(directory, self._name(workload), data)
         return True
-
-    def _permission(self, workload: str) -> str:
-        return f"{self._directory}/{self._name(workload)}{_PERMISSION}"
 
     def _permitted_until(self, workload: str) -> int:
         """When the permission of a workload ends; 0 if it has none, or no longer."""
@@ -171,46 +171,27 @@ class Newest:
         return until if since <= now < until else 0
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[int]:
         """One change at a time, of all processes.  The lock is the directory's, which nobody else can open."""
+        with contextlib.ExitStack() as stack:
+            try:
+                directory = stack.enter_context(state_directory(self._directory))
+                fcntl.flock(directory, fcntl.LOCK_EX)
+            except OSError as error:
+                raise self._failure(error) from None
+            yield directory
+
+    def _write(self, directory: int, name: str, data: bytes) -> None:
         try:
-            make_state_directory(self._directory)
-            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            naming.write_file(directory, name, data)
         except OSError as error:
             raise self._failure(error) from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
 
-    def _write(self, name: str, data: bytes) -> None:
-        temporary = f"{self._directory}/.{os.urandom(8).hex()}"
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(temporary, f"{self._directory}/{name}")
-            self._sync()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise self._failure(error) from None
-
-    def _sync(self) -> None:
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def _log(self, what: str, workload: str, **more: object) -> None:
+    def _log(self, directory: int, what: str, workload: str, **more: object) -> None:
         line = {"time": int(time.time()), "user": os.getuid(), what: workload, **more}
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(f"{self._directory}/{_LOG}", flags, 0o600)
+            fd = os.open(_LOG, flags, 0o600, dir_fd=directory)
             try:
                 os.write(fd, json.dumps(line).encode() + b"\n")
                 os.fsync(fd)

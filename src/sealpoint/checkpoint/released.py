@@ -6,15 +6,17 @@ machine starts anew: then nothing of the tree is left, and to restore its file i
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from sealpoint import process
-from sealpoint.checkpoint.state import make_state_directory, open_private
+from sealpoint.checkpoint.state import open_private, state_directory
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError
 from sealpoint.format import strictjson
 from sealpoint.format.strictjson import Fields
+from sealpoint.store import naming
 
 _MAX_SIZE: Final = 1 << 20
 _MAX_TASKS: Final = 4096  # the first ones: one that lives is enough
@@ -41,17 +43,14 @@ class Released:
     def __init__(self, directory: str) -> None:
         self._directory = f"{directory}/released"
 
-    def _path(self, checkpoint_id: bytes) -> str:
-        return f"{self._directory}/{checkpoint_id.hex()}"
-
     def prepare(self) -> None:
         """See that a record can be written, before somebody relies on it.  Raises SystemEnvironmentError."""
         try:
-            make_state_directory(self._directory)
-            self._collect()
-            probe = f"{self._directory}/.{os.urandom(8).hex()}"
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            os.unlink(probe)
+            with state_directory(self._directory) as directory:
+                self._collect(directory)
+                probe = f".{os.urandom(8).hex()}"
+                naming.write_file(directory, probe, b"")
+                os.unlink(probe, dir_fd=directory)
         except OSError as error:
             raise self._problem(error) from None
 
@@ -61,13 +60,13 @@ class Released:
             hint="name another directory with --state",
         )
 
-    def _collect(self) -> None:
+    def _collect(self, directory: int) -> None:
         """Forget what ran before the machine was started anew."""
         boot = _boot()
-        for name in os.listdir(self._directory):
+        for name in os.listdir(directory):
             record = self._read(name)
             if record is not None and record.boot != boot:
-                os.unlink(f"{self._directory}/{name}")
+                os.unlink(name, dir_fd=directory)
 
     def note(self, checkpoint_id: bytes, pids: Sequence[int]) -> None:
         """These processes are about to run as the tree of a checkpoint.
@@ -82,20 +81,9 @@ class Released:
                 "tasks": [[str(pid), str(start)] for pid, start in tasks if start],
             }
         )
-        temporary = f"{self._directory}/.{os.urandom(8).hex()}"
         try:
-            make_state_directory(self._directory)
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(temporary, self._path(checkpoint_id))
-            directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            with state_directory(self._directory) as directory:
+                naming.write_file(directory, checkpoint_id.hex(), data)
         except OSError as error:
             raise self._problem(error) from None
 
@@ -142,10 +130,11 @@ class Released:
 
     def forget(self, checkpoint_id: bytes) -> None:
         """It does not run here, or its file is gone."""
-        try:
-            os.unlink(self._path(checkpoint_id))
-        except OSError:
-            pass
+        with (
+            contextlib.suppress(OSError, SystemEnvironmentError),
+            state_directory(self._directory, make=False) as directory,
+        ):
+            os.unlink(checkpoint_id.hex(), dir_fd=directory)
 
 
 def _boot() -> str:

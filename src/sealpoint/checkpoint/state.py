@@ -8,10 +8,11 @@ is kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -21,6 +22,7 @@ from sealpoint.format import strictjson
 from sealpoint.format.constants import ID_SIZE
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.strictjson import Fields
+from sealpoint.store import naming
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -75,35 +77,28 @@ class StateStore:
     def __init__(self, directory: str = DEFAULT_DIRECTORY) -> None:
         self.directory = directory
 
-    def _path(self, checkpoint_id: bytes) -> str:
-        return f"{self.directory}/{checkpoint_id.hex()}"
-
     def load(self, reference: ParentRef) -> State:
         """Raises NoStateError: none is there, it is another file's, damaged, or others can write there."""
-        path = self._path(reference.checkpoint_id)
         try:
             with open_private(self.directory, reference.checkpoint_id.hex()) as file:
                 data = file.read(_MAX_STATE + 1)
-            key = self._key(make=False)
+                state = _open(self._key(make=False), reference, data)
+                with contextlib.suppress(OSError):
+                    os.utime(file.fileno())  # used: it is kept for longer
+                return state
         except SystemEnvironmentError as error:
             raise NoStateError(error.message) from None
         except FileNotFoundError:
             raise NoStateError("this machine has no state of it") from None
         except OSError as error:
             raise NoStateError(f"its state cannot be read: {error.strerror}") from None
-        state = _open(key, reference, data)
-        try:
-            os.utime(path)  # used: it is kept for longer
-        except OSError:
-            pass
-        return state
 
     def save(self, state: State) -> None:
         """Replaces what there was of that checkpoint, then removes what is too much.  Raises SystemEnvironmentError."""
         try:
-            make_state_directory(self.directory)
-            data = _seal(self._key(make=True), state)
-            self._write(self._path(state.reference.checkpoint_id), data)
+            with state_directory(self.directory) as directory:
+                data = _seal(self._key(make=True), state)
+                naming.write_file(directory, state.reference.checkpoint_id.hex(), data)
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot keep the state in {self.directory}: {error.strerror}"
@@ -112,51 +107,25 @@ class StateStore:
 
     def remove(self, checkpoint_id: bytes) -> None:
         """Forget a checkpoint; nothing happens if it is not known."""
-        try:
-            os.unlink(self._path(checkpoint_id))
-        except OSError:
-            pass
+        with (
+            contextlib.suppress(OSError, SystemEnvironmentError),
+            state_directory(self.directory, make=False) as directory,
+        ):
+            os.unlink(checkpoint_id.hex(), dir_fd=directory)
 
     def collect(self, keep: bytes = b"") -> None:
         """Remove states beyond the bounds, the longest unused first, and what was never finished."""
-        now = time.time()
-        found = []
-        try:
-            with os.scandir(self.directory) as entries:
-                for entry in entries:
-                    status = entry.stat(follow_symlinks=False)
-                    if entry.name.startswith(".") and now - status.st_mtime > _ABANDONED:
-                        os.unlink(entry.path)
-                    elif _is_state(entry.name) and entry.name != keep.hex():
-                        found.append((status.st_mtime, status.st_size, entry.path))
-        except OSError:
-            return  # somebody else removes, too
-        count, size = 1, 0
-        for mtime, length, path in sorted(found, reverse=True):
-            count, size = count + 1, size + length
-            if count > MAX_STATES or size > MAX_BYTES or now - mtime > MAX_AGE:
-                try:
-                    os.unlink(path)
-                except OSError:
-                    continue
-
-    def _write(self, path: str, data: bytes) -> None:
-        # Not synced: a state that a crash tears does not open, and costs a full dump.
-        temporary = f"{self.directory}/.{os.urandom(8).hex()}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-            os.rename(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with (
+            contextlib.suppress(OSError, SystemEnvironmentError),
+            state_directory(self.directory, make=False) as directory,
+        ):
+            _collect(directory, keep.hex())
 
     def machine_key(self) -> bytes:
         """A secret of this machine, made at its first use.  Raises SystemEnvironmentError."""
         try:
-            make_state_directory(self.directory)
-            return self._key(make=True)
+            with state_directory(self.directory):
+                return self._key(make=True)
         except OSError as error:
             raise SystemEnvironmentError(
                 f"the machine's key in {self.directory} cannot be used: {error.strerror}"
@@ -164,39 +133,54 @@ class StateStore:
 
     def _key(self, *, make: bool) -> bytes:
         """The machine's key, made at its first use.  Raises OSError."""
-        path = f"{self.directory}/{_KEY_NAME}"
         for _ in range(2):
             try:
                 with open_private(self.directory, _KEY_NAME) as file:
                     key = file.read(_KEY_SIZE + 1)
                 if len(key) == _KEY_SIZE:
                     return key
-                os.unlink(path)  # damaged: no state opens any more
+                with state_directory(self.directory) as directory:
+                    os.unlink(_KEY_NAME, dir_fd=directory)  # damaged: no state opens any more
             except FileNotFoundError:
                 if not make:
                     raise
-            self._make_key(path)
+            with (
+                contextlib.suppress(FileExistsError),  # the first one wins
+                state_directory(self.directory) as directory,
+            ):
+                naming.write_file(directory, _KEY_NAME, os.urandom(_KEY_SIZE), replace=False)
         raise OSError(5, "the machine's key is damaged")
 
-    def _make_key(self, path: str) -> None:
-        temporary = f"{self.directory}/.{os.urandom(8).hex()}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(os.urandom(_KEY_SIZE))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(temporary, path)  # the first one wins
-            except FileExistsError:
-                pass
-        finally:
-            os.unlink(temporary)
+
+def _collect(directory: int, keep: str) -> None:
+    """Raises OSError: somebody else removes, too."""
+    now = time.time()
+    found = []
+    for name in os.listdir(directory):
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if name.startswith(".") and now - status.st_mtime > _ABANDONED:
+            os.unlink(name, dir_fd=directory)
+        elif _is_state(name) and name != keep:
+            found.append((status.st_mtime, status.st_size, name))
+    count, size = 1, 0
+    for mtime, length, name in sorted(found, reverse=True):
+        count, size = count + 1, size + length
+        if count > MAX_STATES or size > MAX_BYTES or now - mtime > MAX_AGE:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=directory)
 
 
-def make_state_directory(path: str) -> None:
-    """Every level of it is ours alone.  Raises OSError, SystemEnvironmentError (others can write there)."""
-    os.close(ownership.private_directory(path, _WHAT))
+@contextlib.contextmanager
+def state_directory(path: str, *, make: bool = True) -> Iterator[int]:
+    """A descriptor of it; every level is ours alone.  make: whatever is missing.
+
+    Raises OSError, SystemEnvironmentError (others can write there).
+    """
+    directory = ownership.private_directory(path, _WHAT, make=make)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
 
 
 def open_private(directory: str, name: str) -> BinaryIO:

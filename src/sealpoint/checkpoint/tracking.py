@@ -7,14 +7,16 @@ before CRIU may reset the bits, and by name when its file is complete.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import struct
 from typing import Final
 
-from sealpoint.checkpoint.state import make_state_directory, open_private
+from sealpoint.checkpoint.state import open_private, state_directory
 from sealpoint.errors import SystemEnvironmentError
+from sealpoint.store import naming
 
 _SOFT_DIRTY: Final = (
     1 << 55
@@ -64,12 +66,9 @@ class Tracking:
     def _write(self, text: str) -> None:
         if not self._name:
             return
-        temporary = f"{self._directory}/.{os.urandom(8).hex()}"
         try:
-            make_state_directory(self._directory)
-            with open(temporary, "w") as file:
-                file.write(text)
-            os.rename(temporary, f"{self._directory}/{self._name}")
+            with state_directory(self._directory) as directory:
+                naming.write_file(directory, self._name, text.encode())
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot write to {self._directory}: {error.strerror}"
@@ -77,17 +76,15 @@ class Tracking:
 
     def _collect(self) -> None:
         """Records of processes that are gone are of no use."""
-        try:
-            names = os.listdir(self._directory)
-        except OSError:
-            return
-        for name in names:
-            pid = name.partition("-")[0]
-            if pid.isdigit() and _identity(int(pid)) != name:
-                try:
-                    os.unlink(f"{self._directory}/{name}")
-                except OSError:
-                    continue
+        with (
+            contextlib.suppress(OSError, SystemEnvironmentError),
+            state_directory(self._directory, make=False) as directory,
+        ):
+            for name in os.listdir(directory):
+                pid = name.partition("-")[0]
+                if pid.isdigit() and _identity(int(pid)) != name:
+                    with contextlib.suppress(OSError):
+                        os.unlink(name, dir_fd=directory)
 
 
 def _identity(pid: int) -> str:

@@ -37,11 +37,23 @@ class Place:
             raise UsageError(f"{path} is a directory", hint="name a file")
         where = os.path.dirname(self.path)
         try:
-            self._directory = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"there is no directory {where}") from None
         except OSError as error:
             raise _create_error(error, self.path) from None
+        self._enter(directory)
+
+    @classmethod
+    def within(cls, directory: int, name: str) -> Place:
+        """In a directory that is open already; the caller keeps that descriptor."""
+        place = cls.__new__(cls)
+        place.path = place.name = name
+        place._enter(os.dup(directory))  # noqa: SLF001 - it is one of these
+        return place
+
+    def _enter(self, directory: int) -> None:
+        self._directory = directory
         self._temporary: str | None = None  # a name that the new file has meanwhile
         self._old: str | None = None  # a name that the old file has while the new one has its own
         self._fd = -1
@@ -196,6 +208,22 @@ class Place:
             self._remove(self._temporary)
             self._temporary = None
         os.close(self._directory)
+
+
+def write_file(directory: int, name: str, data: bytes, *, replace: bool = True) -> None:
+    """A file with this content, 0600, whole and durable, or none; what has the name is replaced.
+
+    Without `replace` that raises FileExistsError.  Raises OSError, SystemEnvironmentError.
+    """
+    place = Place.within(directory, name)
+    try:
+        with open(place.create(), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            place.commit(force=replace)
+    finally:
+        place.close()
 
 
 def link_file(source: str, target: str, directory: int | None = None) -> None:
