@@ -79,7 +79,7 @@ test-fast: venv ## run the tests that need neither CRIU nor much time
 	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz and not bundle" $(ARGS)
 
 .PHONY: lint
-lint: venv ## check style, types, layers and shell syntax
+lint: venv ## check style, types, layers and the scripts of the shell
 	@failed=; \
 	check() { "$$@" || failed="$$failed $$1"; }; \
 	export PATH="$$PWD/.venv/bin:$$PATH"; \
@@ -87,7 +87,9 @@ lint: venv ## check style, types, layers and shell syntax
 	check ruff format --check; \
 	check mypy; \
 	check lint-imports --no-logo; \
-	for file in .ci/run $$(grep -d skip -lE '^#!.*bash' scripts/*); do check bash -n "$$file"; done; \
+	scripts=$$(grep -lE '^#!.*(bash|/sh)$$' .ci/run $$(find scripts tests -type f -not -name '*.pyc')); \
+	for file in $$scripts; do check bash -n "$$file"; done; \
+	if [ -x .venv/bin/shellcheck ]; then check shellcheck --exclude=SC1091 $$scripts; fi; \
 	[ -z "$$failed" ] || { echo "lint failed:$$failed"; exit 1; }
 
 .PHONY: fmt

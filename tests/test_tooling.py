@@ -1,11 +1,14 @@
 """The project's own tools: what `make`, the scripts and the set-up promise."""
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,15 +105,79 @@ def test_the_make_verbs_that_the_documents_name_exist() -> None:
             assert target in targets, f"{path.relative_to(ROOT)}: make {target}"
 
 
-def test_every_pin_is_exact_and_both_lock_files_agree() -> None:
-    locked = {}
-    for name in ("run", "dev"):
-        lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
-        pins = [line for line in lines if line and not line.startswith("#")]
-        for pin in pins:
-            assert re.fullmatch(r"[a-z0-9-]+==[0-9][^;\s]*(; .+)?", pin), pin
-        locked[name] = set(pins)
-    assert locked["run"] <= locked["dev"]
+def pins_of(name: str) -> set[str]:
+    """Each pin of a lock file, with its hashes, on one line."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text().replace(" \\\n", "")
+    return {line for line in text.splitlines() if line and not line.startswith("#")}
+
+
+def test_every_pin_is_exact_has_hashes_and_all_lock_files_agree() -> None:
+    locked = {name: pins_of(name) for name in ("run", "vm", "dev")}
+    for pin in set.union(*locked.values()):
+        exact = r"[a-z0-9-]+==[0-9][^;\s]*( ; [^-]+)?( +--hash=sha256:[0-9a-f]{64})+"
+        assert re.fullmatch(exact, pin), pin
+    assert locked["run"] <= locked["vm"] <= locked["dev"]
+
+
+# By script: the call of pip that brings what is pinned.
+PINNED = {
+    "setup-venv": "dev.txt",
+    "install": "run.txt",
+    "bundle": "run.txt",
+    "vm-build": "vm.txt",
+}
+
+
+@pytest.mark.parametrize("script", PINNED)
+def test_what_is_pinned_is_installed_with_hashes_only(script: str) -> None:
+    text = (ROOT / "scripts" / script).read_text().replace("\\\n", "")
+    calls = [line for line in text.splitlines() if re.search(r"(--requirement\b|\"-r\")", line)]
+    assert calls
+    for call in calls:
+        assert "--require-hashes" in call, call
+        assert PINNED[script] in call, call
+
+
+@pytest.mark.parametrize("tampered", ["hash", "wheel", "no hash"])
+def test_a_package_that_does_not_have_its_hash_is_not_installed(
+    tampered: str, tmp_path: Path
+) -> None:
+    """With pip, as the scripts call it, and a wheel that was changed after it was pinned."""
+    wheel = tmp_path / "mdurl-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("mdurl.py", "")
+        about = "mdurl-0.1.2.dist-info"
+        archive.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: mdurl\nVersion: 0.1.2\n"
+        )
+        archive.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{about}/RECORD", "")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    pins = tmp_path / "pins.txt"
+
+    def install(pin: str) -> subprocess.CompletedProcess[str]:
+        pins.write_text(pin)
+        words = ["pip", "install", "--isolated", "--no-deps", "--require-hashes", "--dry-run"]
+        target = ["--target", tmp_path / "into", "--requirement", pins]
+        return run(sys.executable, "-m", *words, *target)
+
+    good = f"mdurl @ {wheel.as_uri()} --hash=sha256:{digest}\n"
+    done = install(good)
+    assert done.returncode == 0, done
+    if tampered == "wheel":
+        with zipfile.ZipFile(wheel, "a") as archive:
+            archive.writestr("more.py", "")
+    other = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+    bad = {
+        "hash": good.replace(digest, other),
+        "wheel": good,
+        "no hash": good.split(" --hash", maxsplit=1)[0] + "\n",
+    }
+    done = install(bad[tampered])
+    assert done.returncode != 0
+    assert "hash" in done.stderr.lower()
 
 
 def test_every_declared_dependency_is_locked() -> None:
