@@ -320,7 +320,7 @@ def test_what_is_no_signer_is_refused_by_load_trust(write, tmp_path):
             load_trust([value])
     with pytest.raises(UsageError, match="no such file"):
         load_trust(["/nonexistent"])
-    with pytest.raises(IdentityError, match="something else than certificates of authorities"):
+    with pytest.raises(IdentityError, match="something other than certificates of authorities"):
         load_trust([], ca_bundles=[write("f", make_cert("leaf", ec_key()).pem)])
 
 

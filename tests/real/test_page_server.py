@@ -468,7 +468,7 @@ def test_a_page_server_that_does_not_know_whom_to_believe_does_not_start(
     dropin.configure(trust="")
     status, said = dropin.run("page-server", "--port", free_port(), cwd=tmp_path)
     assert status == 1
-    assert "does not know whom to believe" in said
+    assert "does not know whom to trust" in said
     assert "set trust in" in said
 
 

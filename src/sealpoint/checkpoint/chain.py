@@ -156,7 +156,7 @@ def newest_in(directory: str) -> str | None:
     if len(last) == 1:
         return last[0]
     raise UsageError(
-        f"{directory} holds several sealed files that are no increments of one another",
+        f"{directory} holds several sealed files that are not increments of one another",
         hint=f"name one of them, for instance {(last or [files[0][0]])[0]}",
     )
 

@@ -331,7 +331,7 @@ def _check_members(members: list[tar.Member]) -> None:
             if target not in kinds:
                 raise FileError(
                     f"object {member.name!r} is a hard link to {target!r}, which is not there",
-                    hint="with --only, name that one, too",
+                    hint="with --only, name that one as well",
                 )
             if kinds[target] not in ("file", "hardlink"):
                 raise FileError(f"object {member.name!r} is a hard link to a {kinds[target]}")

@@ -49,7 +49,7 @@ class Sealing:
         if self.unsigned != (self.signer is None):
             raise UsageError(
                 "no signing key is given, or both a signing key and unsigned",
-                hint="name who signs, or say unsigned",
+                hint="name a signer, or say unsigned",
             )
         if self.compression not in COMPRESSIONS:
             raise UsageError(

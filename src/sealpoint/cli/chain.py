@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Show a file and all its parents, newest first, if the chain is complete and each is the file that the next names.
 
-    No decryption key is needed. Signatures are checked, frames are not: for that there is verify.
+    No decryption key is needed. Signatures are checked, frames are not: use verify for that.
 
     \b
     Example:

@@ -44,7 +44,7 @@ def command(source: str, *, output: str, wanted: str, as_json: bool, **given: An
     """Convert a dump in the CRIUsec format to a sealed file or to plain images, or a checkpoint to the CRIUsec format.
 
     A CRIUsec dump is a directory with cipher.img in it, as a CRIU with the patches of pull request 2297 makes it with
-    --encrypt. Nobody signed it: to put your signature on what comes of it takes --allow-unsigned. With --format criusec
+    --encrypt. Nobody signed it: to sign the result you need --allow-unsigned. With --format criusec
     FILE is a sealed file, an archive or a directory of plain images, and the recipient one RSA certificate. That format
     protects much less than a sealed file does; use it only for a CRIU that reads nothing else.
 
@@ -64,7 +64,7 @@ def command(source: str, *, output: str, wanted: str, as_json: bool, **given: An
     if not encrypted.is_dump(source):
         hint = "sealpoint open" if wanted == "plain" else "sealpoint seal, or sealpoint rekey"
         raise UsageError(
-            f"{source} is not a dump in the CRIUsec format", hint=f"for others there is {hint}"
+            f"{source} is not a dump in the CRIUsec format", hint=f"for other files use {hint}"
         )
     if wanted == "plain":
         encrypted.open_plain(source, output, (), force=given["force"], as_json=as_json, **access)
@@ -82,7 +82,7 @@ def _to_sealed(
     if not access["allow_unsigned"] and not given["unsigned"]:
         raise PolicyError(
             f"nobody signed {source}, and your signature would say that it is what was dumped",
-            hint="if you know where it comes from: --allow-unsigned; or --unsigned, to sign it as little",
+            hint="if you know where it comes from, use --allow-unsigned; or --unsigned, to leave the result unsigned",
         )
     prepared = options.sealing(configuration.load(), given)
     with encrypted.open_dump(source, **access) as dump:

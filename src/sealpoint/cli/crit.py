@@ -141,7 +141,7 @@ def x(file: str, what: str, **access: Any) -> None:
 def encode(source: str, *, output: str, place: str | None, as_json: bool, **given: Any) -> None:
     """Make an image from JSON: a plain one, or with --into a new sealed file in which it replaces one.
 
-    The new file is derived from the old one, has keys of its own and is signed by you. Keys that are not named here
+    The new file is derived from the old one, has new keys, and is signed by you. Keys that are not named here
     are those of config.toml.
 
     \b

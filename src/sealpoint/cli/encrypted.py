@@ -58,7 +58,7 @@ def require_leave(path: str, *, trust: Sequence[str], allow_unsigned: bool) -> N
     if options.names_trust(trust, configuration.load()) and not allow_unsigned:
         raise PolicyError(
             f"{path} is a dump in the CRIUsec format, which nobody can sign, and there is a signer to trust",
-            hint="if you know where it comes from: --allow-unsigned",
+            hint="if you know where it comes from, use --allow-unsigned",
         )
 
 

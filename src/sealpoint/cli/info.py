@@ -35,11 +35,11 @@ def command(
     max_size: int | None,
     as_json: bool,
 ) -> None:
-    """Show what a sealed file says about itself: without a key the public header, with one processes and objects.
+    """Show what a sealed file says about itself: the public header without a key, processes and objects with one.
 
-    Signatures are checked, frames are not: for that there is verify. Signers are judged with --trust, and with a key
-    where the configuration trusts somebody; --allow-unsigned opens a stranger's file all the same. FILE may be the
-    directory of a CRIUsec dump, too.
+    Signatures are checked, frames are not: use verify for that. Signers are judged by --trust, and with a key by the
+    configuration as well; --allow-unsigned opens a stranger's file all the same. FILE may also be the directory of a
+    CRIUsec dump.
 
     \b
     Example:

@@ -42,7 +42,7 @@ def check(
 ) -> None:
     """Say whether a sealed file would be trusted, and why: each statement, each signature, each signer trusted.
 
-    Every statement needs one reason. No decryption key is needed, and frames are not checked: for that there is verify.
+    Every statement needs one reason. No decryption key is needed, and frames are not checked: use verify for that.
     Exit code 0 if the file is trusted, 5 if it is not.
 
     \b

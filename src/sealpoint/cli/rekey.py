@@ -19,19 +19,22 @@ from sealpoint.errors import UsageError
 @options.sign_options
 @options.trust_options
 @click.option(
-    "--add", multiple=True, metavar="RECIPIENT", help="Who shall open it, too. Repeatable."
+    "--add",
+    multiple=True,
+    metavar="RECIPIENT",
+    help="Add a recipient who can open everything. Repeatable.",
 )
 @click.option(
     "--add-metadata",
     multiple=True,
     metavar="RECIPIENT",
-    help="Who shall read metadata only. Repeatable.",
+    help="Add a recipient who can read metadata only. Repeatable.",
 )
 @click.option(
     "--remove",
     multiple=True,
     metavar="FINGERPRINT|FILE",
-    help='Who shall no longer open it: a recipient file, "passphrase", or 8 or more digits of a fingerprint. '
+    help='Remove a recipient: a recipient file, "passphrase", or 8 or more digits of a fingerprint. '
     "Repeatable.",
 )
 @click.option("--repair", is_flag=True, help="Finish or undo a rekey that was interrupted.")
@@ -55,8 +58,8 @@ def command(
 ) -> None:
     """Change who can open a sealed file. Only the header is rewritten; pages are untouched, whatever the size.
 
-    Without --trust, and trust in the configuration, what the file says has to be signed by the key that signs now.
-    A removed recipient may have kept the keys or a copy: to shut somebody out for good, seal anew.
+    Without --trust, and without `trust` in the configuration, the file must be signed by the key that signs now.
+    A removed recipient may have kept the keys or a copy. To shut them out for good, seal anew.
 
     \b
     Example:
@@ -103,7 +106,7 @@ def command(
     if result.other_signer:
         options.warn(
             "the header is now signed by another key than the contents: "
-            "who opens the file has to trust both signers"
+            "anyone who opens the file has to trust both signers"
         )
     if as_json:
         recipients = [

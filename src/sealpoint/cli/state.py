@@ -19,7 +19,7 @@ _LONGEST: Final = 7 * 86400
 
 @click.group()
 def command() -> None:
-    """What this machine remembers of the checkpoints that it sealed and restored.
+    """Manage what this machine remembers about checkpoints that it sealed and restored.
 
     \b
     Example:
@@ -35,12 +35,12 @@ def command() -> None:
     default="1h",
     show_default=True,
     metavar="TIME",
-    help="How long it is allowed, e.g. 30s, 10m, 1h, at most 7d.",
+    help="How long to allow it, e.g. 30s, 10m, 1h, at most 7d.",
 )
 @options.state_option
 @options.json_option
 def allow_older(*, workload: str, duration: str, state: str | None, as_json: bool) -> None:
-    """Allow that one checkpoint of WORKLOAD is restored although a newer one is known, whoever restores it.
+    """Allow one restore of an older checkpoint of WORKLOAD, by a command or an engine.
 
     For engines, which have no --allow-older. The first restore that needs it uses it up; else it ends after TIME. Both
     are written down in the state store (newest/log). The error that refuses an older checkpoint names its workload.

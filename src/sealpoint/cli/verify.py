@@ -43,7 +43,7 @@ def command(
     Chunks of a store that it refers to are compared with their hashes, too, if the store is beside it or named.
     With -i every chunk and both manifests are authenticated, too. FILE may be the directory of a CRIUsec dump: then -i
     is needed, and what that format cannot detect is said. Without a signer to trust, the signers are named and
-    the command ends with exit code 8: intact, but nobody has said whom to believe.
+    the command ends with exit code 8: intact, but you have not said whom to trust.
 
     \b
     Example:
@@ -157,7 +157,7 @@ def command(
     if authentic.prune is not None:
         options.warn(
             f"{options.show_size(authentic.prune.freed)} of it were freed for checkpoint "
-            f"{authentic.prune.child.checkpoint_id.hex()}: it restores only by way of that one"
+            f"{authentic.prune.child.checkpoint_id.hex()}: only that one, or one that continues it, restores"
         )
     if authentic.interrupted:
         options.warn("a rekey was interrupted; finish it with: sealpoint rekey FILE --repair")

@@ -78,8 +78,8 @@ def command(
     """Take a checkpoint at regular times while the process tree runs: first all of it, then what has changed.
 
     Each is a sealed file in DIR, named after the time, and continues the one before. It ends when the tree has ended.
-    Thinning out (--keep-last, --keep-daily) reads the files, so it takes an identity; without it no key is needed here
-    that opens them.
+    Thinning out (--keep-last, --keep-daily) reads the files, so it needs an identity. Without it, this machine needs no
+    key that opens them.
 
     \b
     Example:

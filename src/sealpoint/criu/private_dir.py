@@ -39,7 +39,7 @@ class PrivateDir:
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot make a private directory in memory: {error.strerror}",
-                hint="run as root (CAP_SYS_ADMIN): CRIU needs it, too",
+                hint="run as root (CAP_SYS_ADMIN): CRIU needs it as well",
             ) from None
         self.path = f"/proc/self/fd/{self.fd}"
 

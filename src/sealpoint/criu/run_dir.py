@@ -77,7 +77,7 @@ def check_place(place: str) -> None:
     status = os.stat(place)
     others = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
     if status.st_uid != 0 or others:
-        raise PermissionError(1, "others than root can rename what is in it", place)
+        raise PermissionError(1, "users other than root can rename what is in it", place)
 
 
 def _runs_programs(place: str) -> bool:

@@ -127,7 +127,7 @@ class PlainPages:
     def __init__(self, pread: Pread, size: int, pages: Pages, where: str) -> None:
         """Raises FileError."""
         if size % PAGE:
-            raise FileError(f"{where}: {size} bytes are no whole number of pages")
+            raise FileError(f"{where}: {size} bytes are not a whole number of pages")
         self.size = size
         self.where = where
         self._pread = pread

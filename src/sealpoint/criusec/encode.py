@@ -137,7 +137,7 @@ class Encoder:
     def pages(self, pages: Pages) -> Iterator[memoryview]:
         """Memory; each piece lies in a buffer that the next one reuses."""
         if self._size % PAGE:
-            raise FileError(f"{self._where}: {self._size} bytes are no whole number of pages")
+            raise FileError(f"{self._where}: {self._size} bytes are not a whole number of pages")
         buffer = memoryview(bytearray(min(_STEP, self._size)))
         while self._left:
             plain = self._take(min(_STEP, self._left), "the file")

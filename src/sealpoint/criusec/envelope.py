@@ -141,7 +141,7 @@ def rsa_recipient(recipients: Sequence[Recipient]) -> RsaRecipient:
     first = recipients[0] if len(recipients) == 1 else None
     if not isinstance(first, RsaRecipient):
         raise UsageError(
-            "the CRIUsec format has room for one recipient, who has an RSA certificate",
+            "the CRIUsec format has room for one recipient, with an RSA certificate",
             hint="name it with -r (or --tls-cert)",
         )
     return first

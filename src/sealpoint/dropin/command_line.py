@@ -302,7 +302,7 @@ class _Helper:
             return False
         if status == 0 and not passed:
             if not self._said:
-                self._failed(SealpointError("CRIU ended without asking whether all is well"))
+                self._failed(SealpointError("CRIU ended without asking for approval"))
             if isinstance(self._work, DumpWork):
                 _say(f"CRIU reported success, but no file is made; {self._tree.fate}", "Error")
         return passed

@@ -101,7 +101,7 @@ def _whole_pairs(config: Config) -> None:
         missing = "-r RECIPIENT" if config.signer else "--sign KEY"
         raise UsageError(f"dumps need recipients and a signer: {missing} is missing")
     if config.metadata_recipients and not config.recipients:
-        raise UsageError("metadata recipients alone: nobody could open the memory")
+        raise UsageError("there are only metadata recipients: nobody could open the memory")
     if config.identities and not can_open(config):
         raise UsageError("restores need an identity and trusted signers: --trust SIGNER is missing")
 

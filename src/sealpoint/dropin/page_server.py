@@ -172,7 +172,7 @@ def _policy(config: Config) -> TrustPolicy:
     """Whom a sender must be.  Raises PolicyError where the configuration does not say."""
     if not config.names_trust:
         raise PolicyError(
-            "the page server does not know whom to believe: anybody could fill its disk",
+            "the page server does not know whom to trust: anyone could fill its disk",
             hint=f"set trust in {configuration.SYSTEM_PATH} to the signers of the dumps",
         )
     return config.policy()

@@ -191,7 +191,7 @@ def validate_path(
         return
     raise PolicyError(
         f"certificate {leaf.subject}: no valid path to a trusted authority ({reason})",
-        hint="authorities need RSA or EC keys; intermediate certificates belong into the same file",
+        hint="authorities need RSA or EC keys; intermediate certificates belong in the same file",
     )
 
 

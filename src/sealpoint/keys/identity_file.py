@@ -42,7 +42,7 @@ def decode(data: bytes, block: PemBlock, passphrase: bytes | None) -> tuple[Stan
     """
     before, _, after = data.partition(block.text)
     if after.strip() or any(line and not line.startswith(b"#") for line in before.splitlines()):
-        raise IdentityError("something stands beside the key")
+        raise IdentityError("the file holds something besides the key")
     payload = decode_armour(block)
     if payload[:1] != bytes([_VERSION]):
         raise IdentityError("an identity of an unknown version")

@@ -63,7 +63,7 @@ def load_authorities(paths: Iterable[str]) -> tuple[bytes, ...]:
             if b.label == "CERTIFICATE"
         ]
         if not certificates or not all(c.is_authority for c in certificates):
-            raise IdentityError(f"{path}: holds something else than certificates of authorities")
+            raise IdentityError(f"{path}: holds something other than certificates of authorities")
         found += [c.der for c in certificates]
     return tuple(dict.fromkeys(found))
 
@@ -162,6 +162,6 @@ def ask(passphrase: Passphrase | None) -> bytes:
     """Call it.  Raises IdentityError where there is nobody to ask."""
     if passphrase is None:
         raise IdentityError(
-            "encrypted, and no passphrase was given", hint="give one by --passphrase-file"
+            "encrypted, and no passphrase was given", hint="give one with --passphrase-file"
         )
     return passphrase()

@@ -329,7 +329,7 @@ class TrustPolicy(NamedTuple):
         who = "; ".join(f"{v.name} (key id {v.key_id}): {v.problem}" for v in found)
         return PolicyError(
             f"no trusted signer signed this: {who}",
-            hint="if you know this key for the signer's, trust it by --trust KEYID or --trust signer.pub",
+            hint="if you know that this is the signer's key, trust it with --trust KEYID or --trust signer.pub",
         )
 
 

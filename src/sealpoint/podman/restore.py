@@ -178,7 +178,7 @@ def _write_archive(checkpoint: OpenFile, place: Place) -> None:
             attributes = entry.attributes or {}
             kind = attributes.get("type", "file")
             if kind not in ("file", "directory") or top in (".", ".."):
-                raise FileError(f"{entry.name!r} is nothing that podman's archives hold")
+                raise FileError(f"{entry.name!r} does not belong in a podman archive")
             size += entry.size
             if size > _MAX_COPY:
                 raise FileError(f"{entry.name!r} is absurdly large")

@@ -104,8 +104,8 @@ class ChunkDirectory:
         """Raises IdentityError where the store is another tenant's, UsageError where it is of an old version."""
         if self.version != VERSION:
             raise UsageError(
-                f"the store {self.path} is of an old version: who dumps into it can open all of it",
-                hint="make a new one of it with: sealpoint store convert OLD NEW",
+                f"the store {self.path} is of an old version: anyone who dumps into it can open all of it",
+                hint="make a new one from it with: sealpoint store convert OLD NEW",
             )
         if tenant != self.tenant:
             raise IdentityError(

@@ -150,7 +150,7 @@ class Link:
     def _send(self, buffers: list[Buffer]) -> None:
         views = [memoryview(b) for b in buffers if len(b)]
         if self._broken:
-            raise LinkError(f"the link to {self.peer} was given up amid a message")
+            raise LinkError(f"the link to {self.peer} was given up in the middle of a message")
         self._broken = True
         while views:
             self._wait(self._write, select.POLLOUT, self.patience)
@@ -184,7 +184,9 @@ class Link:
             os.eventfd_read(self._wake)
             raise LinkError(f"the link to {self.peer} was given up")
         if not ready:
-            raise LinkError(f"the link to {self.peer} is silent for {patience:.0f} s: taken as cut")
+            raise LinkError(
+                f"the link to {self.peer} is silent for {patience:.0f} s and counts as cut"
+            )
 
 
 class LinkOutput:
