@@ -115,6 +115,10 @@ deb: venv ## make dist/sealpoint_VERSION_ARCH.deb, which holds the bundle
 man: venv ## write the manual pages into build/man
 	@$(PYTHON) scripts/command-pages --man build/man
 
+.PHONY: release
+release: venv ## make wheel, sdist, SBOM and checksums of this version in dist/VERSION, if it is ready for a release
+	@$(PYTHON) scripts/release $(ARGS)
+
 .PHONY: install
 install: owner venv ## install into PREFIX (/opt/sealpoint), with a link in BINDIR (/usr/local/bin)
 	@scripts/install "$(PREFIX)" "$(BINDIR)"
