@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from sealpoint.errors import PolicyError, SystemEnvironmentError
+from sealpoint.names import proc_lines
 
 _PATH_ONLY: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS: Final = 40  # as the kernel follows
@@ -362,18 +363,17 @@ def _strangers_mount(fd: int, above: int) -> Problem | None:
     """A file system that a user's program serves says of its files what that user wants."""
     if os.fstat(fd).st_dev == os.fstat(above).st_dev:
         return None
-    with open(f"/proc/self/fdinfo/{fd}") as file:
-        number = next((x.split()[1] for x in file if x.startswith("mnt_id:")), "")
-    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
-        for line in file:
-            mount, _, system = line.partition(" - ")
-            kind, _, options = [*system.split(), "", "", ""][:3]
-            if mount.split(" ", 1)[0] != number or not kind.startswith("fuse"):
-                continue
-            users = [o[8:] for o in options.split(",") if o.startswith("user_id=")]
-            if users not in ([], ["0"]):
-                who = f"is served by a program of user {users[0]}"
-                return Problem(_path(fd), who, "name a path outside of it")
+    lines = proc_lines(f"/proc/self/fdinfo/{fd}")
+    number = next((x.split()[1] for x in lines if x.startswith("mnt_id:")), "")
+    for line in proc_lines("/proc/self/mountinfo"):
+        mount, _, system = line.partition(" - ")
+        kind, _, options = [*system.split(" "), "", "", ""][:3]
+        if mount.split(" ", 1)[0] != number or not kind.startswith("fuse"):
+            continue
+        users = [o[8:] for o in options.split(",") if o.startswith("user_id=")]
+        if users not in ([], ["0"]):
+            who = f"is served by a program of user {users[0]}"
+            return Problem(_path(fd), who, "name a path outside of it")
     return None
 
 

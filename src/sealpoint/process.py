@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
+from sealpoint.names import proc, proc_lines
+
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
@@ -42,8 +44,7 @@ def protect() -> list[str]:
 def swap_in_use() -> bool:
     """Whether there is a swap device or file."""
     try:
-        with open("/proc/swaps") as file:
-            return len(file.readlines()) > 1
+        return len(proc_lines("/proc/swaps")) > 1
     except OSError:
         return False
 
@@ -144,8 +145,7 @@ def children(pid: int) -> list[int]:
     found: list[int] = []
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as file:
-                found += [int(x) for x in file.read().split()]
+            found += [int(x) for x in proc(f"/proc/{pid}/task/{task}/children").split()]
     except OSError:
         pass  # gone meanwhile
     return found
@@ -154,8 +154,7 @@ def children(pid: int) -> list[int]:
 def state(pid: int) -> str:
     """The letter of ps(1), as Z for a zombie; empty if there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0]
+        return proc(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
     except OSError:
         return ""
 
@@ -163,8 +162,7 @@ def state(pid: int) -> str:
 def pid_inside(pid: int) -> int | None:
     """A process's pid as it sees it itself, in the innermost of its pid namespaces; None if there is no process."""
     try:
-        with open(f"/proc/{pid}/status") as file:
-            line = next(line for line in file if line.startswith("NSpid:"))
+        line = next(x for x in proc_lines(f"/proc/{pid}/status") if x.startswith("NSpid:"))
         return int(line.split()[-1])
     except (OSError, StopIteration):
         return None
@@ -209,8 +207,7 @@ class Held:
 def start_time(pid: int) -> int:
     """When a process started, in clock ticks since the boot; 0 if it has ended, even if its parent has not noticed."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = proc(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except OSError:
         return 0
     return 0 if fields[0] in "ZX" else int(fields[19])

@@ -23,7 +23,7 @@ from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import FileError, SystemEnvironmentError
 from sealpoint.format.constants import Role
 from sealpoint.format.opened import OpenFile
-from sealpoint.format.printable import printable
+from sealpoint.names import printable, quoted, text
 
 _MAX_TIME: Final = 1 << 36
 _MAX_UTS: Final = 65536
@@ -92,18 +92,18 @@ def is_trusted(checkpoint: Checkpoint) -> bool:
 def describe(checkpoint: Checkpoint) -> list[str]:
     """What is about to run, in lines for people: safe to print.  Raises what opening it raises."""
     origin = checkpoint.origin
-    workload = f"workload {origin.workload!r}" if origin.workload else "no workload"
+    workload = f"workload {quoted(origin.workload)}" if origin.workload else "no workload"
     what = f"{workload}, checkpoint {origin.checkpoint_id.hex()}"
     lines = [f"{what}, captured {show_time(origin.captured)}, signed by {_signers(checkpoint)}"]
     if contents := _contents(checkpoint.own()):
         lines.append(contents)
-    return [printable(line) for line in lines]
+    return lines
 
 
 def _signers(checkpoint: Checkpoint) -> str:
     signed = set(checkpoint.origin.signers)
     names = [
-        s.name if s.trusted else f"{s.name} (not trusted)"
+        printable(s.name) if s.trusted else f"{printable(s.name)} (not trusted)"
         for s in checkpoint.signers
         if s.key_id in signed
     ]
@@ -117,11 +117,11 @@ def _contents(opened: OpenFile) -> str:
     known = summary.decode(opened.read_bytes(entry)) if entry is not None else {}
     roots = [task for task in known.get("tasks", []) if task["parent"] == "0"]
     if roots:
-        found.append(f"command {roots[0]['command']!r}")
+        found.append(f"command {quoted(roots[0]['command'])}")
     if name := known.get("container", {}).get("name"):
-        found.append(f"container {name!r}")
+        found.append(f"container {quoted(name)}")
     if host := _host(opened):
-        found.append(f"host {host!r}")
+        found.append(f"host {quoted(host)}")
     return ", ".join(found)
 
 
@@ -135,7 +135,7 @@ def _host(opened: OpenFile) -> str:
             except FileError:
                 continue
             if first is not None:
-                return bytes(first.nodename).decode(errors="replace")
+                return text(first.nodename)
     return ""
 
 

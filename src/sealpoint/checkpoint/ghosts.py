@@ -36,7 +36,7 @@ class Ghosts:
                 continue  # the usual case: CRIU removed it
 
 
-def _paths(checkpoint: OpenFile) -> Iterator[str]:
+def _paths(checkpoint: OpenFile) -> Iterator[bytes]:
     if _REMAPS not in checkpoint.entries or _FILES not in checkpoint.entries:
         return
     data = checkpoint.read_bytes(checkpoint.entry(_REMAPS))
@@ -46,5 +46,5 @@ def _paths(checkpoint: OpenFile) -> Iterator[str]:
         return
     data = checkpoint.read_bytes(checkpoint.entry(_FILES))
     for file in schema.records(data, "file_entry", _FILES):
-        if file.id in ghosts and file.reg.name.startswith("/"):
-            yield f"{file.reg.name}.cr.{ghosts[file.id]:x}.ghost"
+        if file.id in ghosts and file.reg.name.startswith(b"/"):
+            yield b"%s.cr.%x.ghost" % (file.reg.name, ghosts[file.id])

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from sealpoint import process
+from sealpoint import names, process
 from sealpoint.checkpoint import extent, migration, peer
 from sealpoint.checkpoint.dump import Dump, DumpRequest, DumpResult
 from sealpoint.checkpoint.progress import Report, silent
@@ -153,7 +153,7 @@ class Sender:
     def _await_ready(self, _: bytes, origin_digest: bytes) -> bool:
         self._digest = origin_digest
         payload = self._link.expect(Kind.READY, patience=self._request.decision)
-        self._place = self._check(payload, Kind.READY).decode(errors="replace")
+        self._place = names.text(self._check(payload, Kind.READY))
         pid = self._request.dump.pid
         tasks = [(p, process.start_time(p)) for p in [pid, *process.descendants(pid)]]
         self._tasks = [(p, start) for p, start in tasks if start]

@@ -16,6 +16,7 @@ from sealpoint.checkpoint.state import open_private, state_directory
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError
 from sealpoint.format import strictjson
 from sealpoint.format.strictjson import Fields
+from sealpoint.names import proc
 from sealpoint.store import naming
 
 _MAX_SIZE: Final = 1 << 20
@@ -138,8 +139,7 @@ class Released:
 
 
 def _boot() -> str:
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
+    return proc("/proc/sys/kernel/random/boot_id").strip()
 
 
 def _namespace() -> str:

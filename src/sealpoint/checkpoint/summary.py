@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any
 
+from sealpoint import names
 from sealpoint.criu import schema
 from sealpoint.errors import FileError
 from sealpoint.format import strictjson
@@ -18,6 +19,7 @@ from sealpoint.format.strictjson import Fields
 _OBSERVED = re.compile(r"(?:checkpoint/)?(?:pstree|core-(\d+)|pagemap-(\d+))\.img", re.ASCII)
 _PAGES = re.compile(r"(?:checkpoint/)?pages-(\d+)\.img", re.ASCII)
 _MAX_TEXT = 256
+_LONGEST_ESCAPE = 16  # characters that one may become: the four bytes of an invisible one
 _MAX_TASKS = 1 << 16
 _ENGINE = {  # member of the summary: key in the engine's config.dump or status.dump
     "container": "id",
@@ -58,7 +60,7 @@ class Summary:
     def _observe_image(self, match: re.Match[str], data: bytes) -> None:
         if match[1]:
             for entry in schema.records(data, "core_entry", match[0]):
-                self._commands[int(match[1])] = entry.tc.comm[:_MAX_TEXT].decode(errors="replace")
+                self._commands[int(match[1])] = _stored(entry.tc.comm)
         elif match[2]:
             head = next(schema.records(data, "pagemap_head", match[0]), None)
             if head is not None:
@@ -70,7 +72,7 @@ class Summary:
 
     def _observe_engine(self, data: bytes) -> None:
         try:
-            config = json.loads(data)
+            config = json.loads(names.text(data))
         except (ValueError, RecursionError):
             return
         if not isinstance(config, dict):
@@ -78,8 +80,7 @@ class Summary:
         for name, key in _ENGINE.items():
             value = config.get(key)
             if isinstance(value, str) and value:
-                text = value[:_MAX_TEXT].encode(errors="replace").decode()
-                self._engine.setdefault(name, text)
+                self._engine.setdefault(name, _stored(value))
 
     def encode(self) -> bytes:
         """The object's bytes: strict JSON, numbers as decimal strings."""
@@ -96,6 +97,14 @@ class Summary:
         return strictjson.encode({"tasks": tasks, "container": container})
 
 
+def _stored(name: str | bytes) -> str:
+    """A name as the summary has it, which is text: printable, so that `names.unescape` gives its bytes back."""
+    shown = names.printable(name[:_MAX_TEXT])
+    return (
+        shown if len(shown) <= _MAX_TEXT else names.printable(name[: _MAX_TEXT // _LONGEST_ESCAPE])
+    )
+
+
 def decode(data: bytes) -> dict[str, Any]:
     """The summary of a checkpoint: {"tasks": [{"pid", "parent", "command", "memory"}], "container": {...}}.
 
@@ -106,12 +115,14 @@ def decode(data: bytes) -> dict[str, Any]:
     for value in fields.array("tasks", limit=_MAX_TASKS):
         task = Fields(value, _WHAT)
         numbers = {key: str(task.u64(key)) for key in ("pid", "parent")}
-        command = task.text("command", limit=_MAX_TEXT)
+        command = names.unescape(task.text("command", limit=_MAX_TEXT))
         tasks.append({**numbers, "command": command, "memory": str(task.u64("memory"))})
         task.done()
     container = fields.fields("container")
     engine = {
-        name: container.text(name, limit=_MAX_TEXT) for name in _ENGINE if container.has(name)
+        name: names.unescape(container.text(name, limit=_MAX_TEXT))
+        for name in _ENGINE
+        if container.has(name)
     }
     container.done()
     fields.done()

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from sealpoint.errors import FileError
 from sealpoint.format.constants import MAX_U64
+from sealpoint.names import text
 
 BLOCK: Final = 512
 END: Final = bytes(2 * BLOCK)  # the end mark
@@ -200,7 +201,7 @@ class TarReader:
         if posix and header[345]:
             name = _cut(header[345:500]) + b"/" + name
         name = pax.get("path") or name
-        shown = name[:80].decode(errors="replace")
+        shown = name[:80].decode(errors="backslashreplace")
         if flag == b"S":
             raise FileError(
                 f"archive member {shown!r} is sparse and cannot be sealed", hint=_SPARSE
@@ -254,7 +255,10 @@ def _text(data: bytes, what: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise FileError(f"{what} is not UTF-8: {data[:80]!r}") from None
+        raise FileError(
+            f"{what} is not UTF-8: {text(data[:80])}",
+            hint="the format holds names as text only: rename it, or leave it out",
+        ) from None
 
 
 def _octal(data: bytes) -> int | None:

@@ -16,6 +16,7 @@ from typing import Final
 
 from sealpoint.checkpoint.state import open_private, state_directory
 from sealpoint.errors import SystemEnvironmentError
+from sealpoint.names import proc
 from sealpoint.store import naming
 
 _SOFT_DIRTY: Final = (
@@ -92,10 +93,8 @@ def _identity(pid: int) -> str:
     if pid <= 0:
         return ""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            started = file.read().rpartition(")")[2].split()[_START_TIME]
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            boot = file.read(8)
+        started = proc(f"/proc/{pid}/stat").rpartition(")")[2].split()[_START_TIME]
+        boot = proc("/proc/sys/kernel/random/boot_id")[:8]
     except (OSError, IndexError):
         return ""
     return f"{pid}-{started}-{boot}"

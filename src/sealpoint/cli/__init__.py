@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -18,6 +19,7 @@ def main() -> None:
     except KeyboardInterrupt:  # before `run` could take care of it
         code = 130
     if sys.stderr is not None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
     # Everything was closed where it was opened; taking the interpreter apart would only cost time.
     os._exit(code)

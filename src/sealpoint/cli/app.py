@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any, Final
 import click
 
 from sealpoint import __version__
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import printable, ready_streams
 from sealpoint.errors import SealpointError, SystemEnvironmentError
 
 # name -> one line of help; the command itself is `command` in sealpoint.cli.<name>, with _ for -
@@ -134,6 +135,7 @@ def _handle_signals() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
+    ready_streams()
     _handle_signals()
     try:
         result: Any = cli.main(args=arguments, prog_name="sealpoint", standalone_mode=False)
@@ -179,8 +181,6 @@ def run(arguments: list[str]) -> int:
 
 
 def _flush() -> None:
-    if sys.stdout is None:  # closed by the caller
-        return
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -201,6 +201,7 @@ def _where(error: BaseException) -> str:
 
 def _print_error(message: str, hint: str | None) -> None:
     # Messages quote names, and those may come from a hostile file.
-    click.echo(f"sealpoint: {printable(message)}", err=True)
-    if hint:
-        click.echo(f"  hint: {printable(hint)}", err=True)
+    with contextlib.suppress(OSError):  # on a full disk: the exit code says it, too
+        click.echo(f"sealpoint: {printable(message)}", err=True)
+        if hint:
+            click.echo(f"  hint: {printable(hint)}", err=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 
 
 @click.command()
@@ -61,7 +60,7 @@ def command(
                 }
             )
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        echo_json(rows)
         return
     click.echo(f"{'NUMBER':>6}  {'CAPTURED (UTC)':<19}  {'KIND':<9}  {'SIZE':>12}  FILE")
     for row in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import encrypted, options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import PolicyError, UsageError
 
 if TYPE_CHECKING:
@@ -96,10 +95,13 @@ def _to_sealed(
     err = output == "-"
     if as_json:
         values = {"output": output, "checkpoint": checkpoint.hex()}
-        click.echo(json.dumps(values, indent=2), err=err)
+        echo_json(values, err=err)
     else:
         where = "standard output" if err else output
-        click.echo(f"{source} sealed into {where}\ncheckpoint {checkpoint.hex()}", err=err)
+        click.echo(
+            f"{printable(source)} sealed into {printable(where)}\ncheckpoint {checkpoint.hex()}",
+            err=err,
+        )
 
 
 def _to_criusec(
@@ -139,7 +141,7 @@ def _to_criusec(
             "in_the_clear": writer.clear,
             "left_out": writer.left_out,
         }
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
     else:
         click.echo(
             f"{printable(source)} encrypted in the CRIUsec format: "

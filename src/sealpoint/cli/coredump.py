@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json, printable
 
 
 @click.command()
@@ -62,11 +63,9 @@ def command(*, file: str, pid: int, output: str, force: bool, as_json: bool, **s
         "stored": core.stored,
     }
     if as_json:
-        import json
-
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
     else:
         click.echo(
-            f"process {pid} in {output}, in the clear: {core.threads} threads, "
+            f"process {pid} in {printable(output)}, in the clear: {core.threads} threads, "
             f"{options.show_size(core.stored)} of memory"
         )

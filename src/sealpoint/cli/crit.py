@@ -13,7 +13,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import FileError, SealpointError, UsageError
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def recode(file: str, *, output: str | None, as_json: bool, **given: Any) -> Non
             recode_all(opened)
     err = output is not None
     if as_json and not err:
-        click.echo(json.dumps(recoder.results, indent=2))
+        echo_json(recoder.results)
     elif not as_json:
         for image, result in recoder.results.items():
             click.echo(f"{result:<9} {printable(image)}", err=err)
@@ -246,7 +246,7 @@ def _rewrite(
     err = output == "-"
     if as_json:
         values = {"checkpoint": checkpoint.hex(), "replaced": sorted(replaced)}
-        click.echo(json.dumps(values, indent=2), err=err)
+        echo_json(values, err=err)
     else:
         where = "standard output" if err else output
         click.echo(
@@ -349,6 +349,8 @@ def _print(
 def _read_json(path: str) -> Any:
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise UsageError("there is no standard input to read")
             data = sys.stdin.buffer.read(_MAX_JSON + 1)
         else:
             with open(path, "rb") as file:

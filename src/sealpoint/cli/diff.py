@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 
 
 @click.command()
@@ -61,7 +60,7 @@ def command(
             collected.append(Inspection(images(source, directory)).collect(parts))
     result = diff.compare(*collected, show_unchanged=show_unchanged)
     if as_json or form == "json":
-        click.echo(json.dumps(result, indent=2))
+        echo_json(result)
         return
     for line in tree_text.draw(diff.tree(result, before, after)):
         click.echo(printable(line))

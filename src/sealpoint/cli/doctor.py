@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import SystemEnvironmentError
 
 
@@ -46,7 +45,7 @@ def command(*, target: str | None, as_json: bool) -> int:
     failed = sum(f.level == "fail" for f in findings)
     if as_json:
         values = {"ok": not failed, "findings": [asdict(f) for f in findings]}
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
     else:
         warned = sum(f.level == "warn" for f in findings)
         click.echo(f"{failed} failed, {warned} to look at, {len(findings)} checked")
@@ -58,7 +57,7 @@ def _thaw(target: str, *, as_json: bool) -> None:
 
     done = thaw(target)
     if as_json:
-        click.echo(json.dumps({"done": done}, indent=2))
+        echo_json({"done": done})
         return
     for line in done or ["nothing was frozen or stopped"]:
         click.echo(printable(line))

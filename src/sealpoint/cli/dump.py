@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def command(
         raise UsageError("--kill-after and --leave-running contradict each other")
     if kill_after and "-" in (seal["passphrase_file"], seal["sign_passphrase_file"]):
         raise UsageError("standard input cannot carry both a passphrase and the acknowledgement")
-    if kill_after and sys.stdin.isatty():
+    if kill_after and os.isatty(0):
         raise UsageError(
             "--kill-after ack waits for the receiver on standard input, which is a terminal"
         )
@@ -186,7 +186,7 @@ def command(
     if adder is not None:
         sizes += f" and {in_words(adder)}"
     click.echo(
-        f"process {pid} sealed into {where}: {sizes}, {result.seconds:.2f} s (frozen {frozen:.2f} s)"
+        f"process {pid} sealed into {printable(where)}: {sizes}, {result.seconds:.2f} s (frozen {frozen:.2f} s)"
         f"{', still running' if result.left_running else ''}\ncheckpoint {result.checkpoint_id.hex()}",
         err=piped,
     )
@@ -248,9 +248,8 @@ def _track(
 
 
 def _print_json(values: dict[str, Any], *, err: bool) -> None:
-    import json
 
-    click.echo(json.dumps(values, indent=2), err=err)
+    echo_json(values, err=err)
 
 
 def _await_ack(timeout: float) -> Callable[[bytes, bytes], bool]:

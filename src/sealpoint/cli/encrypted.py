@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import NoTrustedSignerGivenError, PolicyError, UsageError
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def open_plain(
     err = output == "-"
     if as_json:
         values = {"output": output, "objects": len(items), "size": size}
-        click.echo(json.dumps(values, indent=2), err=err)
+        echo_json(values, err=err)
     else:
         click.echo(
             f"{len(items)} files, {options.show_size(size)}, in the clear in {output}", err=err
@@ -116,7 +115,7 @@ def info(path: str, *, as_json: bool) -> None:
     with open_dump(path, **_NOBODY) as source:
         values = [_public(prefix, dump) for prefix, dump in source.dumps.items()]
     if as_json:
-        click.echo(json.dumps({"format": "criusec", "dumps": values, **_limits()}, indent=2))
+        echo_json({"format": "criusec", "dumps": values, **_limits()})
         return
     for dump in values:
         place = os.path.join(path, dump["prefix"])
@@ -194,7 +193,7 @@ def verify(path: str, *, as_json: bool, allow_unsigned: bool, access: dict[str, 
             "signers": [],
             **_limits(),
         }
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
     else:
         click.echo(f"{path}: {files} files: every encrypted record is authentic")
         for prefix, result in found.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 
@@ -82,10 +82,10 @@ def command(
             "files": len(files),
             "file_size": result.file_size,
         }
-        click.echo(json.dumps(values, indent=2), err=piped)
+        echo_json(values, err=piped)
     else:
         click.echo(
-            f"{options.show_count(len(files), 'file')} in {'standard output' if piped else output}: "
+            f"{options.show_count(len(files), 'file')} in {'standard output' if piped else printable(output)}: "
             f"{options.show_size(result.file_size)}\ncheckpoint {result.checkpoint_id.hex()}",
             err=piped,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import encrypted, options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.opening import Checkpoint
@@ -72,7 +71,7 @@ def command(
         if identities:
             values |= _private(checkpoint.own())
     if as_json:
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
     else:
         _print(file, values)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import FileError
 
 
@@ -98,7 +97,7 @@ def command(
                 names = ", ".join(inspection.withheld[:4])
                 options.warn(f"{file}: this identity opens metadata only, so without {names}")
     if as_json or form == "json":
-        click.echo(json.dumps(results, indent=2))
+        echo_json(results)
     else:
         for n, values in enumerate(results):
             click.echo(f"{os.linesep if n else ''}{printable(checkpoints[n])}:")

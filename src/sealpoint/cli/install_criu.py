@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.config import Config
 
 if TYPE_CHECKING:
@@ -109,13 +108,13 @@ def command(
         compress=compress or "",
     )
     whole = configure.merged(existing_config(), settings)
-    if not configure.can_seal(whole) and not configure.can_open(whole) and sys.stdin.isatty():
+    if not configure.can_seal(whole) and not configure.can_open(whole) and os.isatty(0):
         settings = configure.merged(settings, _ask(whole))
     done = install(Request(prefix, settings, force, from_checkout))
     for warning in done.warnings:
         options.warn(warning)
     if as_json:
-        click.echo(json.dumps(asdict(done), indent=2))
+        echo_json(asdict(done))
     else:
         _print(done)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
-from sealpoint.format import strictjson
 
 
 @click.command()
@@ -53,11 +53,10 @@ def command(
     else:
         made = generate.generate(kind, directory, passphrase=secret)
     if as_json:
-        click.echo(
-            strictjson.encode(
-                {"private": made.private, "public": made.public, "fingerprint": made.fingerprint}
-            )
-        )
+        values = {"private": made.private, "public": made.public, "fingerprint": made.fingerprint}
+        echo_json(values, indent=None)
     else:
-        click.echo(f"{made.private}  (keep secret)\n{made.public}  (give away)")
+        click.echo(
+            f"{printable(made.private)}  (keep secret)\n{printable(made.public)}  (give away)"
+        )
         click.echo(f"fingerprint {made.fingerprint}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.cli.show import print_table
 from sealpoint.errors import SystemEnvironmentError
 
@@ -41,10 +41,10 @@ def command(directory: str | None, *, as_json: bool, **access: Any) -> None:
     except OSError as error:
         raise SystemEnvironmentError(f"cannot list {directory}: {error.strerror}") from None
     if as_json:
-        click.echo(json.dumps([one.to_json() for one in found], indent=2))
+        echo_json([one.to_json() for one in found])
         return
     if not found:
-        click.echo(f"no checkpoints in {directory}", err=True)
+        click.echo(f"no checkpoints in {printable(directory)}", err=True)
         return
     print_table(
         [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def _sizes(dump: Images, *, as_json: bool) -> None:
     found = list(memory_of(dump))
     if as_json:
         names = ("pid", "command", "mapped", "private", "shared")
-        click.echo(json.dumps([{n: getattr(t, n) for n in names} for t in found], indent=2))
+        echo_json([{n: getattr(t, n) for n in names} for t in found])
         return
     print_table(
         [
@@ -120,11 +119,11 @@ def _dump(dump: Images, pid: int, output: str | None, *, force: bool) -> None:
     space = AddressSpace.load(dump, pid)
     if output in (None, "-"):
         for line in hexdump.lines(space):
-            click.echo(printable(line))
+            click.echo(line)
         return
     with open_output(str(output), force=force) as out:
         for line in hexdump.lines(space):
-            out.write(printable(line).encode() + b"\n")
+            out.write(line.encode() + b"\n")
         out.commit()
 
 
@@ -145,7 +144,7 @@ def _search(dump: Images, pattern: Pattern, pid: int, context: int, *, as_json: 
             else:
                 _print(space, match)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        echo_json(found)
 
 
 def _json(space: AddressSpace, match: Match) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json, printable
 
 
 @click.command()
@@ -125,11 +125,11 @@ def command(
             "seconds": round(result.seconds, 3),
             "frozen_seconds": round(frozen, 3),
         }
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
         return
     for number, done in enumerate(result.rounds, 1):
         click.echo(f"round {number}: {done.pages} of {done.of} pages, frozen {done.frozen:.2f} s")
     click.echo(
-        f"process {pid} runs on {address.host}: {options.show_size(result.sent)} sent in {result.seconds:.2f} s, "
-        f"frozen {frozen:.2f} s"
+        f"process {pid} runs on {printable(address.host)}: {options.show_size(result.sent)} sent "
+        f"in {result.seconds:.2f} s, frozen {frozen:.2f} s"
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import encrypted, options
+from sealpoint.cli.printable import echo_json, printable
 
 
 @click.command()
@@ -94,9 +93,9 @@ def command(
         options.warn("this is an increment: pages that its parents have are not in it (flatten)")
     if as_json:
         values = {"output": output, "objects": len(entries), "size": size}
-        click.echo(json.dumps(values, indent=2), err=output == "-")
+        echo_json(values, err=output == "-")
     else:
         click.echo(
-            f"{len(entries)} objects, {options.show_size(size)}, in the clear in {output}",
+            f"{len(entries)} objects, {options.show_size(size)}, in the clear in {printable(output)}",
             err=output == "-",
         )

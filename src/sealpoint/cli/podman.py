@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 
@@ -137,12 +137,12 @@ def checkpoint_command(
             "stopped_seconds": round(result.stopped, 3),
             "left_running": leave_running,
         }
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
         return
     sizes = f"{options.show_size(result.plain_size)} in {options.show_size(result.file_size)}"
     click.echo(
-        f"container {result.container.name} sealed into {output}: {result.objects} objects, {sizes}, "
-        f"{result.stopped:.2f} s{', still running' if leave_running else ''}\n"
+        f"container {printable(result.container.name)} sealed into {printable(output)}: "
+        f"{result.objects} objects, {sizes}, {result.stopped:.2f} s{', still running' if leave_running else ''}\n"
         f"checkpoint {result.checkpoint_id.hex()}"
     )
 
@@ -215,6 +215,6 @@ def restore_command(
         restored = restore(request, checkpoint, admission)
         signers = [s.name for s in checkpoint.signers]
     if as_json:
-        click.echo(json.dumps({"name": restored, "signers": signers}, indent=2))
+        echo_json({"name": restored, "signers": signers})
     else:
-        click.echo(f"container {restored} restored")
+        click.echo(f"container {printable(restored)} restored")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import FileError
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def check(
         os.close(fd)
     if as_json:
         values = _values(authentic, opinions)
-        click.echo(json.dumps({"file": file, "believed": refusal is None, **values}, indent=2))
+        echo_json({"file": file, "believed": refusal is None, **values})
     else:
         _print(authentic, opinions)
     if refusal is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.opening import Checkpoint
@@ -76,7 +75,7 @@ def command(
     done = retention.prune(file, opening, make, last=keep_last, daily=keep_daily, dry_run=dry_run)
     if as_json:
         values = {"kept": done.kept, "replaced": done.replaced, "removed": done.removed}
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
         return
     would = "would be " if dry_run else ""
     for path in done.kept:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def command(
         link.close()
     # Standard output is the link's where --stdio was given.
     if as_json:
-        click.echo(json.dumps({"pid": result.pid, "criu": result.criu}, indent=2), err=stdio)
+        echo_json({"pid": result.pid, "criu": result.criu}, err=stdio)
     else:
         click.echo(f"process {result.pid} runs here", err=stdio)
 
@@ -208,7 +208,7 @@ def _care(keep: str, state: str | None, remove: str | None, *, as_json: bool) ->
     if remove:
         received.remove(keep, store, remove)
     elif as_json:
-        click.echo(json.dumps(received.values(keep, store), indent=2))
+        echo_json(received.values(keep, store))
     else:
         for line in received.described(keep, store):
-            click.echo(line)
+            click.echo(printable(line))

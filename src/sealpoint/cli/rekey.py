@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 
@@ -10,6 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 
@@ -112,13 +112,13 @@ def command(
         recipients = [
             {"name": describe_stanza(s), "fingerprint": s.fingerprint.hex()} for s in result.stanzas
         ]
-        click.echo(json.dumps({"sequence": result.sequence, "recipients": recipients}, indent=2))
+        echo_json({"sequence": result.sequence, "recipients": recipients})
         return
     click.echo(
-        f"{file}: header {result.sequence}{', repaired' if result.repaired else ''}, sealed to"
+        f"{printable(file)}: header {result.sequence}{', repaired' if result.repaired else ''}, sealed to"
     )
     for stanza in result.stanzas:
-        click.echo(f"  {describe_stanza(stanza)}")
+        click.echo(f"  {printable(describe_stanza(stanza))}")
 
 
 def _fingerprint(text: str) -> str:

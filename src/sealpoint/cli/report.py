@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from sealpoint.cli import options
+from sealpoint.cli.printable import printable
 
 
 @click.command()
@@ -38,4 +39,4 @@ def command(*, file: str, output: str, force: bool, **source: Any) -> None:
         out.write(page.encode())
         out.commit()
     if output != "-":
-        click.echo(f"{output}: {options.show_size(len(page.encode()))}")
+        click.echo(f"{printable(output)}: {options.show_size(len(page.encode()))}")

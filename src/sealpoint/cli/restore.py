@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
+from sealpoint.cli.printable import echo_json
 
 
 @click.command()
@@ -139,7 +139,7 @@ def command(
             "signers": [s.name for s in checkpoint.signers],
             "criu": result.criu,
         }
-        click.echo(json.dumps(values, indent=2), err=ack)
+        echo_json(values, err=ack)
     elif detach:
         click.echo(f"process {result.pid} restored in {result.seconds:.2f} s", err=ack)
     return result.status

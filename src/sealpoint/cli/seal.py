@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import encrypted, options
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 
@@ -62,10 +62,11 @@ def command(path: str, output: str, *, as_json: bool, **seal: Any) -> None:
             "plain_size": result.plain_size,
             "file_size": result.file_size,
         }
-        click.echo(json.dumps(values, indent=2), err=piped)
+        echo_json(values, err=piped)
     else:
+        where = "standard output" if piped else printable(output)
         click.echo(
-            f"{path} sealed into {'standard output' if piped else output}: {result.objects} objects, "
+            f"{printable(path)} sealed into {where}: {result.objects} objects, "
             f"{options.show_size(result.plain_size)} in {options.show_size(result.file_size)}\n"
             f"checkpoint {result.checkpoint_id.hex()}",
             err=piped,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
+from sealpoint.names import text
 
 if TYPE_CHECKING:
     from sealpoint.inspect.secrets import Exposure, Finding
@@ -76,7 +76,7 @@ def command(
             survey.objects(opened)
     exposure = survey.exposure
     if as_json:
-        click.echo(json.dumps(_values(file, exposure), indent=2))
+        echo_json(_values(file, exposure))
     else:
         _print(file, exposure, reveal=reveal)
     wanted = {"any": bool(exposure.counts), "grave": any(f.grave for f in exposure.findings)}
@@ -104,7 +104,7 @@ def _values(file: str, exposure: Exposure) -> dict[str, Any]:
                     else {"object": p.within, "offset": p.address}
                     for p in f.places
                 ],
-                **({"value": f.value.decode(errors="backslashreplace")} if f.value else {}),
+                **({"value": text(f.value)} if f.value else {}),
             }
             for f in exposure.findings
         ],
@@ -114,7 +114,7 @@ def _values(file: str, exposure: Exposure) -> dict[str, Any]:
 def _print(file: str, exposure: Exposure, *, reveal: bool) -> None:
     size = options.show_size(exposure.scanned)
     if not exposure.counts:
-        click.echo(f"{file}: nothing that looks like a secret in {size}")
+        click.echo(f"{printable(file)}: nothing that looks like a secret in {size}")
         return
     click.echo(f"{'KIND':<15} {'TIMES':>5} {'BYTES':>5}  {'WHAT':<36} WHERE")
     for finding in sorted(exposure.findings, key=lambda f: (not f.grave, f.kind)):
@@ -129,11 +129,11 @@ def _print(file: str, exposure: Exposure, *, reveal: bool) -> None:
             f"{printable(_what(finding)):<36} {printable(where)}"
         )
         if reveal:
-            click.echo(f"    {printable(finding.value.decode(errors='backslashreplace'))}")
+            click.echo(f"    {printable(finding.value)}")
     if exposure.unlisted:
         click.echo(f"and {exposure.unlisted} more that are not listed")
     total = sum(exposure.counts.values())
-    click.echo(f"\n{file}: {total} that look like secrets in {size}")
+    click.echo(f"\n{printable(file)}: {total} that look like secrets in {size}")
 
 
 def _what(finding: Finding) -> str:

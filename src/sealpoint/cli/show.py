@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 
 _COLUMNS = (
     ("container_name", "CONTAINER"),
@@ -42,7 +41,7 @@ def command(checkpoints: tuple[str, ...], *, as_json: bool, **access: Any) -> No
         with options.open_source(path, **access) as source:
             results.append({"file": file, **Inspection(images(source, directory)).collect(Parts())})
     if as_json:
-        click.echo(json.dumps(results, indent=2))
+        echo_json(results)
         return
     rows = []
     for values in results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Final
 
@@ -10,7 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 _UNITS: Final = {"s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}
@@ -60,7 +59,7 @@ def allow_older(*, workload: str, duration: str, state: str | None, as_json: boo
     config = configuration.load()
     until = Newest(state or config.state or DEFAULT_DIRECTORY).allow(workload, seconds)
     if as_json:
-        click.echo(json.dumps({"workload": workload, "until": until}, indent=2))
+        echo_json({"workload": workload, "until": until})
         return
     click.echo(
         f"one older checkpoint of {printable(workload)} may be restored until {show_time(until)}"

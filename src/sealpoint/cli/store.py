@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,9 +66,9 @@ def init(directory: str, tenant_key: str) -> None:
     key = tenant_file.make(tenant_key) if made else tenant_file.load(tenant_key)
     tenant = Tenant(key)
     ChunkDirectory.make(directory, tenant.identifier)
-    click.echo(f"store {directory} of the tenant {tenant.identifier.hex()}")
+    click.echo(f"store {printable(directory)} of the tenant {tenant.identifier.hex()}")
     if made:
-        click.echo(f"tenant key {tenant_key}: keep a copy, and keep it secret")
+        click.echo(f"tenant key {printable(tenant_key)}: keep a copy, and keep it secret")
 
 
 @command.command("add")
@@ -215,7 +214,7 @@ def _add_all(
                 f"{options.show_size(store.size)} of pages, {in_words(store)}"
             )
     if as_json:
-        click.echo(json.dumps(added, indent=2))
+        echo_json(added)
 
 
 def _add(
@@ -309,7 +308,7 @@ def stat(*, directory: str, also: tuple[str, ...], as_json: bool) -> None:
     with ChunkDirectory(directory) as store:
         found = statistics(store, also)
     if as_json:
-        click.echo(json.dumps(_values(directory, found), indent=2))
+        echo_json(_values(directory, found))
         return
     size = options.show_size
     click.echo(f"checkpoints  {len(found.files)}")
@@ -373,7 +372,7 @@ def gc(*, directory: str, also: tuple[str, ...], dry_run: bool, as_json: bool) -
             "freed": done.freed,
             "not_looked_at": done.elsewhere,
         }
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
         return
     would = "would be " if dry_run else ""
     click.echo(

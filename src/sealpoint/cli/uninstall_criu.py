@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 
 
 @click.command()
@@ -26,7 +24,7 @@ def command(*, as_json: bool) -> None:
 
     done, left = uninstall()
     if as_json:
-        click.echo(json.dumps({"done": done, "left": left}, indent=2))
+        echo_json({"done": done, "left": left})
         return
     for line in done:
         click.echo(printable(line))

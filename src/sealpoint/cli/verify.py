@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import encrypted, options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import NoTrustedSignerGivenError
 
 if TYPE_CHECKING:
@@ -139,9 +138,9 @@ def command(
             "interrupted_rekey": authentic.interrupted,
             "freed": 0 if authentic.prune is None else authentic.prune.freed,
         }
-        click.echo(json.dumps(values, indent=2))
+        echo_json(values)
     else:
-        click.echo(f"{file}: intact: {depth}")
+        click.echo(f"{printable(file)}: intact: {depth}")
         for signer in signers:
             trusted = " (trusted)" if signer["trusted"] else ""
             click.echo(f"signed by {printable(str(signer['name']))}{trusted}, key {signer['key']}")

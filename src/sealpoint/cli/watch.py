@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import click
 
 from sealpoint import config as configuration
 from sealpoint.cli import options
-from sealpoint.cli.printable import printable
+from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -157,7 +156,7 @@ def _show(taken: Taken, *, as_json: bool) -> None:
             "seconds": round(result.seconds, 3),
             "frozen_seconds": round(frozen, 3),
         }
-        click.echo(json.dumps(values))
+        echo_json(values, indent=None)
         return
     click.echo(
         f"{printable(taken.path)}: {taken.stored} of {taken.pages} pages, {options.show_size(result.file_size)}, "

@@ -22,6 +22,7 @@ from typing import Final, Self
 from sealpoint import ownership
 from sealpoint.criu.environment import environment
 from sealpoint.errors import PolicyError
+from sealpoint.names import text
 
 _CLONE_NEWNET: Final = 0x40000000
 _NETLINK_NETFILTER: Final = 12
@@ -163,5 +164,5 @@ def _names(attributes: bytes) -> Iterator[str]:
             return
         if kind == _TABLE_NAME:
             value = attributes[at + _ATTRIBUTE.size : at + size]
-            yield value.rstrip(b"\0").decode(errors="replace")
+            yield text(value.rstrip(b"\0"))
         at += size + -size % 4

@@ -32,6 +32,7 @@ X86_REGISTERS: Final = (
     ),
 )
 
+# In images, what CRIU calls a string is "bytes" here: CRIU puts in what the kernel gave, and a name need not be UTF-8.
 # message -> ((field, number, type), ...); "*" after a type: repeated; a type that is a message name: nested
 _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
     "pstree_entry": (
@@ -118,7 +119,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("vmas", 14, "vma_entry*"),
     ),
     "memfd_inode_entry": (
-        ("name", 1, "string"),
+        ("name", 1, "bytes"),
         ("size", 4, "uint64"),
         ("shmid", 5, "uint32"),
         ("inode_id", 7, "uint64"),
@@ -129,7 +130,7 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("remap_id", 2, "uint32"),
         ("remap_type", 3, "int32"),
     ),
-    "reg_file_entry": (("id", 1, "uint32"), ("name", 6, "string")),
+    "reg_file_entry": (("id", 1, "uint32"), ("name", 6, "bytes")),
     "bpfmap_file_entry": (
         ("key_size", 6, "uint32"),
         ("value_size", 7, "uint32"),

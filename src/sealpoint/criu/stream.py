@@ -14,6 +14,7 @@ import socket
 import struct
 
 from sealpoint.errors import CriuError
+from sealpoint.names import text
 
 CAPTURE_SOCKET = "streamer-capture.sock"
 SERVE_SOCKET = "streamer-serve.sock"
@@ -52,7 +53,7 @@ def _parse_name(data: bytes) -> str:
     length, at = data[1], 2
     if length & 0x80 and len(data) > at:
         length, at = (length & 0x7F) | data[2] << 7, 3
-    name = data[at:].decode(errors="replace")
+    name = text(data[at:])
     if data[0] != _NAME_TAG or length != len(data) - at or not name or "/" in name or "\0" in name:
         raise CriuError("CRIU sent a malformed streaming request")
     return name

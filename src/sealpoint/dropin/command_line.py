@@ -32,6 +32,7 @@ from sealpoint.dropin.leftovers import Leftovers
 from sealpoint.dropin.shim import release_descriptors
 from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
 from sealpoint.errors import SealpointError
+from sealpoint.names import proc
 from sealpoint.store import page_server
 from sealpoint.store.page_server import PageServerOutput
 
@@ -362,8 +363,7 @@ def _page_server(line: CommandLine) -> PageServerOutput | None:
 def _is_ending(pid: int) -> bool:
     """Whether a process is gone, or on its way: with much memory that takes a while."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
+        fields = proc(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()
     except OSError:
         return True
     return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)

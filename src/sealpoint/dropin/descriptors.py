@@ -11,6 +11,7 @@ import os
 from typing import Any, Final
 
 from sealpoint.errors import SystemEnvironmentError
+from sealpoint.names import encode, text
 
 _PIDFD_GETFD: Final = 438
 _DEFAULT_LOG: Final = "criu.log"
@@ -34,7 +35,9 @@ class Descriptors:
         if options.HasField("images_dir_fd") and options.images_dir_fd >= 0:
             return self._directory(options.images_dir_fd)
         if options.images_dir:
-            return self._open(options.images_dir)  # as CRIU would: its working directory is ours
+            return self._open(
+                text(options.images_dir)
+            )  # as CRIU would: its working directory is ours
         raise SystemEnvironmentError("the request names no images directory")
 
     def work_directory(self, options: Any, images: int) -> int:
@@ -111,7 +114,7 @@ class Journal:
         try:
             fd = os.open(self._name, flags, 0o600, dir_fd=self.directory)
             try:
-                os.write(fd, line.encode(errors="replace"))
+                os.write(fd, encode(line))
             finally:
                 os.close(fd)
         except (OSError, ValueError):

@@ -17,6 +17,7 @@ from typing import Final
 
 from sealpoint import process
 from sealpoint.criu import mounts
+from sealpoint.names import proc, proc_lines
 
 _PATIENCE: Final = 10.0  # seconds for CRIU to undo what it did, and for what was killed to be gone
 _STEP: Final = 0.01
@@ -73,8 +74,8 @@ class Leftovers:
 
     def _criu_pid(self) -> int:
         """-1 once it has been waited for."""
-        with open(f"/proc/self/fdinfo/{self._criu}") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+        lines = proc_lines(f"/proc/self/fdinfo/{self._criu}")
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
 
     def _kill(self) -> bool:
         deadline = time.monotonic() + _PATIENCE
@@ -130,8 +131,7 @@ class Leftovers:
     def _started(self, pid: int) -> int:
         """Start time of a process that runs, in ticks; 0 if it has ended, or was there before us."""
         try:
-            with open(f"/proc/{pid}/stat") as file:
-                fields = file.read().rsplit(")", 1)[1].split()
+            fields = proc(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()
         except (OSError, IndexError):
             return 0
         started = int(fields[19])
@@ -148,7 +148,7 @@ class Leftovers:
 def _mount_of(pid: str, number: str) -> str:
     # Not stat: that would ask the file system behind the descriptor, which may not answer.
     try:
-        with open(f"/proc/{pid}/fdinfo/{number}") as file:
-            return next((line for line in file if line.startswith("mnt_id:")), "")
+        lines = proc_lines(f"/proc/{pid}/fdinfo/{number}")
+        return next((line for line in lines if line.startswith("mnt_id:")), "")
     except OSError:
         return ""

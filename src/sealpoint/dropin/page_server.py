@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from sealpoint import config as configuration
+from sealpoint import names
 from sealpoint.checkpoint import pages_file, peer
 from sealpoint.checkpoint.front import Front
 from sealpoint.config import Config
@@ -107,7 +108,7 @@ def answer(data: bytes, parent: int) -> tuple[int, bytes]:
         options = request.opts
         descriptors = Descriptors(parent)
         images = descriptors.directory(options)
-        journal.open(descriptors.work_directory(options, images), options.log_file)
+        journal.open(descriptors.work_directory(options, images), names.text(options.log_file))
         response = schema.message("criu_resp")(type=request.type, success=True)
         policy = _policy(configuration.load_system())
         if options.ps.HasField("fd"):
@@ -115,7 +116,7 @@ def answer(data: bytes, parent: int) -> tuple[int, bytes]:
             with socket.socket(fileno=number) as given:
                 response.ps.pid = _forked(given, images, journal, policy, listens=False)
         else:
-            with guests.listen(options.ps.address, options.ps.port) as listener:
+            with guests.listen(names.text(options.ps.address), options.ps.port) as listener:
                 response.ps.port = listener.getsockname()[1]
                 response.ps.pid = _forked(listener, images, journal, policy, listens=True)
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Final
 from sealpoint import ownership
 from sealpoint.criu.environment import environment
 from sealpoint.dropin.real import DEFAULT_PATH, which
+from sealpoint.names import proc, text
 
 _TIMEOUT: Final = 10.0
 
@@ -44,12 +45,12 @@ def path_problems(executable: str, real: str) -> list[str]:
 def root_path() -> str:
     """The PATH that login gives to root (login.defs, /etc/environment)."""
     path = DEFAULT_PATH
-    with contextlib.suppress(OSError), open("/etc/login.defs", errors="replace") as file:
+    with contextlib.suppress(OSError), open("/etc/login.defs", errors="surrogateescape") as file:
         for line in file:
             words = line.split()
             if len(words) == 2 and words[0] == "ENV_SUPATH":
                 path = words[1].removeprefix("PATH=")
-    with contextlib.suppress(OSError), open("/etc/environment", errors="replace") as file:
+    with contextlib.suppress(OSError), open("/etc/environment", errors="surrogateescape") as file:
         for line in file:
             name, _, value = line.strip().removeprefix("export ").partition("=")
             if name == "PATH":
@@ -113,8 +114,8 @@ def processes(name: str) -> list[int]:
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/comm") as file:
-                if file.read().strip() == name[:15]:
+            with contextlib.suppress(OSError):
+                if proc(f"/proc/{entry}/comm").removesuffix("\n") == name[:15]:
                     found.append(int(entry))
     return sorted(found)
 
@@ -122,7 +123,7 @@ def processes(name: str) -> list[int]:
 def _path_in(file_name: str) -> str:
     if not file_name.startswith("/"):
         return ""
-    with contextlib.suppress(OSError), open(file_name, errors="replace") as file:
+    with contextlib.suppress(OSError), open(file_name, errors="surrogateescape") as file:
         for line in file:
             if line.startswith("PATH="):
                 return line.strip().removeprefix("PATH=").strip("\"'")
@@ -148,4 +149,4 @@ def _systemctl(*arguments: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+    return text(done.stdout) if done.returncode == 0 else ""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from sealpoint.dropin.criu_config import RefusedError
 from sealpoint.dropin.requests import Requests
+from sealpoint.names import proc_lines, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,7 +174,7 @@ def _note(data: bytes, parent: int, reason: str, kind: str) -> None:
         if descriptors.names_directory(options):
             work = descriptors.work_directory(options, descriptors.directory(options))
             journal = Journal()
-            journal.open(work, options.log_file)
+            journal.open(work, text(options.log_file))
             journal.say(reason, kind)
     except Exception:  # noqa: BLE001 - the client gets the reason all the same
         return
@@ -257,8 +258,7 @@ def _cgroups(pid: int) -> list[str]:
     """Files by which a process enters the cgroups of `pid`."""
     found = []
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            lines = file.read().splitlines()
+        lines = proc_lines(f"/proc/{pid}/cgroup")
     except OSError:
         return []
     for line in lines:

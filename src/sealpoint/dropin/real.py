@@ -15,6 +15,7 @@ from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.names import proc
 
 MARK: Final = b"# The drop-in criu of sealpoint."
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -130,16 +131,14 @@ def _run(criu: CriuBinary, directory: PrivateDir, command: str, arguments: list[
 def _await_exec(pid: int) -> None:
     # Popen returns after exec; the loader still maps libraries, and a dump amid that is no fair test.
     for _ in range(200):
-        with open(f"/proc/{pid}/stat") as file:
-            if file.read().rsplit(")", 1)[1].split()[0] == "S":
-                return
+        if proc(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[0] == "S":
+            return
         time.sleep(0.005)
 
 
 def _end_restored(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/comm") as file:
-            name = file.read().strip()
+        name = proc(f"/proc/{pid}/comm").removesuffix("\n")
     except OSError:
         return "the restored process is not there"
     if name != "sleep":

@@ -14,6 +14,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
+from sealpoint import names
 from sealpoint.dropin import shim
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _start(
     descriptors = Descriptors(parent)
     directory = descriptors.directory(options)
     work_directory = descriptors.work_directory(options, directory)
-    journal.open(work_directory, options.log_file)
+    journal.open(work_directory, names.text(options.log_file))
     _check(request)
     os.chdir("/")
     remote = Remote(address, _KINDS[request.type])
@@ -152,7 +153,7 @@ def _start(
             criu,
             engine_listens=options.notify_scripts,
             journal=journal,
-            freezer=Freezer(options.freeze_cgroup),
+            freezer=Freezer(names.text(options.freeze_cgroup)),
             network=NetworkLock(options.pid),
             leftovers=Leftovers(ended, images, work_directory),
             tree=process.Held(options.pid),

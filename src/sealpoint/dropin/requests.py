@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
+from sealpoint import names
 from sealpoint.dropin import criu_config, request_table
 from sealpoint.dropin.criu_config import RefusedError, Setting
 
@@ -69,13 +70,13 @@ class Requests:
 
     def _settle(self, options: Any) -> None:
         own: list[Setting] = []
-        if path := options.config_file:
+        if path := names.text(options.config_file):
             if not os.path.isabs(path):
                 raise RefusedError(f"config_file {path} is not an absolute path")
             own = criu_config.read(path)
         criu_config.fold(options, self._settings, overrides=False)
         criu_config.fold(options, own, overrides=True)
-        criu_config.check_log(options.log_file, "the request")
+        criu_config.check_log(names.text(options.log_file), "the request")
         content = criu_config.written(criu_config.remaining(own))
         self._write(content)
         options.ClearField("config_file")

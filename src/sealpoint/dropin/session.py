@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sealpoint import config as configuration
-from sealpoint import process
+from sealpoint import names, process
 from sealpoint.checkpoint.capture_fs import PARENT
 from sealpoint.criu import schema
 from sealpoint.criu.fuse import FuseServer
@@ -127,7 +127,7 @@ class Session:
     def _notification(self, response: Any, data: bytes) -> bytes:
         self._leftovers.note(response.notify.pid)
         try:
-            self._work.notified(response.notify.script)
+            self._work.notified(names.text(response.notify.script))
         except BaseException as error:  # noqa: BLE001 - the engine gets it in CRIU's answer
             self._fail(error)
             self._answer(success=False)
@@ -213,10 +213,10 @@ def _start(
     descriptors = Descriptors(parent)
     directory = descriptors.directory(options)
     work_directory = descriptors.work_directory(options, directory)
-    journal.open(work_directory, options.log_file)
+    journal.open(work_directory, names.text(options.log_file))
     _check(options, request.type)
     config = configuration.load_system()
-    freezer = Freezer(options.freeze_cgroup)
+    freezer = Freezer(names.text(options.freeze_cgroup))
     network = NetworkLock(options.pid)
     remarks: list[str] = []
     os.chdir("/")  # the engine's directory shall not be busy because of us
@@ -242,7 +242,7 @@ def _start(
     else:
         step = Step(
             pid=options.pid,
-            parent=options.parent_img,
+            parent=names.text(options.parent_img),
             track=options.track_mem,
             pre_dump=request.type in _PRE_DUMPS,
             dedup=options.auto_dedup,
@@ -293,7 +293,7 @@ def _page_server(options: Any, criu: int) -> PageServerOutput | None:
     if options.ps.HasField("fd"):
         out = page_server.over(copy_descriptor(criu, options.ps.fd))
     else:
-        out = page_server.to(options.ps.address, options.ps.port)
+        out = page_server.to(names.text(options.ps.address), options.ps.port)
     options.ClearField("ps")
     return out
 

@@ -13,6 +13,7 @@ from sealpoint.criu.fuse import Attributes, Filesystem, FuseServer
 from sealpoint.criu.private_dir import PrivateDir, swap_warning
 from sealpoint.dropin.finding import Finding, fail, guarded, ok, warn
 from sealpoint.dropin.real import is_dropin
+from sealpoint.names import proc, proc_lines, unmangle
 
 _CAPABILITIES: Final = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_SYS_RESOURCE": 24}
 _CHECKPOINT_RESTORE: Final = 40
@@ -101,13 +102,12 @@ def private_directory() -> list[Finding]:
 
 def swap() -> list[Finding]:
     """Whether memory could reach a disk in the clear, as far as can be told."""
-    with open(f"{PROC}/swaps") as file:
-        areas = [line.split() for line in file.read().splitlines()[1:]]
+    areas = [line.split() for line in proc_lines(f"{PROC}/swaps")[1:]]
     if not areas:
         return [ok("leaks", "no swap: memory does not reach a disk")]
     found = []
     for area in areas:
-        path = area[0].encode().decode("unicode_escape")
+        path = unmangle(area[0])
         if reason := _swap_protection(path):
             found.append(ok("leaks", f"swap on {path}: {reason}"))
         else:
@@ -143,8 +143,7 @@ def _encrypted(node: str, depth: int = 8) -> bool:
 
 def _text(path: str) -> str:
     try:
-        with open(path, errors="replace") as file:
-            return file.read(65536).strip()
+        return proc(path).strip()
     except OSError:
         return ""
 
@@ -168,10 +167,9 @@ def core_pattern() -> list[Finding]:
 def cgroups() -> list[Finding]:
     """For the record: engines and freezers differ by it."""
     kinds: dict[str, list[str]] = {}
-    with open(f"{PROC}/self/mountinfo") as file:
-        for line in file:
-            head, _, tail = line.partition(" - ")
-            kinds.setdefault(tail.split(" ")[0], []).append(head.split(" ")[4])
+    for line in proc_lines(f"{PROC}/self/mountinfo"):
+        head, _, tail = line.partition(" - ")
+        kinds.setdefault(tail.split(" ")[0], []).append(head.split(" ")[4])
     if "cgroup" in kinds:
         version = "v1, with v2 beside it" if "cgroup2" in kinds else "v1"
     elif "cgroup2" in kinds:
@@ -217,14 +215,11 @@ def disk_space() -> list[Finding]:
 def leftover_mounts() -> list[Finding]:
     """Mounts of `sealpoint mount`, alive or without their server."""
     found = []
-    with open(f"{PROC}/self/mountinfo") as file:
-        lines = file.readlines()
-    for line in lines:
+    for line in proc_lines(f"{PROC}/self/mountinfo"):
         head, _, tail = line.partition(" - ")
         if tail.split(" ")[0] != "fuse.sealpoint":
             continue
-        path = head.split(" ")[4].encode().decode("unicode_escape")
-        path = path.encode("latin-1", "replace").decode("utf-8", "replace")
+        path = unmangle(head.split(" ")[4])
         try:
             os.stat(path)
         except OSError:

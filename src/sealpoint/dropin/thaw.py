@@ -11,6 +11,7 @@ import signal
 
 from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.names import proc, proc_lines, unmangle
 
 _ROOT = "/"
 
@@ -39,8 +40,7 @@ def thaw(target: str) -> list[str]:
 def _groups_of(pid: int) -> list[str]:
     """Directories of the process's freezer cgroups, v1 and v2, but for the roots, which cannot be frozen."""
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            lines = file.read().splitlines()
+        lines = proc_lines(f"/proc/{pid}/cgroup")
     except OSError:
         raise UsageError(f"there is no process {pid}") from None
     mounts = _mounts()
@@ -60,13 +60,12 @@ def _groups_of(pid: int) -> list[str]:
 def _mounts() -> dict[str, str]:
     """{cgroup2: its mount point, cgroup: that of the v1 freezer}."""
     found: dict[str, str] = {}
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            head, _, tail = line.partition(" - ")
-            kind, _, options = tail.strip().split(" ", 2)
-            freezer = "freezer" in options.replace(" ", ",").split(",")
-            if kind == "cgroup2" or (kind == "cgroup" and freezer):
-                found.setdefault(kind, head.split(" ")[4])
+    for line in proc_lines("/proc/self/mountinfo"):
+        head, _, tail = line.partition(" - ")
+        kind, _, options = tail.split(" ", 2)
+        freezer = "freezer" in options.replace(" ", ",").split(",")
+        if kind == "cgroup2" or (kind == "cgroup" and freezer):
+            found.setdefault(kind, unmangle(head.split(" ")[4]))
     return found
 
 
@@ -92,8 +91,7 @@ def _thaw(group: str) -> bool:
 def _continue(pid: int) -> bool:
     """SIGCONT to a stopped process; not to one that a debugger holds."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            state = file.read().rsplit(")", 1)[1].split()[0]
+        state = proc(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[0]
         if state != "T":
             return False
         os.kill(pid, signal.SIGCONT)

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from sealpoint import names
 from sealpoint.checkpoint import summary
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.inspect.source import Images
@@ -62,7 +63,7 @@ def describe(images: Images) -> Container:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = json.loads(names.text(data))
     except (ValueError, RecursionError):
         return {}
     if isinstance(value, list):  # podman's network.status of several networks

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from sealpoint import names
 from sealpoint.criu import schema
 from sealpoint.errors import FileError, UsageError
 from sealpoint.inspect.memory import PAGE, AddressSpace
@@ -247,7 +248,7 @@ def _file_note(space: AddressSpace) -> bytes:
     """{count, page size}, {start, end, offset in pages} of each file mapping, then their paths."""
     found = [m for m in space.mappings if m.kind == "file" and m.file not in ("", "?")]
     numbers = [n for m in found for n in (m.start, m.end, m.offset // PAGE)]
-    paths = b"".join(os.fsencode(m.file) + b"\0" for m in found)
+    paths = b"".join(names.encode(m.file) + b"\0" for m in found)
     return struct.pack(f"<{2 + len(numbers)}Q", len(found), PAGE, *numbers) + paths
 
 

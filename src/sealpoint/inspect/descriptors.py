@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sealpoint import names
 from sealpoint.inspect import display, messages
 from sealpoint.inspect.image import first_record, read_records
 from sealpoint.inspect.source import Images
@@ -68,7 +69,7 @@ class Descriptors:
 
     def _path(self, number: int) -> str:
         entry = self._entries.get(number)
-        return entry.reg.name.decode(errors="surrogateescape") if entry is not None else ""
+        return names.text(entry.reg.name) if entry is not None else ""
 
     def _open(self, kind: str, fd: str, number: int) -> OpenFile:
         entry = self._entries.get(number)
@@ -85,15 +86,13 @@ class Descriptors:
 
 def _description(kind: str, entry: Any) -> str:
     if kind == "REG":
-        return str(entry.reg.name.decode(errors="surrogateescape"))
+        return names.text(entry.reg.name)
     if kind == "PIPE":
         return f"pipe[{entry.pipe.pipe_id}]"
     if kind == "FIFO":
         return f"fifo[{entry.fifo.pipe_id}]"
     if kind == "EXT":
-        return str(
-            entry.ext.name.decode(errors="surrogateescape") if hasattr(entry.ext, "name") else ""
-        )
+        return names.text(entry.ext.name) if hasattr(entry.ext, "name") else ""
     if kind == "UNIXSK":
         return _unix_name(entry.usk)
     if kind == "INETSK":
@@ -107,7 +106,7 @@ def _unix_name(usk: Any) -> str:
     name: bytes = usk.name
     if name.startswith(b"\0"):
         name = b"@" + name[1:]
-    return name.rstrip(b"\0").decode(errors="surrogateescape")
+    return names.text(name.rstrip(b"\0"))
 
 
 def _word(field: str, number: int) -> str:
@@ -183,4 +182,4 @@ def mounts(images: Images) -> list[dict[str, str]]:
 
 
 def _text(value: bytes) -> str:
-    return value.decode(errors="surrogateescape")
+    return names.text(value)

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from sealpoint.names import text
+
 GUESS: Final = "named-secret"
 LONGEST: Final = 16 * 1024  # bytes of a secret, RSA keys of 16384 bits in PEM included
 NEAR: Final = 160  # bytes before the end of a trigger in which the secret begins
@@ -64,9 +66,7 @@ def _around(
                 return
             if match.end() >= at:
                 group = "secret" if "secret" in compiled.groupindex else 0
-                name = (
-                    match["name"].decode(errors="replace") if "name" in compiled.groupindex else ""
-                )
+                name = text(match["name"]) if "name" in compiled.groupindex else ""
                 yield Hit(match.start(group), match.end(group), kind, name, shown)
                 return
 
@@ -249,7 +249,7 @@ def _find_named(view: memoryview, at: int) -> Iterator[Hit]:
             return
         if match.end() >= at:
             if looks_secret(match["secret"]):
-                name = match["name"].decode(errors="replace")
+                name = text(match["name"])
                 yield Hit(match.start("secret"), match.end("secret"), GUESS, name)
             return
 

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, Final
 
+from sealpoint import names
 from sealpoint.inspect import display, tasks
 from sealpoint.inspect.image import first_record, read_records
 from sealpoint.inspect.source import Images
@@ -66,7 +67,7 @@ class Explorer:
     def _file(self, kind: str, number: int) -> str:
         entry = self._files.get(number)
         if kind == "REG":
-            name = entry.reg.name.decode(errors="surrogateescape") if entry else ""
+            name = names.text(entry.reg.name) if entry else ""
             return name or "unknown path"
         if kind == "PIPE":
             return f"pipe[{entry.pipe.pipe_id}]" if entry and entry.HasField("pipe") else "pipe[?]"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sealpoint.inspect.memory import AddressSpace
+from sealpoint.names import printable
 
 _LINE: Final = 16
 # What is no printable ASCII character becomes a dot.
@@ -15,13 +16,13 @@ _SHOWN: Final = bytes(byte if 32 <= byte < 127 else ord(".") for byte in range(2
 def lines(space: AddressSpace) -> Iterator[str]:
     """Sixteen bytes a line, like hexdump -C; a line of stars stands for lines that repeat the one before.
 
-    Raises FileError.
+    A mapping that has a name has it printable.  Raises FileError.
     """
     for mapping in space.mappings:
         stored = False
         for block in space.blocks(mapping):
             if not stored:
-                yield f"{mapping.start:x}-{mapping.end:x} {mapping.access} {mapping.name}".rstrip()
+                yield f"{mapping.start:x}-{mapping.end:x} {mapping.access} {printable(mapping.name)}".rstrip()
                 stored = True
             for position, size, address in block.spans:
                 yield from _dump(block.data[position : position + size], address)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sealpoint import names
 from sealpoint.errors import FileError, UsageError
 from sealpoint.inspect import container, descriptors, tasks
 from sealpoint.inspect.container import Container
@@ -196,7 +197,7 @@ def strings(space: AddressSpace, start: int, end: int) -> list[str]:
     if not 0 < end - start <= _MAX_ARGUMENTS:
         return []
     data = space.peek(start, end - start)
-    return [word.decode(errors="surrogateescape") for word in data.split(b"\0") if word]
+    return [names.text(word) for word in data.split(b"\0") if word]
 
 
 def _files(table: descriptors.Descriptors, pid: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import html
 from collections.abc import Iterable
 from typing import Final
 
+from sealpoint.names import printable
+
 _VOID: Final = frozenset({"meta", "input", "br"})
 _RAW: Final = frozenset({"style", "script"})  # the report's own, never a checkpoint's
 
@@ -63,9 +65,7 @@ def _render_all(children: Iterable[object], out: list[str]) -> None:
 
 def visible(text: str) -> str:
     """Without control characters, and without those that change the direction of what follows."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return printable(text)
 
 
 def page(*children: object) -> str:

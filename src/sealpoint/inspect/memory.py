@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from sealpoint import names
 from sealpoint.criu import schema
 from sealpoint.criu.compressed import ALIGNED, sizes_of
 from sealpoint.errors import FileError, UsageError
@@ -425,12 +426,12 @@ class Files:
         self.memfds: dict[int, tuple[str, int]] = {}  # file id: name, shared memory id
         inodes: dict[int, tuple[str, int]] = {}
         for entry in _optional(images, "memfd.img", "memfd_inode_entry"):
-            inodes[entry.inode_id] = (entry.name, entry.shmid)
+            inodes[entry.inode_id] = (names.text(entry.name), entry.shmid)
         for entry in _optional(images, "reg-files.img", "reg_file_entry"):  # CRIU before 3.0
-            self.paths[entry.id] = entry.name
+            self.paths[entry.id] = names.text(entry.name)
         for entry in _optional(images, "files.img", "file_entry"):
             if entry.HasField("reg"):
-                self.paths[entry.id] = entry.reg.name
+                self.paths[entry.id] = names.text(entry.reg.name)
             elif entry.HasField("memfd") and entry.memfd.inode_id in inodes:
                 self.memfds[entry.id] = inodes[entry.memfd.inode_id]
 

@@ -20,6 +20,7 @@ from sealpoint.inspect.compressed_pages import PlainPages
 from sealpoint.inspect.image import first_record, read_records
 from sealpoint.inspect.memory import AddressSpace, Files, Layer
 from sealpoint.inspect.sealed import SealedSource
+from sealpoint.names import text
 
 if TYPE_CHECKING:
     from sealpoint.inspect.source import Images
@@ -279,11 +280,11 @@ def _end(flags: int) -> str:
 
 def _socket_name(name: bytes) -> str:
     """As ss(8) shows it: an abstract name begins with @ in place of its zero."""
-    return name.rstrip(b"\0").replace(b"\0", b"@").decode(errors="replace")
+    return text(name.rstrip(b"\0").replace(b"\0", b"@"))
 
 
 def _text(name: Any) -> str:
-    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return text(name) if isinstance(name, bytes) else str(name)
 
 
 def _inet(sk: Any) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from sealpoint.inspect.memory import AddressSpace, Block
 from sealpoint.inspect.scanner import Scanner
 from sealpoint.inspect.search import LOOK_BEHIND, Buffer, Pattern, Window
 from sealpoint.inspect.tasks import read_tree
+from sealpoint.names import text
 
 if TYPE_CHECKING:
     from sealpoint.inspect.source import Images, Source
@@ -178,7 +179,7 @@ class Survey:
                 hit.kind,
                 hit.name,
                 hit.end - hit.start,
-                value[: hit.shown].decode(errors="replace"),
+                text(value[: hit.shown]),
                 hit.kind in _GRAVE,
                 value if self._reveal else b"",
             )
@@ -205,5 +206,5 @@ def _environment(space: AddressSpace, start: int, end: int) -> Iterator[tuple[st
             and len(value) >= 4
             and not value.startswith(b"/")  # where a secret is, not what it is
         ):
-            yield name.decode(errors="replace"), value, at + len(name) + 1
+            yield text(name), value, at + len(name) + 1
         at += len(entry) + 1

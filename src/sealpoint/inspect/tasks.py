@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from sealpoint import names
 from sealpoint.checkpoint import summary
 from sealpoint.errors import FileError
 from sealpoint.inspect.image import first_record, read_records
@@ -70,8 +71,8 @@ def _with_commands(
     images: Images, tree: list[Task], problems: list[FileError] | None
 ) -> list[Task]:
     if tree and images.withheld(f"core-{tree[0].pid}.img"):
-        names = _from_summary(images)
-        return [dataclasses.replace(t, command=names.get(t.pid, "")) for t in tree]
+        known = _from_summary(images)
+        return [dataclasses.replace(t, command=known.get(t.pid, "")) for t in tree]
     named = []
     for task in tree:
         try:
@@ -85,7 +86,7 @@ def _with_commands(
         named.append(
             dataclasses.replace(
                 task,
-                command=core.comm.decode(errors="surrogateescape"),
+                command=names.text(core.comm),
                 state=STATES.get(core.task_state, str(core.task_state)),
             )
         )

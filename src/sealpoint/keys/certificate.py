@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
 
 from sealpoint.errors import PolicyError, SealpointError
+from sealpoint.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -147,7 +148,7 @@ def _extension(cert: x509.Certificate, kind: type[_E]) -> _E | None:
 
 def _printable(subject: str) -> str:
     """A stranger chose it: no control characters, no text direction marks, bounded."""
-    text = "".join(c if c.isprintable() else "?" for c in subject) or "(no subject)"
+    text = printable(subject) or "(no subject)"
     return text if len(text) <= _MAX_SUBJECT else text[:_MAX_SUBJECT] + "…"
 
 

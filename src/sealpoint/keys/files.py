@@ -56,8 +56,7 @@ def read_key_file(path: str, *, limit: int = MAX_KEY_FILE) -> bytes:
 
 
 def _shown(path: str) -> str:
-    text = path if len(path) <= 200 else path[:200] + "…"
-    return text if text.isprintable() else repr(text)
+    return path if len(path) <= 200 else path[:200] + "…"
 
 
 def pem_blocks(data: bytes) -> list[PemBlock]:

@@ -6,6 +6,7 @@ import os
 from typing import Final
 
 from sealpoint.errors import SystemEnvironmentError
+from sealpoint.names import proc_lines
 
 _MEMORY_SHARE: Final = 0.5
 _SPACE_SHARE: Final = 0.9
@@ -13,10 +14,9 @@ _SPACE_SHARE: Final = 0.9
 
 def available_memory() -> int:
     """Bytes that can be had without swapping (/proc/meminfo); 0 if the kernel does not tell."""
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+    for line in proc_lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
     return 0
 
 

@@ -14,6 +14,7 @@ import stat
 import struct
 from typing import Final, NoReturn
 
+from sealpoint import names
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.store.output import Buffer
 
@@ -113,7 +114,7 @@ class Link:
     def refuse(self, kind: Kind, size: int) -> NoReturn:
         """For a message that has no place here, whose payload was not read.  Raises LinkError."""
         if kind is Kind.STOP:
-            text = self._read_exactly(size, self.patience).decode(errors="replace")
+            text = names.text(self._read_exactly(size, self.patience))
             raise LinkError(f"{self.peer} gave up: {text}")
         raise LinkError(f"{self.peer} does not speak as sealpoint does")
 

@@ -22,6 +22,7 @@ import blake3
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import PREAMBLE_SIZE
 from sealpoint.format.preamble import Preamble
+from sealpoint.names import text
 from sealpoint.store import limits
 from sealpoint.store.output import Buffer, OutputFile, write_all
 
@@ -174,8 +175,8 @@ class PageServerOutput:
         if status != wanted:
             if status == _OK:
                 raise self._stranger()
-            shown = "".join(c if c.isprintable() else "?" for c in body.decode(errors="replace"))
-            raise SystemEnvironmentError(f"{self._name} refused: {shown or 'no reason given'}")
+            shown = text(body) or "no reason given"
+            raise SystemEnvironmentError(f"{self._name} refused: {shown}")
         return body
 
     def _stranger(self) -> SealpointError:
