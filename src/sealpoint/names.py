@@ -53,6 +53,12 @@ def printable(name: str | bytes) -> str:
     return "".join(c if c.isprintable() and c != "\\" else _escaped(c) for c in whole)
 
 
+def cell(name: str | bytes) -> str:
+    """A name in a table, where blanks fill up the column: at its end, one that belongs to it is \\x20."""
+    shown = printable(name)
+    return f"{shown[:-1]}\\x20" if shown.endswith(" ") else shown
+
+
 def quoted(name: str | bytes) -> str:
     """A name amid a sentence, in quotation marks out of which nothing in it leads.  Not to be made printable again."""
     shown = printable(name).replace("'", "\\x27")

@@ -51,7 +51,7 @@ def test_without_a_total_or_data_it_is_drawn_as_well(draw):
 
 def test_a_name_is_no_markup_and_steers_nothing(draw):
     shown = draw("sealing [red]x[/blue] \x07\x1b]0;evil\x07", Progress(1, 2))
-    assert "[red]x[/blue] ??]0;evil?" in shown
+    assert r"[red]x[/blue] \x07\x1b]0;evil\x07" in shown
     assert "\x07" not in shown
 
 

@@ -88,7 +88,7 @@ def test_a_tree_is_drawn_and_steers_no_terminal(cli, sealed, opening):
     assert shown.code == 0
     assert "\x1b" not in shown.out
     assert "│       └── [11]  /bin/task --secret=hunter2 with space" in shown.out
-    assert "[REG 0]  /bin/x?[2J" in shown.out
+    assert r"[REG 0]  /bin/x\x1b[2J" in shown.out
     assert "TCP (ESTABLISHED)  127.0.0.1:8080 -> 8.8.8.8:443" in shown.out
     assert "Frozen time: 1.500 ms" in shown.out
 

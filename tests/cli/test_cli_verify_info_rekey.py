@@ -191,7 +191,7 @@ def test_no_control_character_of_a_file_reaches_the_terminal(cli, keys):
     for arguments in (["info", "s"], ["info", "s", "-i", keys.identity_path], ["verify", "s"]):
         result = cli(*arguments)
         assert all(c.isprintable() or c == "\n" for c in result.out + result.err)
-    assert "?[31mx" in cli("info", "s", "-i", keys.identity_path).out
+    assert r"\x1b[31mx" in cli("info", "s", "-i", keys.identity_path).out
     assert json.loads(cli("info", "s", "--json").out)["workload"] == evil
 
 

@@ -124,7 +124,7 @@ def test_the_summary_joins_tree_names_and_sizes():
 def test_a_command_name_may_be_any_bytes():
     tasks = observed(pstree=TREE, core_1=core(b"\xff\xfe\x1b[31m"), core_7=core(b"x" * 5000))
     first, second = tasks["tasks"]
-    assert first["command"] == "\ufffd\ufffd\x1b[31m"
+    assert first["command"] == "\udcff\udcfe\x1b[31m"
     assert second["command"] == "x" * 256
 
 

@@ -94,7 +94,7 @@ def test_anonymous_memory_is_whole_and_file_pages_are_left_to_the_file(tmp_path)
     ]
     made = a_task(vmas, runs)
     made.files["files.img"] = image(
-        message("file_entry", type=1, id=4, reg={"id": 4, "name": "/usr/bin/app"})
+        message("file_entry", type=1, id=4, reg={"id": 4, "name": b"/usr/bin/app"})
     )
     core, done = write(made, tmp_path)
     loads = [s[1:2] + s[3:] for s in segments(core)[1:]]

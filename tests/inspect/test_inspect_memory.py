@@ -112,7 +112,9 @@ def test_shared_memory_shows_at_the_addresses_of_each_mapping(tmp_path):
         "shmem-7", [(0, PRESENT, page(b"zero") + page(b"one")), (2 * PAGE, PRESENT, page(b"two"))]
     )
     made.pagemap("shmem-9", [(0, PRESENT, page(b"memfd"))])
-    made.files["memfd.img"] = image(message("memfd_inode_entry", name="cache", shmid=9, inode_id=5))
+    made.files["memfd.img"] = image(
+        message("memfd_inode_entry", name=b"cache", shmid=9, inode_id=5)
+    )
     made.files["files.img"] = image(
         message("file_entry", type=18, id=33, memfd={"id": 33, "inode_id": 5})
     )
@@ -133,7 +135,7 @@ def test_mappings_are_named_as_the_kernel_names_them(tmp_path):
     ]
     made = Made().task(1, vmas, [], mm_start_brk=A + 3 * PAGE, mm_brk=A + 4 * PAGE)
     made.files["files.img"] = image(
-        message("file_entry", type=1, id=4, reg={"id": 4, "name": "/usr/bin/app"})
+        message("file_entry", type=1, id=4, reg={"id": 4, "name": b"/usr/bin/app"})
     )
     found = space(made.write(tmp_path))
     assert [(m.kind, m.name, m.access) for m in found.mappings] == [

@@ -43,6 +43,7 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "kinds": ("main",),
     "states": ("main",),
     "dirty": ("main",),
+    "names": ("main",),
 }
 """The processes of each workload; a process is known by its name, the first is the root."""
 
@@ -70,6 +71,7 @@ PLANTED: dict[str, dict[str, str]] = {
     "secret": {"env": "pages-*", "password": "pages-*"},
     "kinds": {"env": "pages-*"},
     "states": {"env": "pages-*"},
+    "names": {"env": "pages-*"},
 }
 """Which secrets a workload holds, and in which of CRIU's images each is found in the clear."""
 
@@ -118,7 +120,7 @@ class Verdict:
 def process_state(pid: int) -> str | None:
     """The state letter of a process (Z: a zombie), None if there is none."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
     except OSError:
         return None
     return text.rpartition(")")[2].split()[0]
@@ -288,7 +290,7 @@ class Workload:
 
 def _parent(pid: int) -> int | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
     except OSError:
         return None
     return int(text.rpartition(")")[2].split()[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from typing import Any
@@ -18,6 +17,8 @@ __all__ = ["echo_json", "printable", "ready_streams"]
 
 def echo_json(value: Any, *, indent: int | None = 2, err: bool = False) -> None:
     """Print a result for programs: ASCII only, so that every locale holds it, and lossless (names.for_json)."""
+    import json
+
     click.echo(json.dumps(names.for_json(value), indent=indent), err=err)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from sealpoint.cli import options
-from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.printable import echo_json
+from sealpoint.names import cell
 
 _COLUMNS = (
     ("container_name", "CONTAINER"),
@@ -60,7 +61,7 @@ def command(checkpoints: tuple[str, ...], *, as_json: bool, **access: Any) -> No
 def print_table(rows: list[dict[str, str]]) -> None:
     """Columns as wide as they need to be; those that are empty in every row are left out."""
     titles = [title for title in rows[0] if any(row[title] for row in rows)] if rows else []
-    cells = [titles, *([printable(row[title]) for title in titles] for row in rows)]
+    cells = [titles, *([cell(row[title]) for title in titles] for row in rows)]
     widths = [max(len(line[n]) for line in cells) for n in range(len(titles))]
     for line in cells:
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))

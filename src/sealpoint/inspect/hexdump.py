@@ -22,7 +22,8 @@ def lines(space: AddressSpace) -> Iterator[str]:
         stored = False
         for block in space.blocks(mapping):
             if not stored:
-                yield f"{mapping.start:x}-{mapping.end:x} {mapping.access} {printable(mapping.name)}".rstrip()
+                name = f" {printable(mapping.name)}" if mapping.name else ""
+                yield f"{mapping.start:x}-{mapping.end:x} {mapping.access}{name}"
                 stored = True
             for position, size, address in block.spans:
                 yield from _dump(block.data[position : position + size], address)

@@ -131,7 +131,8 @@ def _socket(value: dict[str, Any]) -> str:
         ends = f"{data['src']}:{data['src_port']} -> {data['dst']}:{data['dst_port']}"
         text = f"{value['protocol']} ({data['state']})  {ends}"
     else:
-        text = f"{value['protocol']} {data['type']}  {data.get('address', '')}".rstrip()
+        text = f"{value['protocol']} {data['type']}"
+        text += f"  {data['address']}" if data.get("address") else ""
     return f"[{value['fd']}]  {text}  (send buffer {size(data['send_buf'])}, receive buffer {size(data['recv_buf'])})"
 
 
