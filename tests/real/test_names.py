@@ -138,16 +138,24 @@ def filled(words: list[str], dump: Path, pid: int) -> list[str]:
     return [re.sub(r"\{\w*\}", lambda m: values[m[0]], word) for word in words]
 
 
+def decoded(out: bytes) -> str:
+    """What a locale cannot hold is written as its bytes; a page is in UTF-8 whatever the locale is."""
+    try:
+        return out.decode()
+    except UnicodeDecodeError:
+        return out.decode("iso-8859-1")
+
+
 def test_every_command_shows_such_names_in_every_locale_and_steers_no_terminal(
     running: harness.Workload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, dump: Path
 ) -> None:
     for name, (words, wanted) in COMMANDS.items():
         for locale, environment in LOCALES.items():
             done = sealpoint.run(*filled(words, dump, running.pid), *keys.open, **environment).ok()
-            shown = done.out.decode("ascii" if locale == "ascii" else "utf-8", errors="strict")
+            shown = decoded(done.out)
             odd = {c for c in shown if not c.isprintable()} - {"\n", "\t"}
             assert not odd, (name, locale, odd)
-            for text in wanted if environment.get("TERM") != "" else ():
+            for text in wanted:
                 assert text in shown, (name, locale, text, shown[:3000])
 
 

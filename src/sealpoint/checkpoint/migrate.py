@@ -200,7 +200,7 @@ class Sender:
             self._link.stop(migration.proof(self._key(), Kind.STOP, self._digest))
         else:
             reason = error.message if isinstance(error, SealpointError) else "interrupted"
-            self._link.stop(reason.encode())
+            self._link.stop(names.encode(reason))
 
     def _hand_over(self) -> None:
         """The tree has ended here.  Raises UncertainError."""

@@ -25,6 +25,7 @@ from sealpoint.format import strictjson
 from sealpoint.format.constants import ID_SIZE
 from sealpoint.format.statement import Origin
 from sealpoint.format.strictjson import Fields
+from sealpoint.names import encode
 from sealpoint.store import naming
 
 AHEAD: Final = 300  # seconds by which clocks may differ; a mark from further ahead would refuse all that is true
@@ -51,7 +52,7 @@ class Newest:
         self._directory = f"{directory}/newest"
 
     def _name(self, workload: str) -> str:
-        return hashlib.sha256(workload.encode()).hexdigest()
+        return hashlib.sha256(encode(workload)).hexdigest()
 
     def of(self, workload: str) -> Mark | None:
         """The mark of a workload; None if there is none, or none that can be read.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from sealpoint import names
 from sealpoint.checkpoint import migration, peer
 from sealpoint.checkpoint.admission import Admission
 from sealpoint.checkpoint.front import Front
@@ -112,7 +113,7 @@ class Receiver:
             proof = link.expect(Kind.PROOF)
             peer.check(proof, self._request.opening.trust, peer.MIGRATION, self._session)
         except SealpointError as error:
-            link.stop(error.message.encode())
+            link.stop(names.encode(error.message))
             raise
         self._greeted = True
 
@@ -125,7 +126,7 @@ class Receiver:
             name, limit = self._session[:4].hex(), self._request.max_size
             received = Received(self._request.keep, name, limit)
         except SealpointError as error:
-            self._link.stop(error.message.encode())
+            self._link.stop(names.encode(error.message))
             raise
         try:
             return self._run(received, report)
@@ -257,7 +258,7 @@ class Receiver:
         if self._stage is Stage.ARRIVING or self._stopped:
             if self._stage is Stage.ARRIVING:
                 reason = error.message if isinstance(error, SealpointError) else "interrupted"
-                self._link.stop(reason.encode())
+                self._link.stop(names.encode(reason))
             for commit in self._commits:
                 commit.end()
             self._discard(received)
@@ -268,7 +269,7 @@ class Receiver:
             return
         self._released.forget(self._id)
         if self._stage is Stage.GONE:
-            self._link.stop(f"the restore failed: its sealed file is {self._path}".encode())
+            self._link.stop(names.encode(f"the restore failed: its sealed file is {self._path}"))
             self._tell(
                 error,
                 f"the tree has ended at the sender and does not run here: restore {self._path}",

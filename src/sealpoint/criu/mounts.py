@@ -45,7 +45,7 @@ def detached(
     context = _syscall(_FSOPEN, kind.encode(), _CLOEXEC)
     try:
         for name, value in options.items():
-            _syscall(_FSCONFIG, context, _SET_STRING, name.encode(), value.encode(), 0)
+            _syscall(_FSCONFIG, context, _SET_STRING, name.encode(), os.fsencode(value), 0)
         for flag in optional_flags:
             try:
                 _set_flag(context, flag)
@@ -121,7 +121,7 @@ def overlay(lower: str, upper: str, work: str, target: str) -> None:
 
 def _mount(source: str, target: str, options: str | None, flags: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    data = None if options is None else options.encode()
+    data = None if options is None else os.fsencode(options)
     kind = b"overlay" if source == "overlay" else b""
     if libc.mount(os.fsencode(source), os.fsencode(target), kind, flags, data) != 0:
         code = ctypes.get_errno()

@@ -11,6 +11,7 @@ from typing import Self
 
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
+from sealpoint.names import printable
 
 Ready = Callable[[], None]
 
@@ -96,7 +97,7 @@ def log_to(path: str) -> None:
 
 def say(text: str) -> None:
     """A line for whoever reads the log or the terminal."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
 
 

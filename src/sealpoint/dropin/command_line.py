@@ -32,7 +32,7 @@ from sealpoint.dropin.leftovers import Leftovers
 from sealpoint.dropin.shim import release_descriptors
 from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
 from sealpoint.errors import SealpointError
-from sealpoint.names import proc
+from sealpoint.names import printable, proc
 from sealpoint.store import page_server
 from sealpoint.store.page_server import PageServerOutput
 
@@ -193,7 +193,7 @@ def _reason(error: BaseException) -> str:
 
 def _say(remark: str, kind: str = "Warn ") -> None:
     """Where CRIU's own errors are said."""
-    sys.stderr.write(f"{kind} (sealpoint): {remark}\n")
+    sys.stderr.write(f"{kind} (sealpoint): {printable(remark)}\n")
     sys.stderr.flush()
 
 

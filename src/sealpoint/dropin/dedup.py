@@ -14,6 +14,7 @@ from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.increments import policy_of, reference_of, store_of, told
 from sealpoint.dropin.work import load_signer
 from sealpoint.errors import FileError, SealpointError
+from sealpoint.names import printable
 
 
 def run(line: CommandLine) -> NoReturn:
@@ -32,6 +33,6 @@ def run(line: CommandLine) -> NoReturn:
         f"{images}/{IMAGE}", child, store_of(config), signing, policy_of(config, signing)
     )
     for result in results:
-        sys.stdout.write(told(result) + "\n")
+        sys.stdout.write(printable(told(result)) + "\n")
     sys.stdout.flush()
     os._exit(1 if any(r.reason for r in results) else 0)

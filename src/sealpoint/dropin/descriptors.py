@@ -11,7 +11,7 @@ import os
 from typing import Any, Final
 
 from sealpoint.errors import SystemEnvironmentError
-from sealpoint.names import encode, text
+from sealpoint.names import printable, text
 
 _PIDFD_GETFD: Final = 438
 _DEFAULT_LOG: Final = "criu.log"
@@ -110,11 +110,11 @@ class Journal:
         flags = (
             os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         )
-        line = f"{kind} (sealpoint): {reason}".replace("\n", " ") + "\n"
+        line = f"{kind} (sealpoint): {printable(reason.replace(chr(10), ' '))}\n"
         try:
             fd = os.open(self._name, flags, 0o600, dir_fd=self.directory)
             try:
-                os.write(fd, encode(line))
+                os.write(fd, line.encode())
             finally:
                 os.close(fd)
         except (OSError, ValueError):

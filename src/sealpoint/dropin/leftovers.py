@@ -32,7 +32,7 @@ class Leftovers:
         self._since = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
         self._mount = _mount_of("self", str(mount))
         self._known: dict[int, int] = {}
-        self._yard = os.readlink(f"/proc/self/fd/{work}").encode() + _YARD
+        self._yard = os.fsencode(os.readlink(f"/proc/self/fd/{work}")) + _YARD
         self._others = set(self._yards())
 
     def note(self, pid: int) -> None:

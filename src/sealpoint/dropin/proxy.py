@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from sealpoint.dropin.criu_config import RefusedError
 from sealpoint.dropin.requests import Requests
-from sealpoint.names import proc_lines, text
+from sealpoint.names import printable, proc_lines, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,10 +153,10 @@ class Proxy:
 
     def _refuse(self, kind: int, reason: str) -> None:
         # criu_resp {type 1, success 2, cr_errno 7, cr_errmsg 9}
-        text = f"sealpoint: {reason}".encode()[:4000]
-        text = text.decode(errors="ignore").encode()  # CRIU's clients insist on whole characters
+        said = f"sealpoint: {printable(reason)}".encode()[:4000]
+        said = said.decode(errors="ignore").encode()  # CRIU's clients insist on whole characters
         body = b"\x08" + bytes([kind]) + b"\x10\x00\x38" + bytes([_EINVAL])
-        body += b"\x4a" + _varint(len(text)) + text
+        body += b"\x4a" + _varint(len(said)) + said
         try:
             _send(self._engine, body, [])
         except OSError:

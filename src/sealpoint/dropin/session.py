@@ -107,7 +107,7 @@ class Session:
             for remark in self._remarks:
                 self._journal.say(remark, "Warn ")
             if not response.success and (reason := self._why()):
-                response.cr_errmsg = f"sealpoint: {reason}"
+                response.cr_errmsg = f"sealpoint: {names.printable(reason)}"
                 data = response.SerializeToString()
         return data
 

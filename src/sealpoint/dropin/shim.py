@@ -14,6 +14,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from sealpoint.names import printable
+
 if TYPE_CHECKING:
     from sealpoint.dropin.arguments import CommandLine
     from sealpoint.dropin.proxy import Start
@@ -120,7 +122,7 @@ def _arguments(line: CommandLine, given: list[str], real: str) -> list[str]:
 
 def fail(message: str) -> NoReturn:
     """End as CRIU does when it cannot work."""
-    sys.stderr.write(f"criu (sealpoint): {message}\n")
+    sys.stderr.write(f"criu (sealpoint): {printable(message)}\n")
     sys.stderr.flush()
     os._exit(1)
 

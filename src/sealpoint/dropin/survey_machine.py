@@ -49,10 +49,9 @@ def check(*, root: bool) -> Iterator[Finding]:
 def capabilities() -> list[Finding]:
     """What this process may do; services may have less."""
     bits = 0
-    with open(f"{PROC}/self/status") as file:
-        for line in file:
-            if line.startswith("CapEff:"):
-                bits = int(line.split()[1], 16)
+    for line in proc_lines(f"{PROC}/self/status"):
+        if line.startswith("CapEff:"):
+            bits = int(line.split()[1], 16)
     missing = [name for name, bit in _CAPABILITIES.items() if not bits >> bit & 1]
     found = []
     if "CAP_SYS_RESOURCE" in missing:
@@ -258,8 +257,7 @@ def _is_helper(pid: str) -> bool:
 
 
 def _age(pid: str) -> float:
-    with open(f"{PROC}/{pid}/stat") as file:
-        started = int(file.read().rsplit(")", 1)[1].split()[19])
+    started = int(proc(f"{PROC}/{pid}/stat").rsplit(")", 1)[1].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
