@@ -427,7 +427,7 @@ def test_the_summary_has_gaps_where_images_cannot_be_read(keys, tmp_path):
     seal_path(keys, tmp_path / "a", tmp_path / "s")
     with opened(keys, tmp_path / "s") as checkpoint:
         found = summary.decode(checkpoint.read_bytes(checkpoint.entry(SUMMARY_NAME)))
-    assert found == {"tasks": [], "container": {"container": "c", "name": "?"}}
+    assert found == {"tasks": [], "container": {"container": "c", "name": "\\ud800"}}
 
 
 def test_a_metadata_identity_gets_metadata_only(keys, others, tmp_path):

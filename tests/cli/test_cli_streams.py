@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import seal_objects
-from conftest import OBJECTS
+from checkpoint_helpers import attributes, seal_objects
 
 RUN = [sys.executable, "-c", "import sys; from sealpoint.cli import main; main()"]
+OBJECTS = {
+    "core-1.img": (b"core", attributes()),
+    "pages-1.img": (b"\0secret-in-memory\0" * 10_000, attributes()),
+}
 EVIL = "core-é\x1b[31m\u202e\\€.img"
 
 

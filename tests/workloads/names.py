@@ -47,7 +47,8 @@ def main() -> None:
     deleted = make(place + b"\xff\xfe", b"deleted")
     os.unlink(place + b"\xff\xfe")
     mapped = make(place + b"mapped " + STRANGE, bytes(mmap.PAGESIZE))
-    memory = mmap.mmap(mapped, mmap.PAGESIZE, mmap.MAP_SHARED)
+    memory = mmap.mmap(mapped, mmap.PAGESIZE, mmap.MAP_PRIVATE)
+    memory[0:4] = b"ours"  # so that the page is in the dump
     os.close(mapped)
     libc = ctypes.CDLL(None, use_errno=True)
     anonymous = libc.memfd_create(b"memfd " + STRANGE, 0)

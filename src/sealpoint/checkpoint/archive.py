@@ -251,5 +251,8 @@ def _utf8(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise FileError(f"the name {text!r} is not UTF-8") from None
+        raise FileError(
+            f"the name '{text}' is not UTF-8, and a sealed file holds no others",
+            hint="rename it, or leave it out",
+        ) from None
     return text

@@ -256,8 +256,8 @@ def _text(data: bytes, what: str) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise FileError(
-            f"{what} is not UTF-8: {text(data[:80])}",
-            hint="the format holds names as text only: rename it, or leave it out",
+            f"{what} is not UTF-8, and a sealed file holds no others: '{text(data[:80])}'",
+            hint="rename it, or leave it out",
         ) from None
 
 

@@ -90,7 +90,10 @@ def check_name(name: str) -> str:
     try:
         raw = name.encode()
     except UnicodeEncodeError:
-        raise FileError(f"object name {name[:80]!r} is not UTF-8") from None
+        raise FileError(
+            f"the name '{name[:80]}' is not UTF-8, and a sealed file holds no others",
+            hint="rename it, or leave it out",
+        ) from None
     if (
         not 0 < len(raw) <= _PATH_MAX
         or b"\0" in raw
