@@ -92,7 +92,12 @@ def test_make_alone_explains_every_verb() -> None:
 
 def test_the_make_verbs_that_the_documents_name_exist() -> None:
     targets = make_targets()
-    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / ".ci" / "run"]
+    documents = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / ".ci" / "run",
+    ]
     documents += [path for path in (ROOT / "scripts").iterdir() if path.is_file()]
     for path in documents:
         if not path.exists():

@@ -107,6 +107,12 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
+def test_every_page_is_on_the_map_of_the_readme() -> None:
+    linked = set(re.findall(r"\]\(([^)#\s]+)", README.read_text()))
+    pages = {short(page) for page in DOCUMENTS if page not in (README, *ADRS)}
+    assert pages <= linked, pages - linked
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=short)
 def test_links_lead_somewhere(document: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
