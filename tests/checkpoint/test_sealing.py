@@ -100,7 +100,10 @@ def test_a_reader_who_does_not_read_keeps_nobody(keys):
             OutputPipe(write, "a pipe") as out,
             keys.sealing(compression="none").into(out) as sealer,
         ):
-            half_of_a_large_one(sealer)  # far more than the pipe holds
+            some(sealer)
+            large = sealer.builder.large("pages-1.img")
+            for _ in range(3):  # whole chunks, and far more than the pipe holds
+                large.write(MEMORY)
             raise Given
         mine = set(threading.enumerate()) - before
         for thread in mine:

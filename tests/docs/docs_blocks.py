@@ -4,6 +4,7 @@
     <!-- run: with config -->  the same, with the TOML block before it as the user's configuration
     <!-- check -->             not run; its commands and options must exist
     <!-- config -->            TOML that `sealpoint.config` must accept; words after a colon are for the reader
+    <!-- example: run by FILE -->   Python, which the test named runs with a real CRIU
     <!-- transcript: make demo -->   its lines must occur, in this order, in what `make demo` prints
 
 In every page that tells people what to type (`PAGES`) every `sh` and `console` block has such a comment. `sh` is a

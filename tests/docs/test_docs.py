@@ -169,7 +169,12 @@ def test_the_pages_lose_no_examples() -> None:
 def test_every_block_says_what_is_done_with_it(document: Path) -> None:
     found = blocks(document)
     for block in found:
-        wanted = {"sh": {"run", "check"}, "console": {"run", "transcript"}, "toml": {"config"}}
+        wanted = {
+            "sh": {"run", "check"},
+            "console": {"run", "transcript"},
+            "toml": {"config"},
+            "python": {"example"},
+        }
         allowed = wanted.get(block.language, {""} if block.language == "text" else set())
         assert block.action in allowed, f"{document.name}:{block.line}"
     assert document.read_text().count("\n```") == 2 * len(found)

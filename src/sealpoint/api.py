@@ -1,0 +1,334 @@
+"""What `import sealpoint` offers: dumps, restores, sealed files and keys, by the doors that the commands use.
+
+The names, their arguments and what they raise are stable (docs/reference/api.md).  Defaults come from the configuration
+files, as for the commands.  Everything raises SealpointError or one of its kinds.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from sealpoint import config as configuration
+from sealpoint.checkpoint import opening
+from sealpoint.checkpoint.admission import Admission
+from sealpoint.checkpoint.dump import Dump, DumpRequest, DumpResult
+from sealpoint.checkpoint.expectation import Expectation
+from sealpoint.checkpoint.newest import Mark, Newest
+from sealpoint.checkpoint.opening import ImageData as Image
+from sealpoint.checkpoint.opening import Task
+from sealpoint.checkpoint.restore import Restore, RestoreRequest, RestoreResult
+from sealpoint.checkpoint.seal import SealResult
+from sealpoint.checkpoint.seal import seal as seal_into
+from sealpoint.checkpoint.sealing import Sealing
+from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
+from sealpoint.criu.binary import CriuBinary, Search
+from sealpoint.errors import (
+    CriuError,
+    FileError,
+    IdentityError,
+    NoTrustedSignerGivenError,
+    PolicyError,
+    SealpointError,
+    SystemEnvironmentError,
+    UsageError,
+)
+from sealpoint.keys import (
+    Identity,
+    Recipient,
+    Signer,
+    TrustPolicy,
+    VerifiedSignature,
+    load_identity,
+    load_recipient,
+    load_signer,
+    load_trust,
+    passphrase_identity,
+    passphrase_recipient,
+)
+from sealpoint.process import protect
+from sealpoint.store.output import OutputFile
+
+__all__ = [
+    "Checkpoint",
+    "CriuError",
+    "DumpResult",
+    "FileError",
+    "Identity",
+    "IdentityError",
+    "Image",
+    "NoTrustedSignerGivenError",
+    "PolicyError",
+    "Recipient",
+    "RestoreResult",
+    "SealResult",
+    "Sealing",
+    "SealpointError",
+    "Signer",
+    "SystemEnvironmentError",
+    "Task",
+    "TrustPolicy",
+    "UsageError",
+    "dump",
+    "load_identity",
+    "load_recipient",
+    "load_signer",
+    "load_trust",
+    "passphrase_identity",
+    "passphrase_recipient",
+    "protect",
+    "restore",
+    "seal",
+]
+
+Path = str | os.PathLike[str]
+Say = Callable[[str], None]
+
+
+class Checkpoint:
+    """An authentic checkpoint: a sealed file, its parents, and what lies beside them.  A context manager."""
+
+    def __init__(self, checkpoint: opening.Checkpoint) -> None:
+        """See `open`."""
+        self._checkpoint = checkpoint
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        trust: TrustPolicy | Iterable[Path] | None = None,
+        identities: Iterable[Identity | Path] | None = None,
+        allow_unsigned: bool = False,
+        parents: Sequence[Path] = (),
+        stores: Sequence[Path] = (),
+        workloads: Sequence[str] = (),
+        expect: Sequence[str] = (),
+    ) -> Self:
+        """The checkpoint at `path`, if it is whole and a trusted signer signed all of it.
+
+        trust: a policy, or signers (files or key ids); None: the configured ones.  Where that is nobody, it raises
+        PolicyError.  allow_unsigned: believe a checkpoint whoever made it.  identities: private keys, or files of them;
+        None: the configured ones; they are loaded when contents are asked for.  parents, stores: directories where else
+        than beside a file its parents and stored chunks may lie.  workloads, expect: which checkpoint it must be, by
+        workload, and by id or origin digest.
+
+        Raises PolicyError, FileError, UsageError, IdentityError, SystemEnvironmentError.
+        """
+        with _public():
+            config = configuration.load()
+            how = opening.Opening(
+                _policy(config, trust, allow_unsigned=allow_unsigned),
+                _keys(config, identities),
+                parents=tuple(os.fspath(p) for p in parents),
+                stores=tuple(os.fspath(s) for s in stores),
+                expected=Expectation.of(workloads, expect),
+            )
+            return cls(how.open(os.fspath(path)))
+
+    @property
+    def id(self) -> str:
+        """Of the file, in hexadecimal digits."""
+        return self._checkpoint.reference.checkpoint_id.hex()
+
+    @property
+    def origin_digest(self) -> str:
+        """By which this checkpoint is told from all others, in hexadecimal digits."""
+        return self._checkpoint.reference.origin_digest.hex()
+
+    @property
+    def workload(self) -> str:
+        """As it was sealed, "" where nobody named one."""
+        return self._checkpoint.origin.workload
+
+    @property
+    def captured(self) -> int:
+        """Seconds since 1970, as its signer says."""
+        return self._checkpoint.origin.captured
+
+    @property
+    def signers(self) -> tuple[VerifiedSignature, ...]:
+        """Of the file."""
+        return self._checkpoint.signers
+
+    @property
+    def images(self) -> Mapping[str, Image]:
+        """The images by name, whole, with pages of parents.  Needs an identity.  Raises what `open` raises."""
+        with _public():
+            return self._checkpoint.images
+
+    def tree(self) -> Iterator[Task]:
+        """The processes, parents before children; of a pre-dump none.  Raises FileError, IdentityError."""
+        with _public():
+            yield from self._checkpoint.tree()
+
+    def verify(self, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Authenticate every byte of every file within reach of the keys.  Raises FileError, IdentityError.
+
+        progress: gets numbers of plaintext bytes.
+        """
+        with _public():
+            self._checkpoint.verify(progress)
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._checkpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def dump(
+    pid: int,
+    output: Path,
+    sealing: Sealing,
+    *,
+    leave_running: bool = False,
+    workload: str = "",
+    force: bool = False,
+    options: Sequence[str] = (),
+    criu: Path | None = None,
+    criu_log: Path | None = None,
+    state: Path | None = None,
+    warn: Say = warnings.warn,
+) -> DumpResult:
+    """Dump the process tree of `pid` with CRIU into one sealed file.
+
+    The tree ends when the file is complete and durable, unless `leave_running`.  If anything fails, it runs on, and no
+    file is left.  workload: opaque public name of what is dumped.  force: replace an existing file.  options: of CRIU.
+    state: directory of the state store.
+
+    Raises UsageError, CriuError, SystemEnvironmentError, IdentityError.
+    """
+    with _public():
+        config = configuration.load()
+        request = DumpRequest(
+            pid=pid,
+            criu=_criu(config, criu),
+            sealing=sealing,
+            leave_running=leave_running,
+            options=tuple(options),
+            workload=workload,
+            criu_log=None if criu_log is None else os.fspath(criu_log),
+        )
+        with OutputFile(os.fspath(output), force=force) as out:
+            result = Dump(request, out).run()
+        try:
+            mark = Mark(result.checkpoint_id, result.captured, 1)
+            Newest(_state(config, state)).note(workload, mark)
+        except SystemEnvironmentError as error:
+            warn(error.message)
+        return result
+
+
+def restore(
+    checkpoint: Checkpoint,
+    *,
+    detach: bool = False,
+    allow_older: bool = False,
+    options: Sequence[str] = (),
+    criu: Path | None = None,
+    criu_log: Path | None = None,
+    state: Path | None = None,
+    warn: Say = warnings.warn,
+) -> RestoreResult:
+    """Restore the process tree of a checkpoint with CRIU.  Nothing of it runs before every byte has verified.
+
+    Without `detach` it returns when the tree has ended.  This process becomes the reaper of the tree's orphans.
+    allow_older: although a newer checkpoint of its workload is known here.  options: of CRIU.
+
+    Raises PolicyError, FileError, IdentityError, CriuError, SystemEnvironmentError; nothing of the tree is left then.
+    """
+    with _public():
+        config = configuration.load()
+        inner = checkpoint._checkpoint  # noqa: SLF001 - of this module
+        admission = Admission(inner, _state(config, state), warn, allow_older=allow_older)
+        request = RestoreRequest(
+            criu=_criu(config, criu),
+            detach=detach,
+            options=tuple(options),
+            criu_log=None if criu_log is None else os.fspath(criu_log),
+            permitted=admission.permit,
+            approved=admission.passed,
+        )
+        return Restore(request, inner.files()).run()
+
+
+def seal(path: Path, output: Path, sealing: Sealing, *, force: bool = False) -> SealResult:
+    """Seal a directory of images, or an engine's archive, that exists in the clear; it stays as it is.
+
+    Raises UsageError, FileError, SystemEnvironmentError.
+    """
+    with _public(), OutputFile(os.fspath(output), force=force) as out:
+        return seal_into(os.fspath(path), out, sealing)
+
+
+@contextmanager
+def _public() -> Iterator[None]:
+    """What the system says becomes an error of the tree."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise SystemEnvironmentError(f"{where}{error.strerror or error}") from error
+
+
+def _policy(
+    config: configuration.Config,
+    trust: TrustPolicy | Iterable[Path] | None,
+    *,
+    allow_unsigned: bool,
+) -> TrustPolicy:
+    if trust is None:
+        return config.policy(allow_unsigned=allow_unsigned)
+    if isinstance(trust, TrustPolicy):
+        policy = trust
+    else:
+        # An empty list is nobody: it must not come to mean whom the configuration names.
+        names = _list(trust, "trust")
+        policy = config.policy(names) if names else TrustPolicy()
+    return policy._replace(allow_unsigned=True) if allow_unsigned else policy
+
+
+def _keys(
+    config: configuration.Config, identities: Iterable[Identity | Path] | None
+) -> Callable[[], Sequence[Identity]]:
+    if isinstance(identities, str | os.PathLike):
+        raise UsageError("identities are a list", hint=f"write [{os.fspath(identities)!r}]")
+    chosen = list(config.identities if identities is None else identities)
+
+    @functools.cache
+    def load() -> list[Identity]:
+        return [
+            load_identity(os.fspath(i)) if isinstance(i, str | os.PathLike) else i for i in chosen
+        ]
+
+    return load
+
+
+def _list(values: Iterable[Path], what: str) -> list[str]:
+    if isinstance(values, str | os.PathLike):
+        raise UsageError(f"{what} is a list", hint=f"write [{os.fspath(values)!r}]")
+    return [os.fspath(v) for v in values]
+
+
+def _criu(config: configuration.Config, path: Path | None) -> CriuBinary:
+    wanted = config.criu if path is None else os.fspath(path)
+    return Search(wanted or None, fault=config.criu_fault).result()
+
+
+def _state(config: configuration.Config, state: Path | None) -> str:
+    return (config.state or DEFAULT_DIRECTORY) if state is None else os.fspath(state)
