@@ -339,7 +339,7 @@ def test_a_directory_that_cannot_keep_it_is_refused_before_anybody_connects(
             above.chmod(0o777)
         else:
             os.chown(keep if wrong == "another's" else above, 12345, -1)
-    receive(*keys.open, "--keep", str(keep)).wait().fails(6, str(above))
+    receive(*keys.open, "--keep", str(keep), "--wait", "5").wait().fails(6, str(above))
 
 
 def test_what_is_kept_is_for_root_alone(

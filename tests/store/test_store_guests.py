@@ -46,7 +46,7 @@ def start(
     said: list[str] = []
     found: list[Guest] = []
     crowd = Guests(listener, serve, patience=patience, say=said.append, single=single)
-    thread = threading.Thread(target=lambda: found.extend(crowd.run(60)))
+    thread = threading.Thread(target=lambda: found.extend(crowd.run(60)), daemon=True)
     thread.start()
     return thread, found, said
 
@@ -78,7 +78,7 @@ def test_who_proves_nothing_in_time_has_to_go(drip: bytes, listener: socket.sock
     thread, found, said = start(listener, patience=0.2)
     with connect(listener) as stranger:
         stranger.sendall(drip)
-        stranger.settimeout(60)
+        stranger.settimeout(15)
         assert stranger.recv(1) == b""  # it was ended
     wait_for(said)
     with connect(listener) as friend:
@@ -128,7 +128,7 @@ def test_several_are_served_at_once_and_it_ends_when_none_is_left(listener: sock
 
     found: list[Guest] = []
     crowd = Guests(listener, together, patience=60, say=print, single=False)
-    thread = threading.Thread(target=lambda: found.extend(crowd.run(60)))
+    thread = threading.Thread(target=lambda: found.extend(crowd.run(60)), daemon=True)
     thread.start()
     with connect(listener), connect(listener) as first, connect(listener) as second:  # one is idle
         first.sendall(b"1")
