@@ -62,6 +62,12 @@ test: owner dev test-tools ## run all tests that need no virtual machine
 test-tools:
 	@scripts/get-test-tools
 
+# In one process and without CRIU, so that all of it is counted.
+.PHONY: coverage
+coverage: venv ## measure how many branches of format and keys their tests take; fail below 95 %
+	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz and not bundle" tests/format tests/keys \
+		--cov=sealpoint.format --cov=sealpoint.keys --cov-branch --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
+
 .PHONY: test-vm
 test-vm: vm ## run the tests that need the virtual machine
 	@scripts/test-vm $(ARGS)

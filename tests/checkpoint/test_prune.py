@@ -200,7 +200,7 @@ def test_a_file_of_an_untrusted_signer_is_left_alone(steps, store, others):
     signing = signing_by(load_signer(others.signer_path))
     data = steps.files[1].read_bytes()
     for result in prune(steps, store, policy=load_trust([others.trust_path]), signing=signing):
-        assert "nobody who is trusted" in result.reason
+        assert "no trusted signer signed this" in result.reason
     assert steps.files[1].read_bytes() == data
 
 
