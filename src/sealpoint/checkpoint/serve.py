@@ -78,13 +78,14 @@ class Serve:
         for sender in list(self._senders):
             sender.join()
         self._raise()
-        evidence.require_opened(self._seen, self._opened)
         scratch = Scratch()
         for name in sorted(self._unverified):
             for piece in self._flat.read(self._flat.images[name], scratch):
                 self._raise()
                 self.served += len(piece)
         self._unverified.clear()
+        # After that: damage is the graver news, whatever CRIU has read.
+        evidence.require_opened(self._seen, self._opened)
 
     def _raise(self) -> None:
         if self._error is not None:
