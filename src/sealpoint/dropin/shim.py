@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def run() -> NoReturn:
     """Never returns."""
     usual_children()
+    fill_standard_descriptors()
     words = sys.argv[1:]
     real = ""
     line = None
@@ -47,6 +48,19 @@ def run() -> NoReturn:
 def usual_children() -> None:
     """Whoever starts us may ignore SIGCHLD: then the kernel keeps no exit status, and nobody learns how CRIU ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def fill_standard_descriptors() -> None:
+    """Put /dev/null where the caller closed 0, 1 or 2: else our sockets get these numbers and are overwritten later."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            lowest = os.open(os.devnull, os.O_RDWR)  # fd: the kernel gives the lowest free number
+            os.set_inheritable(lowest, True)
+    # Python made none of these for a descriptor that was closed when it started.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for the whole life of the process
+    sys.stderr = sys.stderr or open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115 - and this
 
 
 def become(real: str, arguments: list[str]) -> NoReturn:
@@ -225,7 +239,8 @@ def release_descriptors(keep: list[int]) -> None:
             os.dup2(null, fd)
     low = 3
     for fd in keep:
-        os.closerange(low, fd)
+        if fd > low:  # the kernel takes closerange(3, 0) for all from 3 on
+            os.closerange(low, fd)
         low = max(low, fd + 1)
     os.closerange(low, os.sysconf("SC_OPEN_MAX") if low < 1 << 16 else low)
 
