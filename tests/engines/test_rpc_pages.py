@@ -146,7 +146,7 @@ def test_a_lazy_restore_needs_the_policy_and_a_daemon_of_the_drop_in(
     dropin.configure(allow_lazy_restore=True)
     refused = restore(dropin, **options)
     assert not refused.success
-    assert "no daemon" in refused.message
+    assert "no sealpoint daemon" in refused.message
     command = [dropin.path, "lazy-pages", "-D", images, "-W", work, "-o", "lazy.log"]
     daemon = subprocess.Popen(command, env=dropin.environment, stdin=subprocess.DEVNULL)
     try:

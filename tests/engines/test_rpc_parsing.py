@@ -158,7 +158,7 @@ def test_a_reason_is_one_line_in_the_log_and_follows_no_link(tmp_path) -> None:
             journal.say("first\nsecond \udcff ☃")
     finally:
         os.close(fd)
-    assert (tmp_path / "dump.log").read_text() == "Error (sealpoint): first second ? ☃\n"
+    assert (tmp_path / "dump.log").read_text() == "Error (sealpoint): first second \\xff ☃\n"
     assert target.read_text() == "safe"
     assert not (tmp_path.parent / "outside.log").exists()
     assert sorted(os.listdir(tmp_path)) == ["criu.log", "dump.log", "link.log", "target"]

@@ -269,7 +269,7 @@ def test_a_killed_dump_leaves_the_container_running_and_nothing_behind(
     sealed.wait_until(
         lambda: harness.process_state(init) == "t", "CRIU is at work in it", podman.TIMEOUT
     )
-    criu, helper = real_criu(), min(helpers())
+    criu, helper = real_criu(), max(helpers())
     engine = int(Path(f"/proc/{criu}/stat").read_text().rsplit(")", 1)[1].split()[1])
     os.kill({"criu": criu, "helper": helper, "runtime": engine}[victim], signal.SIGKILL)
     assert process.wait(podman.TIMEOUT) != 0
@@ -292,7 +292,7 @@ def test_a_killed_dump_leaves_no_network_lock_behind(
     sealed.wait_until(running.network_locked, "CRIU has locked the network", podman.TIMEOUT)
     os.kill(real_criu(), signal.SIGSTOP)
     if "helper" in victim:
-        os.kill(min(helpers()), signal.SIGKILL)
+        os.kill(max(helpers()), signal.SIGKILL)
     os.kill(real_criu(), signal.SIGKILL)
     assert process.wait(podman.TIMEOUT) != 0
     settled()

@@ -52,10 +52,13 @@ class Proxy:
         parent: int,
         start: Start | None = None,
         requests: Requests | None = None,
+        guard: int = 0,
     ) -> None:
+        """guard: pid of this process's parent, if that has to leave the container's cgroups as well."""
         self._engine = engine
         self._criu = criu
         self._ended = ended
+        self._guard = guard
         self._criu_left = False
         self._parent = _peer(engine) or parent
         self._start = start
@@ -118,7 +121,7 @@ class Proxy:
                 _note(data, self._parent, refusal, "Error")
         server = kind in (_PAGE_SERVER, _PAGE_SERVER_CHILD)
         if refusal is None and (kind in _SEALED or kind in _WITH_DIRECTORIES or server):
-            _go_home(self._home)
+            _go_home(self._home, self._guard)
             from sealpoint.dropin import session
 
             try:
@@ -272,14 +275,17 @@ def _cgroups(pid: int) -> list[str]:
     return found
 
 
-def _go_home(procs: list[str]) -> None:
+def _go_home(procs: list[str], guard: int) -> None:
     """Leave the container's cgroups, into which the engine may have moved CRIU and what it forked.
 
-    There /dev/fuse may be forbidden, and the container's memory limit and its kill would reach this process.
+    There /dev/fuse may be forbidden, and the container's memory limit and its kill would reach this process.  The guard
+    goes with it, if it still is the parent.
     """
+    words = ["0", str(guard)] if guard and os.getppid() == guard else ["0"]
     for path in procs:
-        try:
-            with open(path, "w") as file:
-                file.write("0")
-        except OSError:
-            continue
+        for word in words:
+            try:
+                with open(path, "w") as file:
+                    file.write(word)
+            except OSError:
+                continue

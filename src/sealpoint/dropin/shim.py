@@ -1,14 +1,16 @@
 """Called as `criu`: become the real CRIU, and for `criu swrk FD` leave a helper between it and the engine.
 
 The real CRIU keeps this process's pid, so that everything that the engine knows of its child stays true: exit status,
-standard streams, inherited descriptors, parent of the restored task.  The helper is an orphan that owns the socket pair
-whose other end CRIU gets, because CRIU looks up descriptor numbers of requests in the process that made the pair.
+standard streams, inherited descriptors, parent of the restored task.  The helper is nobody's child but a guard's.  It
+owns the socket pair whose other end CRIU gets, because CRIU looks up descriptor numbers of requests in the process that
+made the pair.
 Out of scope: what the helper does (`proxy` for RPC, `command_line` for `criu dump` and `criu restore` as typed).
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -186,10 +188,10 @@ def _interpose(number: int, memory: int, requests: Requests, start: Start | None
     engine, criu = os.getppid(), os.getpid()
     child = os.fork()
     if child == 0:
-        # Twice, so that the helper is nobody's child: neither the engine nor CRIU shall wait for it.
+        # Twice, so that what follows is nobody's child: neither the engine nor CRIU may wait for it.
         if os.fork() == 0:
             ours.close()
-            _helper(number, helpers, (engine, criu), memory, requests, start)
+            _guard(number, helpers, (engine, criu), memory, requests, start)
         os._exit(0)
     helpers.close()
     os.waitpid(child, 0)
@@ -199,6 +201,44 @@ def _interpose(number: int, memory: int, requests: Requests, start: Start | None
         fail("its helper did not start")
     os.dup2(fds[0], number, inheritable=True)
     os.close(fds[0])
+
+
+def _guard(
+    number: int,
+    link: socket.socket,
+    pids: tuple[int, int],
+    memory: int,
+    requests: Requests,
+    start: Start | None,
+) -> NoReturn:
+    """Be the helper's parent, and reap it only when CRIU has ended.
+
+    Whatever ends the helper, its pid stays taken as long as CRIU may look up /proc/PID/fd (ADR 0041).  CRIU itself
+    cannot be the parent: before it ends it waits for every child that it has.
+    """
+    try:
+        ended = os.pidfd_open(pids[1])  # now, while that process waits for the helper
+        helper = os.fork()
+        if helper == 0:
+            _helper(number, link, pids, memory, requests, start)
+        os.setsid()
+        release_descriptors([ended])
+        _spare_from_oom()
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.poll()
+        os.waitpid(helper, 0)
+    finally:
+        os._exit(0)
+
+
+def _spare_from_oom() -> None:
+    """It is small, and the helper's death is when it is needed.  Root may; others go without."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("-1000")
+    except OSError:
+        pass
 
 
 def _helper(
@@ -212,6 +252,7 @@ def _helper(
     """pids: of the engine and of what becomes CRIU."""
     code = 1
     engine, criu = pids
+    guard = os.getppid()
     try:
         os.setsid()
         ended = os.pidfd_open(criu)  # now, while that process waits for us
@@ -223,7 +264,7 @@ def _helper(
         release_descriptors(keep)
         from sealpoint.dropin.proxy import Proxy
 
-        Proxy(socket.socket(fileno=number), near, ended, engine, start, requests).run()
+        Proxy(socket.socket(fileno=number), near, ended, engine, start, requests, guard).run()
         code = 0
     except BaseException as error:  # noqa: BLE001 - there is nobody to raise to
         _log(f"helper: {type(error).__name__}")
