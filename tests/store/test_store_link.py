@@ -104,7 +104,7 @@ def test_a_peer_who_takes_nothing_is_taken_for_a_cut(linked) -> None:
     with pytest.raises(LinkError, match="silent"):
         link.send(Kind.DATA, bytes(50_000_000))
     with pytest.raises(
-        LinkError, match="amid a message"
+        LinkError, match="in the middle of a message"
     ):  # nothing that follows could be understood
         link.send(Kind.STOP, b"")
 
