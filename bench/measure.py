@@ -89,20 +89,21 @@ def run(
 
 
 class _Helper:
-    """An orphan in the end, and so, because this process adopts orphans, a child of it: of CRIU before, maybe."""
+    """The helper's parent, its guard, is an orphan, and so, because this process adopts orphans, a child of it."""
 
     def __init__(self, word: str) -> None:
         self._word = os.fsencode(word)
-        self._pid = 0
+        self._pid = self._guard = 0
         self.peak = 0
 
     def look(self, command: int) -> None:
-        """Find it, or see how much memory it has."""
-        if not self._is_it(self._pid):
-            self._pid = 0
-            for pid in (*tree.children(os.getpid()), *tree.below(command)[1:]):
-                if pid != command and self._is_it(pid):
-                    self._pid = pid
+        """Find them, or see how much memory the helper has."""
+        # Looked for each time: while the drop-in starts, others look like these two for a moment.
+        for guard in (*tree.children(os.getpid()), *tree.below(command)[1:]):
+            if guard != command and self._is_it(guard):
+                for pid in tree.children(guard):
+                    if self._is_it(pid):
+                        self._pid, self._guard = pid, guard
         if self._pid:
             with contextlib.suppress(OSError):
                 self.peak = max(self.peak, _peak_resident(self._pid))
@@ -121,7 +122,7 @@ class _Helper:
         """Wait for its end, which the command does not; its CPU seconds. Raises BenchError."""
         if not self._pid:
             raise BenchError("the helper was not seen: is the command too quick to be measured?")
-        _, _, usage = os.wait4(self._pid, 0)
+        _, _, usage = os.wait4(self._guard, 0)  # with what the helper used, which it has waited for
         return usage.ru_utime + usage.ru_stime
 
 

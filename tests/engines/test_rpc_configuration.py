@@ -464,7 +464,7 @@ def test_a_field_that_is_not_known_is_refused_with_its_number_and_a_way_out(
     assert "field 72 of criu_opts" in reply.message
     assert "CRIU 4." in reply.message
     assert f"allow it in {dropin.config}" in reply.message or "allow it in /" in reply.message
-    assert "field 72" in (work / "criu.log").read_text()
+    assert "field 72" in (work / "criu.log").read_text(errors="replace")
     running.assert_intact()
     dropin.configure(allow_criu_fields=["72"])
     with client(dropin) as connection:
@@ -472,7 +472,9 @@ def test_a_field_that_is_not_known_is_refused_with_its_number_and_a_way_out(
     assert reply.success or kind == rpc.CHECK
     assert "field 72 of criu_opts" not in reply.message
     if kind == rpc.DUMP:
-        assert "allow_criu_fields lets it through" in (work / "criu.log").read_text()
+        assert "allow_criu_fields lets it through" in (work / "criu.log").read_text(
+            errors="replace"
+        )
         assert leaks.scan_directory(images, running.needles) == {}
 
 
