@@ -287,18 +287,22 @@ def test_pages_are_checked_before_anything_runs(
 
 
 @pytest.fixture
-def slow(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """Have CRIU wait at the end of a dump: yields the file that says so, and the one that it waits for."""
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Have CRIU wait at the end of a dump: the file that says so, and the one that it waits for.
+
+    By a CRIU that adds an action script: its configuration may name none.
+    """
     waits, go, script = tmp_path / "waits", tmp_path / "go", tmp_path / "wait"
     script.write_text(
         "#!/bin/sh\ncase $CRTOOLS_SCRIPT_ACTION in post-dump|post-restore) ;; *) exit 0;; esac\n"
         f"touch {waits}\nfor i in $(seq 600); do [ -e {go} ] && exit 0; sleep 0.1; done\n"
     )
     script.chmod(0o755)
-    Path("/etc/criu").mkdir(exist_ok=True)
-    Path("/etc/criu/default.conf").write_text(f"action-script {script}\n")
-    yield waits, go
-    Path("/etc/criu/default.conf").unlink()
+    criu = tmp_path / "criu"
+    criu.write_text(f'#!/bin/sh\nexec /usr/sbin/criu --action-script {script} "$@"\n')
+    criu.chmod(0o755)
+    monkeypatch.setenv("SEALPOINT_CRIU", str(criu))
+    return waits, go
 
 
 def descendants(pid: int) -> dict[str, int]:
