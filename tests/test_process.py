@@ -26,10 +26,14 @@ def in_child(function) -> int:
 
 def test_no_core_dumps_and_no_tracing_afterwards():
     def check() -> int:
-        hard = resource.getrlimit(resource.RLIMIT_CORE)[1] or 1 << 20
-        resource.setrlimit(
-            resource.RLIMIT_CORE, (hard, hard)
-        )  # some machines have none to begin with
+        hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        if hard == 0:  # some machines have none to begin with, and only CAP_SYS_RESOURCE raises it
+            try:
+                resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))
+                hard = 1 << 20
+            except ValueError:
+                pass
+        resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
         process.protect()
         dumpable = process._libc().prctl(3, 0, 0, 0, 0)  # PR_GET_DUMPABLE
         return 0 if resource.getrlimit(resource.RLIMIT_CORE) == (0, hard) and not dumpable else 1

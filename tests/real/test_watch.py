@@ -122,8 +122,8 @@ def test_a_watch_that_is_ended_leaves_the_tree_and_whole_files(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--every", "soon"], 2, "no time"),
-        (["--every", "0s"], 2, "no time"),
+        (["--every", "soon"], 2, "is not a time"),
+        (["--every", "0s"], 2, "is not a time"),
         (["--every", "1s", "--keep-last", "3"], 2, "identity"),
         (["--every", "1s", "-o", "/nowhere"], 2, "no directory"),
         (["--every", "1s", "-t", "4194304"], 2, "no process"),

@@ -67,7 +67,10 @@ class DropIn:
     def start(
         self, *arguments: object, log: Path, fds: tuple[int, ...] = ()
     ) -> subprocess.Popen[bytes]:
-        """In the background; what it prints goes to `log`."""
+        """In the background, in a process group of its own as a shell's job; what it prints goes to `log`.
+
+        Where the tests run without a shell their own group is orphaned, and the kernel drops SIGTSTP to such.
+        """
         with log.open("wb") as out:
             return subprocess.Popen(
                 [str(self.path), *map(str, arguments)],
@@ -76,6 +79,7 @@ class DropIn:
                 stderr=subprocess.STDOUT,
                 env=self.environment,
                 pass_fds=fds,
+                process_group=0,
             )
 
     def processes(self) -> list[int]:
