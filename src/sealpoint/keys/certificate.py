@@ -67,10 +67,6 @@ class Certificate(NamedTuple):
         """Whether keyUsage permits it."""
         return self.usages is None or usage in self.usages
 
-    def valid_at(self, at: int) -> bool:
-        """Whether unix second `at` lies in the validity period."""
-        return self.not_before <= at <= self.not_after
-
     def require_usage(self, usage: Usage) -> None:
         """Raises PolicyError."""
         if not self.allows(usage):
