@@ -287,7 +287,7 @@ def test_pages_are_checked_before_anything_runs(
 
 
 @pytest.fixture
-def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def slow(tmp_path: Path, sealpoint: sealed.Sealpoint) -> tuple[Path, Path]:
     """Have CRIU wait at the end of a dump: the file that says so, and the one that it waits for.
 
     By a CRIU that adds an action script: its configuration may name none.
@@ -301,7 +301,7 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     criu = tmp_path / "criu"
     criu.write_text(f'#!/bin/sh\nexec /usr/sbin/criu --action-script {script} "$@"\n')
     criu.chmod(0o755)
-    monkeypatch.setenv("SEALPOINT_CRIU", str(criu))
+    sealpoint.environment["SEALPOINT_CRIU"] = str(criu)
     return waits, go
 
 
