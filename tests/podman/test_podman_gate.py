@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,3 +217,27 @@ def test_a_container_of_other_images_leaves_nothing_that_runs(
     result.fails(7, "was ended" if silent else "it never read core-")
     assert_nothing_left(it, tmp_path)
     sealed.wait_until(lambda: other.remains() == [], "nothing of the other is left", 10)
+
+
+def test_podman_ends_although_nobody_reads_its_archive_any_more(
+    engine: Path,
+    sealpoint: sealed.Sealpoint,
+    workload,
+    keys: sealed.Keys,
+    tmp_path: Path,
+) -> None:
+    """The command is killed between the dump and the archive: podman is not left waiting, nor the container stopped."""
+    running = workload("memory", "--mib", "4")
+    state = tmp_path / "containers"
+    small_engine.Engine(str(state), "").start(NAME, running.pid)
+    (state / "hold").touch()
+    file = tmp_path / "web.sealed"
+    words = ["podman", "checkpoint", NAME, "-o", file, "--podman", engine]
+    command = sealpoint.start(*words, *keys.seal)
+    sealed.wait_until((state / "held").exists, "the dump is done")
+    command.signal(signal.SIGKILL)
+    command.process.wait()
+    (state / "hold").unlink()
+    sealed.wait_until(lambda: sealpoint.processes() == [], "podman and its guard have ended")
+    running.assert_intact()
+    assert not file.exists()

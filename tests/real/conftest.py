@@ -111,7 +111,7 @@ def sealpoint(
     try:
         yield command
         command.settle()
-        assert command.left() == []
+        assert command.left() == [], command.left()
         said = command.said()
         assert [s for s in (*needles.values(), *keys.secrets) if s in said] == []
     finally:

@@ -239,7 +239,10 @@ class Sealpoint:
             for name in os.listdir(directory)
             if any(word in name for word in ("sealpoint", "criu", "streamer", ".partial"))
             and not name.startswith(_OTHERS)
+            and (directory, name)
+            != ("/run", "sealpoint")  # locks, which stays; what is in it does not
         }
+        places |= {str(path) for path in Path("/run/sealpoint").glob("*/*")}
         for line in Path("/proc/self/mounts").read_text().splitlines():
             point = line.split()[1]
             if point.startswith((str(self.directory), "/proc/", "/dev/shm/", "/run/")):

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
+import stat
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NoReturn
 
@@ -23,6 +26,7 @@ from sealpoint.podman.place import Place
 _GO, _DONE = b"go", b"done"
 _MAX: Final = 65536
 _MAX_SAID: Final = 16 * 1024
+_PIECE: Final = 64 * 1024
 
 
 class Guard:
@@ -105,7 +109,7 @@ class Guard:
             done = False
             if link.recv(_MAX) == _GO:
                 with contextlib.suppress(OSError):
-                    link.send(json.dumps(self._podman()).encode())
+                    link.send(json.dumps(self._podman(link)).encode())
                 done = link.recv(_MAX) == _DONE
             if not done:
                 self._undo()
@@ -113,21 +117,22 @@ class Guard:
             self._place.remove()
             os._exit(0)
 
-    def _podman(self) -> dict[str, object]:
+    def _podman(self, link: socket.socket) -> dict[str, object]:
         try:
             if self._prepare is not None:
                 self._prepare()
         except OSError as error:
             return {"error": f"cannot mount {error.filename}: {error.strerror}"}
         with open(os.memfd_create("said", os.MFD_CLOEXEC), "w+b") as said:
-            code = subprocess.call(
+            podman = subprocess.Popen(
                 self._argv,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 env=self._environment,
-                preexec_fn=_usual_signals,
+                preexec_fn=_usual_signals,  # noqa: PLW1509 - no thread runs yet
             )
+            self._await(podman, link)
             while self._waits_for_all:
                 try:
                     os.wait()
@@ -135,7 +140,30 @@ class Guard:
                     break
             said.seek(0)
             text = said.read()[-_MAX_SAID:].decode(errors="replace")
-        return {"code": code, "said": text}
+        return {"code": podman.returncode, "said": text}
+
+    def _await(self, podman: subprocess.Popen[bytes], link: socket.socket) -> None:
+        """Until podman has ended, whatever becomes of the starter."""
+        ended = os.pidfd_open(podman.pid)
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.register(link, select.POLLIN)
+        while ended not in (ready := [fd for fd, _ in poll.poll()]):
+            if ready:  # the starter says nothing before podman's end: it has gone
+                poll.unregister(link)
+                threading.Thread(target=self._drain, name="drain", daemon=True).start()
+        podman.wait()
+        os.close(ended)
+
+    def _drain(self) -> None:
+        """Nobody reads the archive any more, and podman would wait for that for ever: take it and throw it away."""
+        with contextlib.suppress(OSError):
+            if not stat.S_ISFIFO(os.lstat(self._place.archive).st_mode):
+                return
+            # For both: it blocks neither here, where podman has not come to it yet, nor podman.
+            fd = os.open(self._place.archive, os.O_RDWR | os.O_CLOEXEC)
+            while os.read(fd, _PIECE):
+                pass
 
 
 def _usual_signals() -> None:
