@@ -13,9 +13,10 @@ from bench import measure
 from bench.tools import Tools, say
 from sealpoint.checkpoint.access import signing_by
 from sealpoint.checkpoint.rekey import RekeyRequest, rekey
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import AddressSpace, pids
 from sealpoint.inspect.search import literal, search
-from sealpoint.inspect.source import Access, images, open_source
+from sealpoint.inspect.source import Access, images
 from sealpoint.keys import TrustPolicy, load_identity, load_recipient, load_signer, load_trust
 
 # Of the command line, in milliseconds: what was promised.

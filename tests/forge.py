@@ -259,7 +259,7 @@ def read_all(
         authentic.check_frames()
         if roots is None:
             return {}
-        opened: OpenFile = authentic.unlock(lambda preamble, slot: roots)
+        opened: OpenFile = OpenFile.unlock(authentic, lambda preamble, slot: roots)
         opened.verify_all()
         return {name: opened.read_bytes(entry) for name, entry in opened.entries.items()}
     finally:

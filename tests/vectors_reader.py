@@ -19,6 +19,7 @@ from sealpoint.checkpoint.access import unwrap_with
 from sealpoint.checkpoint.with_chunks import WithChunks, check_references, refers
 from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import StanzaKind
+from sealpoint.format.opened import OpenFile
 from sealpoint.format.reader import SealedFile
 from sealpoint.keys import Identity, TrustedKey, TrustPolicy, hybrid, nist, scrypt, x25519
 from sealpoint.keys.rsa import RsaIdentity
@@ -125,7 +126,7 @@ def _read(
         )
         authentic.check_frames()
         check_references(authentic, finder, lambda _: None)
-        opened = authentic.unlock(unwrap_with([identity_of(vector["identity"])]))
+        opened = OpenFile.unlock(authentic, unwrap_with([identity_of(vector["identity"])]))
         spy(opened.roots)
         if refers(opened):
             opened = WithChunks(opened, finder)

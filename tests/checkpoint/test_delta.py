@@ -22,7 +22,8 @@ from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError, UsageError
 from sealpoint.format.constants import Suite
 from sealpoint.format.writer import SealedWriter
-from sealpoint.inspect.source import Access, open_source
+from sealpoint.inspect.finding import open_source
+from sealpoint.inspect.source import Access
 from sealpoint.store.output import OutputFile
 
 KEY = bytes(range(32))

@@ -26,7 +26,8 @@ from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.format.constants import Suite
 from sealpoint.format.index import Reference
 from sealpoint.format.writer import SealedWriter
-from sealpoint.inspect.source import Access, open_source
+from sealpoint.inspect.finding import open_source
+from sealpoint.inspect.source import Access
 from sealpoint.store.chunk_directory import ChunkDirectory
 from sealpoint.store.output import OutputFile
 

@@ -35,8 +35,9 @@ from sealpoint.criusec.grammar import Layout
 from sealpoint.criusec.write import DumpWriter
 from sealpoint.errors import FileError, IdentityError, SealpointError, UsageError
 from sealpoint.inspect import messages
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.image import Image
-from sealpoint.inspect.source import Access, open_source
+from sealpoint.inspect.source import Access
 from sealpoint.keys import load_identity
 from sealpoint.keys.rsa import RsaIdentity
 

@@ -13,6 +13,7 @@ from sealpoint.errors import FileError
 from sealpoint.format import derive, dsse, manifest, strictjson
 from sealpoint.format.constants import ENVELOPE_TYPE, ORIGIN_TYPE, Role
 from sealpoint.format.manifest import Entry, Manifest, Stream
+from sealpoint.format.opened import OpenFile
 from sealpoint.format.preamble import Trailer
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.slot import decode_slot
@@ -35,7 +36,7 @@ def opens(data, roots, evaluate=None):
     try:
         os.write(fd, data)
         authentic = SealedFile(fd).authenticate(evaluate or trusting(SIGNER.key_id))
-        return authentic.unlock(lambda preamble, slot: roots)
+        return OpenFile.unlock(authentic, lambda preamble, slot: roots)
     finally:
         os.close(fd)
 

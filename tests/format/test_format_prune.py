@@ -14,6 +14,7 @@ from prune_forge import CHILD, memory_frames, pruned, signed_fault, split, state
 from sealpoint.errors import FileError, SealpointError
 from sealpoint.format.constants import MAX_PRUNE_STATEMENT, PRUNE_MAGIC, Suite
 from sealpoint.format.derive import RootKeys
+from sealpoint.format.opened import OpenFile
 from sealpoint.format.prune import PruneStatement, PruneTail, bitmap
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.statement import ParentRef
@@ -28,7 +29,7 @@ def read(data: bytes, roots: RootKeys | None) -> dict[str, bytes]:
         authentic.check_frames()
         if roots is None:
             return {}
-        opened = authentic.unlock(lambda preamble, slot: roots)
+        opened = OpenFile.unlock(authentic, lambda preamble, slot: roots)
         opened.verify_all()
         return {n: opened.read_bytes(e) for n, e in opened.entries.items() if opened.is_whole(e)}
     finally:

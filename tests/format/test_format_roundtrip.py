@@ -13,7 +13,7 @@ from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.format.codec import POLICIES, Coder, decode_into, is_zero
 from sealpoint.format.constants import MAX_CHUNK, Codec, Role, Suite
 from sealpoint.format.derive import RootKeys
-from sealpoint.format.opened import Scratch
+from sealpoint.format.opened import OpenFile, Scratch
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.writer import Signing
 
@@ -47,7 +47,7 @@ def opened():
     fd = os.memfd_create("x")
     os.write(fd, sealed.data)
     authentic = SealedFile(fd).authenticate(trusting(SIGNER.key_id))
-    yield sealed, authentic.unlock(lambda preamble, slot: sealed.roots)
+    yield sealed, OpenFile.unlock(authentic, lambda preamble, slot: sealed.roots)
     os.close(fd)
 
 

@@ -12,6 +12,7 @@ from forge import METADATA_NAMES, Forge, build_sample, sample, trusting
 
 from sealpoint.format.constants import Role, Suite
 from sealpoint.format.derive import RootKeys
+from sealpoint.format.opened import OpenFile
 from sealpoint.format.reader import SealedFile
 
 SECRETS = {
@@ -108,7 +109,9 @@ def test_a_gate_sees_signer_and_recipients_and_checks_every_byte(sealed):
 
 
 def test_a_metadata_recipient_learns_of_memory_objects_number_and_size_only(sealed):
-    reader = opened(sealed).unlock(lambda preamble, slot: RootKeys(sealed.roots.metadata, None))
+    reader = OpenFile.unlock(
+        opened(sealed), lambda preamble, slot: RootKeys(sealed.roots.metadata, None)
+    )
     known = repr((reader.manifests, reader.entries)).encode()
     memory = {n: d for n, d in SECRETS.items() if n not in METADATA_NAMES}
     for name, data in memory.items():

@@ -9,8 +9,9 @@ from pathlib import Path
 from sealpoint.criu import schema
 from sealpoint.inspect import memory
 from sealpoint.inspect import messages as known_messages
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import PAGE, AddressSpace
-from sealpoint.inspect.source import Access, images, open_source
+from sealpoint.inspect.source import Access, images
 
 MAGIC = 0x54564319
 PRESENT, PARENT, LAZY = 4, 1, 2

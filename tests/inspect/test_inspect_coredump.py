@@ -13,8 +13,9 @@ from sealpoint.criu.schema import X86_REGISTERS
 from sealpoint.errors import FileError, SealpointError, UsageError
 from sealpoint.inspect import coredump, memory
 from sealpoint.inspect.coredump import write_core
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import PAGE
-from sealpoint.inspect.source import Access, images, open_source
+from sealpoint.inspect.source import Access, images
 from sealpoint.store.output import OutputFile
 
 A = 0x10000

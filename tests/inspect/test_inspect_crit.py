@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sealpoint.errors import FileError
 from sealpoint.inspect import messages
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.image import write_json
-from sealpoint.inspect.source import open_source
 
 TYPES = sorted(messages.table()["images"])
 EXTRAS = [name for name in TYPES if messages.table()["images"][name][1]]

@@ -13,8 +13,9 @@ from made import LAZY, PARENT, PRESENT, Made, image, message, page, space, vma
 from sealpoint.criu import schema
 from sealpoint.errors import FileError, IdentityError, SealpointError, UsageError
 from sealpoint.inspect import memory
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import PAGE, AddressSpace
-from sealpoint.inspect.source import Access, images, open_source
+from sealpoint.inspect.source import Access, images
 
 A = 0x10000
 

@@ -26,12 +26,13 @@ from tools import need
 
 from sealpoint.errors import SealpointError
 from sealpoint.inspect import memory, memory_map, messages
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.markup import el
 from sealpoint.inspect.markup import page as markup_page
 from sealpoint.inspect.memory import PAGE
 from sealpoint.inspect.report import collect
 from sealpoint.inspect.report_page import render
-from sealpoint.inspect.source import Access, images, open_source
+from sealpoint.inspect.source import Access, images
 
 A = 0x10000
 EVIL = "<script>document.title='run'</script>\"'><img src=x onerror=\"document.title='run'\">"

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from made import PARENT, PRESENT, Made, page, space, vma
 
 from sealpoint.errors import UsageError
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import PAGE, AddressSpace
 from sealpoint.inspect.search import MAX_MATCH, expression, literal, search
-from sealpoint.inspect.source import images, open_source
+from sealpoint.inspect.source import images
 
 A = 0x10000
 CHUNK = 2 << 20

@@ -23,10 +23,11 @@ from made import PARENT, PRESENT, Made, image, message, page, vma
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.inspect import memory, scanner
 from sealpoint.inspect.detectors import DETECTORS, KINDS, entropy, looks_secret
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import PAGE
 from sealpoint.inspect.scanner import Scanner, Tally, fast_triggers, slow_triggers
 from sealpoint.inspect.secrets import Survey
-from sealpoint.inspect.source import Access, images, open_source
+from sealpoint.inspect.source import Access, images
 
 A = 0x10000
 CHUNK = 2 << 20

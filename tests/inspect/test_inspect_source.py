@@ -17,7 +17,8 @@ from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import Role, Suite
 from sealpoint.format.writer import SealedWriter
-from sealpoint.inspect.source import Access, image_sets, images, open_source, split_place
+from sealpoint.inspect.finding import open_source
+from sealpoint.inspect.source import Access, image_sets, images, split_place
 from sealpoint.keys import load_trust
 from sealpoint.store.output import OutputFile
 

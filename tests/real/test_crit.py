@@ -17,10 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inspect"))
 
 import crit_reference
 
+from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.image import Image
 from sealpoint.inspect.json_text import write_image
 from sealpoint.inspect.recode import Recoder, without_payload
-from sealpoint.inspect.source import Access, open_source
+from sealpoint.inspect.source import Access
 from sealpoint.keys import load_identity, load_trust
 
 StartWorkload = Callable[..., harness.Workload]

@@ -40,8 +40,9 @@ def test_a_sealed_dump_is_inspected(
     analyst = ["-i", keys.path("other/identity.key"), "--trust", keys.path("signer.pub")]
 
     # Not through the command, whose output may have no secrets: this asks for them.
+    from sealpoint.inspect.finding import open_source
     from sealpoint.inspect.inspection import Inspection, Parts
-    from sealpoint.inspect.source import Access, images, open_source
+    from sealpoint.inspect.source import Access, images
     from sealpoint.keys import load_identity, load_trust
 
     access = Access.of(

@@ -192,7 +192,7 @@ class CheckedFile:
         """Raises IdentityError, FileError."""
         if not identities:
             raise UsageError("no identity given", hint="name one with -i, or in config.toml")
-        opened = self.authentic.unlock(unwrap_with(identities))
+        opened = OpenFile.unlock(self.authentic, unwrap_with(identities))
         return WithChunks(opened, self.chunk_finder()) if refers(opened) else opened
 
     def chunk_finder(self) -> ChunkFinder:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sealpoint import __version__
 from sealpoint.checkpoint.state import Layout
 from sealpoint.checkpoint.summary import Summary
 from sealpoint.criu.roles import SUMMARY_NAME, is_pages, role_of
@@ -22,6 +21,7 @@ from sealpoint.format.manifest import Entry, Manifest, check_name
 from sealpoint.format.pipeline import Pipeline
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter, StreamWriter
+from sealpoint.version import __version__
 
 # Up to this size an object is packed.  Metadata objects of nearly any size are, so that their sizes stay hidden; memory
 # objects only if small, because a pack is held back until it fills a chunk.

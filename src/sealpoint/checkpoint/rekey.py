@@ -19,6 +19,7 @@ from sealpoint.errors import (
     UsageError,
 )
 from sealpoint.format.constants import Roots, StanzaKind
+from sealpoint.format.opened import OpenFile
 from sealpoint.format.preamble import Preamble
 from sealpoint.format.raw import read_exactly
 from sealpoint.format.reader import AuthenticFile
@@ -79,7 +80,7 @@ def _rekey(fd: int, request: RekeyRequest, *, changes: bool) -> RekeyResult:
     authentic, _ = authenticate(fd, request.policy, repair=request.repair)
     if authentic.interrupted and not request.repair:
         raise UsageError("an earlier rekey of this file was interrupted", hint="add --repair")
-    opened = authentic.unlock(unwrap_with(request.identities))
+    opened = OpenFile.unlock(authentic, unwrap_with(request.identities))
     preamble, current = authentic.file.preamble, authentic.slot
     if authentic.interrupted:
         _write_slot(fd, preamble, 1 - authentic.slot_number, bytes(preamble.slot_size))

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import click
 
-from sealpoint import __version__
 from sealpoint.cli.printable import printable, ready_streams
 from sealpoint.errors import SealpointError, SystemEnvironmentError
+from sealpoint.version import __version__
 
 # name -> one line of help; the command itself is `command` in sealpoint.cli.<name>, with _ for -
 _COMMANDS: Final = {

@@ -292,7 +292,7 @@ def _open_image(place: str, access: dict[str, Any]) -> Iterator[Image]:
 @contextlib.contextmanager
 def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
     """A file that is an image; None if it is a sealed file or an archive."""
-    from sealpoint.inspect import source
+    from sealpoint.inspect import finding
     from sealpoint.inspect.directory import DirectorySource, pread
     from sealpoint.inspect.encrypted import decrypted
     from sealpoint.inspect.image import Image
@@ -300,7 +300,7 @@ def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
 
     fd = open_source(path, limit=access.get("max_size"))
     try:
-        if source.is_container(os.pread(fd, source.HEAD, 0)):
+        if finding.is_container(os.pread(fd, finding.HEAD, 0)):
             yield None
             return
         if path == "-":
@@ -312,7 +312,9 @@ def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
     directory, name = os.path.split(os.path.realpath(path))
     config = configuration.load()
     beside: Access = options.source_access(config, **access)
-    opened = decrypted(DirectorySource(directory, beside), beside)  # by the keys beside it
+    opened = decrypted(
+        DirectorySource(directory, beside, finding.find_source), beside
+    )  # by the keys beside it
     try:
         yield Image(lambda at, length: opened.pread(name, at, length), opened.size(name), path)
     finally:

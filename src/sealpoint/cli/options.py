@@ -455,11 +455,11 @@ def source_access(
 def open_source(file: str, **options: Any) -> AbstractContextManager[Source]:
     """The checkpoint that a reading command was given, as a context manager; `options` are those of source_options."""
     from sealpoint import config as configuration
-    from sealpoint.inspect import source
+    from sealpoint.inspect import finding
 
     check_standard_input(file, options["passphrase_file"])
     protect()
-    return source.open_source(file, source_access(configuration.load(), **options))
+    return finding.open_source(file, source_access(configuration.load(), **options))
 
 
 def refuse_expectation(file: str, workloads: Sequence[str], expect: Sequence[str]) -> None:

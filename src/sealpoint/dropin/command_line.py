@@ -28,8 +28,8 @@ from sealpoint.criu.run_dir import RunDirectory
 from sealpoint.dropin import typed_child
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.increments import Step
+from sealpoint.dropin.inherited import release_descriptors
 from sealpoint.dropin.leftovers import Leftovers
-from sealpoint.dropin.shim import release_descriptors
 from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
 from sealpoint.errors import SealpointError
 from sealpoint.names import printable, proc

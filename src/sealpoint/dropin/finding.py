@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from sealpoint.errors import SealpointError
 
 Level = Literal["ok", "warn", "fail"]
-ORDER: Final = {"ok": 0, "warn": 1, "fail": 2}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from sealpoint.criu import schema
 from sealpoint.dropin import background
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.descriptors import Descriptors, Journal, copy_descriptor
-from sealpoint.dropin.shim import release_descriptors
+from sealpoint.dropin.inherited import release_descriptors
 from sealpoint.errors import PolicyError, SealpointError, UsageError
 from sealpoint.keys import TrustPolicy
 from sealpoint.store import guests, page_server

@@ -16,6 +16,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from sealpoint.dropin.inherited import child_environment, release_descriptors
 from sealpoint.names import printable
 
 if TYPE_CHECKING:
@@ -71,22 +72,6 @@ def become(real: str, arguments: list[str]) -> NoReturn:
         os.execve(real, ["criu", *arguments], child_environment())  # noqa: S606 - that is the point
     except OSError as error:
         fail(f"cannot run {real}: {error.strerror}")
-
-
-def child_environment() -> dict[str, str]:
-    """The environment for the real CRIU.  A configuration with mistakes lets nothing through."""
-    from sealpoint.criu.environment import environment
-
-    fault = False
-    if "CRIU_FAULT" in os.environ:
-        from sealpoint import config
-        from sealpoint.errors import SealpointError
-
-        try:
-            fault = config.load_system().criu_fault
-        except SealpointError:
-            fault = False
-    return environment(criu_fault=fault)
 
 
 def _parse(arguments: list[str]) -> CommandLine:
@@ -270,20 +255,6 @@ def _helper(
         _log(f"helper: {type(error).__name__}")
     finally:
         os._exit(code)
-
-
-def release_descriptors(keep: list[int]) -> None:
-    """Let go of the engine's pipes and of everything else that was inherited."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        if fd not in keep:
-            os.dup2(null, fd)
-    low = 3
-    for fd in keep:
-        if fd > low:  # the kernel takes closerange(3, 0) for all from 3 on
-            os.closerange(low, fd)
-        low = max(low, fd + 1)
-    os.closerange(low, os.sysconf("SC_OPEN_MAX") if low < 1 << 16 else low)
 
 
 def _log(message: str) -> None:

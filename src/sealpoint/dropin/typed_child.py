@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NoReturn
 
 from sealpoint import process
-from sealpoint.dropin.shim import child_environment
+from sealpoint.dropin.inherited import child_environment
 
 _FROM_TERMINAL: Final = 0x80  # SI_KERNEL: the terminal has sent it to the whole process group
 _STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)

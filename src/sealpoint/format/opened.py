@@ -1,12 +1,15 @@
 """A sealed file whose contents its holder may read: chunk by chunk, each checked and decrypted when it is read.
 
-Made by `reader.AuthenticFile.unlock`.  Out of scope: statements, keys, anything that CRIU means by the objects.
+Made from a `reader.AuthenticFile` with keys.  Out of scope: statements, anything that CRIU means by the objects.
 """
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+import blake3
 
 from sealpoint.errors import FileError
 from sealpoint.format import derive, manifest
@@ -14,17 +17,19 @@ from sealpoint.format.chunks import ChunkOpener
 from sealpoint.format.codec import decode_into
 from sealpoint.format.constants import (
     FRAME_HEAD_SIZE,
+    MAX_MANIFEST,
     MEMORY_MANIFEST,
     METADATA_MANIFEST,
+    PACK_CHUNK_SIZE,
     TAG_SIZE,
     Codec,
     Role,
 )
 from sealpoint.format.derive import RootKeys
+from sealpoint.format.reader import AuthenticFile, Unwrap
 
 if TYPE_CHECKING:
     from sealpoint.format.manifest import Entry, Manifest, Stream
-    from sealpoint.format.reader import AuthenticFile
 
 
 class OpenFile:
@@ -45,6 +50,20 @@ class OpenFile:
                 self._streams[stream.number] = (stream, role)
                 self._check_stream(stream)
         self._check_complete()
+
+    @classmethod
+    def unlock(cls, authentic: AuthenticFile, unwrap: Unwrap) -> Self:
+        """Unwrap the roots and decrypt the manifests.  Raises IdentityError, FileError."""
+        preamble = authentic.file.preamble
+        roots = unwrap(preamble, authentic.slot)
+        held = (Role.METADATA,) if roots.memory is None else tuple(Role)
+        for role in held:
+            expected = derive.commitment(roots.root(role), preamble, role)
+            if not hmac.compare_digest(expected, authentic.origin.commitments[role]):
+                raise FileError("the header opens to keys that are not those of this checkpoint")
+        authentic.slot.check_mac(preamble, roots.metadata)
+        manifests = {role: _read_manifest(authentic, role, roots) for role in held}
+        return cls(authentic, roots, manifests)
 
     @property
     def has_memory(self) -> bool:
@@ -220,3 +239,31 @@ class Scratch:
     def plain(self, stream: Stream) -> memoryview:
         """For plaintext."""
         return self._buffer("plain", stream.chunk_size)
+
+
+def _read_manifest(authentic: AuthenticFile, role: Role, roots: RootKeys) -> Manifest:
+    number = METADATA_MANIFEST if role is Role.METADATA else MEMORY_MANIFEST
+    frames = authentic.index.frames_of(number)
+    sizes = [authentic.index.entry(p)[2] - TAG_SIZE for p in frames]
+    last = len(sizes) - 1
+    if sum(sizes) > MAX_MANIFEST or any(
+        (s != PACK_CHUNK_SIZE) if n < last else (s >= PACK_CHUNK_SIZE) for n, s in enumerate(sizes)
+    ):
+        raise FileError(f"the {role.value} manifest has an impossible length")
+    opener = ChunkOpener(
+        authentic.file.preamble.suite,
+        derive.object_key(roots.root(role), authentic.file.preamble, number, role),
+    )
+    buffer = memoryview(bytearray(FRAME_HEAD_SIZE + PACK_CHUNK_SIZE + TAG_SIZE))
+    plain = memoryview(bytearray(sum(sizes)))
+    state, at = blake3.blake3(), 0
+    for counter, (position, size) in enumerate(zip(frames, sizes, strict=True)):
+        frame = authentic.read_frame(position, buffer)
+        state.update(frame)
+        opener.open_into(
+            plain[at:], counter, frame[FRAME_HEAD_SIZE:], Codec.RAW, size, last=counter == last
+        )
+        at += size
+    if state.digest() != authentic.origin.manifests[role].digest:
+        raise FileError(f"the {role.value} manifest is not the one that was signed")
+    return manifest.decode(plain, role)

@@ -1,8 +1,8 @@
 """Reading a sealed file, in the one order that the specification allows.
 
 `SealedFile(fd)` parses trailer, bounds and slots; `authenticate` checks signatures and trust before it looks into a
-statement; `unlock` unwraps, checks commitments and MAC and decrypts the manifests.  Each step returns a new object that
-can do more, so nothing can be read before it was checked.
+statement; `OpenFile.unlock` (in `opened`) unwraps, checks commitments and MAC and decrypts the manifests.  Each step
+returns a new object that can do more, so nothing can be read before it was checked.
 
 Out of scope: trust (a callable), keys (a callable), anything that CRIU means by the objects.
 """
@@ -10,7 +10,6 @@ Out of scope: trust (a callable), keys (a callable), anything that CRIU means by
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -20,31 +19,25 @@ from typing import TYPE_CHECKING
 import blake3
 
 from sealpoint.errors import FileError, SealpointError
-from sealpoint.format import derive, dsse, manifest, statement
-from sealpoint.format.chunks import ChunkOpener
+from sealpoint.format import dsse, statement
 from sealpoint.format.constants import (
     ENVELOPE_TYPE,
     FRAME_HEAD_SIZE,
     INDEX_ENTRY_SIZE,
     MAX_FRAMES,
-    MAX_MANIFEST,
     MEMORY_MANIFEST,
     METADATA_MANIFEST,
     ORIGIN_TYPE,
-    PACK_CHUNK_SIZE,
     PREAMBLE_SIZE,
     PRUNE_MAGIC,
     PRUNE_TAIL_SIZE,
     PRUNE_TYPE,
     REFERENCE_SIZE,
-    TAG_SIZE,
     TRAILER_SIZE,
-    Codec,
     Role,
 )
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.index import Index
-from sealpoint.format.opened import OpenFile
 from sealpoint.format.preamble import Preamble, Trailer
 from sealpoint.format.prune import PruneStatement, PruneTail
 from sealpoint.format.raw import read_exactly, read_exactly_into
@@ -52,7 +45,7 @@ from sealpoint.format.slot import Slot, decode_slot
 from sealpoint.format.statement import EnvelopeStatement, Origin, ParentRef
 
 if TYPE_CHECKING:
-    from sealpoint.format.manifest import Manifest
+    pass
 
 Evaluate = Callable[[dsse.Envelope], Sequence[str]]
 Unwrap = Callable[[Preamble, Slot], RootKeys]
@@ -289,44 +282,3 @@ class AuthenticFile:
         frame = buffer[: FRAME_HEAD_SIZE + size]
         read_exactly_into(self.file.fd, frame, offset)
         return frame
-
-    def unlock(self, unwrap: Unwrap) -> OpenFile:
-        """Unwrap the roots and decrypt the manifests.  Raises IdentityError, FileError."""
-        preamble = self.file.preamble
-        roots = unwrap(preamble, self.slot)
-        held = (Role.METADATA,) if roots.memory is None else tuple(Role)
-        for role in held:
-            expected = derive.commitment(roots.root(role), preamble, role)
-            if not hmac.compare_digest(expected, self.origin.commitments[role]):
-                raise FileError("the header opens to keys that are not those of this checkpoint")
-        self.slot.check_mac(preamble, roots.metadata)
-        manifests = {role: self._read_manifest(role, roots) for role in held}
-        return OpenFile(self, roots, manifests)
-
-    def _read_manifest(self, role: Role, roots: RootKeys) -> Manifest:
-        number = METADATA_MANIFEST if role is Role.METADATA else MEMORY_MANIFEST
-        frames = self.index.frames_of(number)
-        sizes = [self.index.entry(p)[2] - TAG_SIZE for p in frames]
-        last = len(sizes) - 1
-        if sum(sizes) > MAX_MANIFEST or any(
-            (s != PACK_CHUNK_SIZE) if n < last else (s >= PACK_CHUNK_SIZE)
-            for n, s in enumerate(sizes)
-        ):
-            raise FileError(f"the {role.value} manifest has an impossible length")
-        opener = ChunkOpener(
-            self.file.preamble.suite,
-            derive.object_key(roots.root(role), self.file.preamble, number, role),
-        )
-        buffer = memoryview(bytearray(FRAME_HEAD_SIZE + PACK_CHUNK_SIZE + TAG_SIZE))
-        plain = memoryview(bytearray(sum(sizes)))
-        state, at = blake3.blake3(), 0
-        for counter, (position, size) in enumerate(zip(frames, sizes, strict=True)):
-            frame = self.read_frame(position, buffer)
-            state.update(frame)
-            opener.open_into(
-                plain[at:], counter, frame[FRAME_HEAD_SIZE:], Codec.RAW, size, last=counter == last
-            )
-            at += size
-        if state.digest() != self.origin.manifests[role].digest:
-            raise FileError(f"the {role.value} manifest is not the one that was signed")
-        return manifest.decode(plain, role)

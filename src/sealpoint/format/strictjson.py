@@ -130,13 +130,6 @@ class Fields:
         """The keys not read yet."""
         return list(self._rest)
 
-    def boolean(self, key: str) -> bool:
-        """true or false."""
-        value = self._take(key)
-        if not isinstance(value, bool):
-            raise FileError(f"{self.what}: {key!r} is not true or false")
-        return value
-
     def done(self) -> None:
         """All keys must have been read."""
         if self._rest:

@@ -9,13 +9,13 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from sealpoint.criu.roles import role_of
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.manifest import check_name
-from sealpoint.inspect.source import READ_LIMIT, Source, find_source
+from sealpoint.inspect.source import READ_LIMIT, Source
 
 if TYPE_CHECKING:
     from sealpoint.format.constants import Role
@@ -31,10 +31,10 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class DirectorySource:
     """See Source."""
 
-    def __init__(self, path: str, access: Access) -> None:
-        """Raises UsageError, SystemEnvironmentError."""
+    def __init__(self, path: str, access: Access, find: Callable[[str, Access], Source]) -> None:
+        """find: opens a parent, of whatever kind it is.  Raises UsageError, SystemEnvironmentError."""
         self.label = path
-        self._access = access
+        self._access, self._find = access, find
         self._parents: dict[str, Source] = {}
         self._files: OrderedDict[str, int] = OrderedDict()
         self._names: list[str] | None = None
@@ -164,7 +164,7 @@ class DirectorySource:
         if not os.path.isdir(path):
             raise FileError(f"{path}: the parent of these images is missing")
         if prefix not in self._parents:
-            self._parents[prefix] = find_source(os.path.realpath(path), self._access)
+            self._parents[prefix] = self._find(os.path.realpath(path), self._access)
         return self._parents[prefix], ""
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sealpoint.errors import SealpointError
 from sealpoint.format.constants import MAGIC
-from sealpoint.inspect import container, source
+from sealpoint.inspect import container, finding, source
 from sealpoint.inspect.tree_text import when
 
 KUBELET: Final = "/var/lib/kubelet/checkpoints"
@@ -65,10 +65,10 @@ def _look_at(entry: os.DirEntry[str], access: source.Access, *, identities: bool
     elif entry.is_file():
         try:
             with open(entry.path, "rb") as file:
-                head = file.read(source.HEAD)
+                head = file.read(finding.HEAD)
         except OSError as error:
             return Listed(entry.name, "file", 0, error=error.strerror or "cannot be read")
-        if not source.is_container(head):
+        if not finding.is_container(head):
             return None
         kind = "sealed" if head.startswith(MAGIC) else "archive"
     else:
@@ -77,7 +77,7 @@ def _look_at(entry: os.DirEntry[str], access: source.Access, *, identities: bool
     try:
         if kind == "sealed" and not identities:
             return _public(entry, size)
-        with source.open_source(entry.path, access) as opened:
+        with finding.open_source(entry.path, access) as opened:
             return _describe(entry.name, kind, size, opened)
     except SealpointError as error:
         return Listed(entry.name, kind, size, error=error.message.removeprefix(f"{entry.path}: "))

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from sealpoint import __version__
 from sealpoint.inspect.markup import Element, el, number, page
 from sealpoint.inspect.report_sections import (
     bar,
@@ -25,6 +24,7 @@ from sealpoint.inspect.report_sections import (
     show_time,
     table,
 )
+from sealpoint.version import __version__
 
 if TYPE_CHECKING:
     from sealpoint.inspect.report import Report, Seal
