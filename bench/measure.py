@@ -89,21 +89,27 @@ def run(
 
 
 class _Helper:
-    """The helper's parent, its guard, is an orphan, and so, because this process adopts orphans, a child of it."""
+    """What the drop-in leaves to work beside CRIU: an orphan, and so, because this process adopts orphans, a child.
+
+    As typed it is the orphan itself; by RPC it is the child of an orphan, its guard.
+    """
 
     def __init__(self, word: str) -> None:
         self._word = os.fsencode(word)
-        self._pid = self._guard = 0
+        self._pid = self._orphan = 0
         self.peak = 0
 
     def look(self, command: int) -> None:
         """Find them, or see how much memory the helper has."""
         # Looked for each time: while the drop-in starts, others look like these two for a moment.
-        for guard in (*tree.children(os.getpid()), *tree.below(command)[1:]):
-            if guard != command and self._is_it(guard):
-                for pid in tree.children(guard):
-                    if self._is_it(pid):
-                        self._pid, self._guard = pid, guard
+        ours = tree.children(os.getpid())
+        for orphan in (*ours, *tree.below(command)[1:]):
+            if orphan != command and self._is_it(orphan):
+                guarded = [pid for pid in tree.children(orphan) if self._is_it(pid)]
+                if guarded:
+                    self._pid, self._orphan = guarded[0], orphan
+                elif orphan in ours:
+                    self._pid = self._orphan = orphan
         if self._pid:
             with contextlib.suppress(OSError):
                 self.peak = max(self.peak, _peak_resident(self._pid))
@@ -122,7 +128,7 @@ class _Helper:
         """Wait for its end, which the command does not; its CPU seconds. Raises BenchError."""
         if not self._pid:
             raise BenchError("the helper was not seen: is the command too quick to be measured?")
-        _, _, usage = os.wait4(self._guard, 0)  # with what the helper used, which it has waited for
+        _, _, usage = os.wait4(self._orphan, 0)  # with what the helper used, which it has waited for
         return usage.ru_utime + usage.ru_stime
 
 

@@ -76,7 +76,9 @@ def test_a_no_is_a_no(place: Path, answer: bool | None) -> None:
         assert not gate.passed
 
 
-@pytest.mark.parametrize("nonce", [b"", bytes(hook.HALF), os.urandom(hook.HALF)])
+@pytest.mark.parametrize(
+    "nonce", [b"", bytes(hook.HALF), os.urandom(hook.HALF)], ids=["none", "zeros", "random"]
+)
 def test_who_does_not_know_the_nonce_gets_no_answer(place: Path, nonce: bytes) -> None:
     with Gate(str(place), ACTION, lambda: True) as gate:
         data = nonce + ACTION.encode() + b"\n"

@@ -243,10 +243,20 @@ def test_objects_that_are_no_memory_of_tasks_are_searched(tmp_path):
     "text",
     [
         b"-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----",
-        b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(os.urandom(300)),
-        b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(os.urandom(300)),
-        RSA.public_key().public_bytes(DER, serialization.PublicFormat.SubjectPublicKeyInfo),
-        EC.public_key().public_bytes(DER, serialization.PublicFormat.SubjectPublicKeyInfo),
+        pytest.param(
+            b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(os.urandom(300)), id="certificate"
+        ),
+        pytest.param(
+            b"-----BEGIN PUBLIC KEY-----\n" + base64.b64encode(os.urandom(300)), id="public key"
+        ),
+        pytest.param(
+            RSA.public_key().public_bytes(DER, serialization.PublicFormat.SubjectPublicKeyInfo),
+            id="RSA",
+        ),
+        pytest.param(
+            EC.public_key().public_bytes(DER, serialization.PublicFormat.SubjectPublicKeyInfo),
+            id="EC",
+        ),
         b"eyJhbGciOiJIUzI1NiJ9 and no more",
         b"eyJ" + b"!" * 8 + b".eyJ",
         b"xAKIA" + b"ABCDEFGHIJKLMNOP",

@@ -149,7 +149,11 @@ def expired(ca, key):
     return ca.issue("Sally", key, start=-10 * DAY, end=-5 * DAY)
 
 
-@pytest.mark.parametrize("captured", [NOW, NOW - 4 * DAY, NOW - 11 * DAY, 0, (1 << 64) - 1])
+@pytest.mark.parametrize(
+    "captured",
+    [NOW, NOW - 4 * DAY, NOW - 11 * DAY, 0, (1 << 64) - 1],
+    ids=["now", "days ago", "before", "the epoch", "the end"],
+)
 def test_a_certificate_must_be_valid_at_the_capture_time(captured, make_signer, write):
     ca, key = make_ca(start=-20 * DAY), ec_key()
     signer = make_signer(key, expired(ca, key), allow_expired=True)
