@@ -113,3 +113,12 @@ def test_a_signal_that_came_too_late_is_delivered_to_what_goes_on():
         assert came == [signal.SIGHUP]
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_has_been_killed_counts_as_ended_at_once() -> None:
+    for _ in range(30):
+        running = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
+        assert process.start_time(running.pid) > 0
+        running.kill()
+        assert process.start_time(running.pid) == 0
+        running.wait()

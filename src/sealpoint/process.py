@@ -17,6 +17,7 @@ from sealpoint.names import proc, proc_lines
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
+_PF_EXITING = 0x4  # in field 9 of /proc/PID/stat (linux/sched.h)
 Handler = Callable[[int, FrameType | None], object]
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
@@ -205,12 +206,18 @@ class Held:
 
 
 def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since the boot; 0 if it has ended, even if its parent has not noticed."""
+    """When a process started, in clock ticks since the boot; 0 if it has ended, even if its parent has not noticed.
+
+    One that SIGKILL has been sent to counts as ended: on a busy machine it is still there for a while.
+    """
     try:
         fields = proc(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        pending = [x for x in proc_lines(f"/proc/{pid}/status") if x.startswith(("SigPnd:", "ShdPnd:"))]
     except OSError:
         return 0
-    return 0 if fields[0] in "ZX" else int(fields[19])
+    killed = any(int(x.split()[1], 16) >> (signal.SIGKILL - 1) & 1 for x in pending)
+    ending = killed or fields[0] in "ZX" or int(fields[6]) & _PF_EXITING
+    return 0 if ending else int(fields[19])
 
 
 def descendants(pid: int) -> list[int]:
