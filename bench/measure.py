@@ -128,7 +128,7 @@ class _Helper:
         """Wait for its end, which the command does not; its CPU seconds. Raises BenchError."""
         if not self._pid:
             raise BenchError("the helper was not seen: is the command too quick to be measured?")
-        _, _, usage = os.wait4(self._orphan, 0)  # with what the helper used, which it has waited for
+        _, _, usage = os.wait4(self._orphan, 0)  # with what it has waited for
         return usage.ru_utime + usage.ru_stime
 
 

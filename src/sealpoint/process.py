@@ -212,10 +212,11 @@ def start_time(pid: int) -> int:
     """
     try:
         fields = proc(f"/proc/{pid}/stat").rpartition(")")[2].split()
-        pending = [x for x in proc_lines(f"/proc/{pid}/status") if x.startswith(("SigPnd:", "ShdPnd:"))]
+        lines = proc_lines(f"/proc/{pid}/status")
     except OSError:
         return 0
-    killed = any(int(x.split()[1], 16) >> (signal.SIGKILL - 1) & 1 for x in pending)
+    pending = [int(x.split()[1], 16) for x in lines if x.startswith(("SigPnd:", "ShdPnd:"))]
+    killed = any(each >> (signal.SIGKILL - 1) & 1 for each in pending)
     ending = killed or fields[0] in "ZX" or int(fields[6]) & _PF_EXITING
     return 0 if ending else int(fields[19])
 
