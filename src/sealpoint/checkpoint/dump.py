@@ -28,10 +28,11 @@ from sealpoint.checkpoint.sealing import Sealer, Sealing
 from sealpoint.checkpoint.track import Track
 from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
+from sealpoint.criu.caller import Caller
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.criu.private_dir import PrivateDir
-from sealpoint.criu.run import CriuRun, check_options, split_action_scripts
+from sealpoint.criu.run import CriuRun, check_options
 from sealpoint.errors import CriuError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.preamble import Preamble
@@ -220,20 +221,22 @@ class Dump:
             self.confirmed = True
             return True
 
-        scripts, options = split_action_scripts(request.options)
         arguments = ["-t", str(request.pid)]
         if request.leave_running:
             arguments.append("--leave-running")
         with (
+            Caller("dump", request.options, streams=False) as caller,
             contextlib.closing(process.Held(request.pid)) as tree,
             NetworkLock(request.pid) as network,
-            Gate(directory.path, "post-dump", complete, before=scripts, confirm=commit) as gate,
+            Gate(
+                directory.path, "post-dump", complete, before=caller.scripts, confirm=commit
+            ) as gate,
         ):
             criu = CriuRun(request.criu, directory, gate)
             if request.criu_log:
                 criu.keep_log(request.criu_log)
             try:
-                criu.start("dump", arguments, options)
+                criu.start("dump", arguments, caller)
                 schema.warm_up()  # while CRIU starts: it takes longer until it freezes the tree
                 code = self._wait(criu, builder, report, signals)
             except BaseException as error:

@@ -17,9 +17,10 @@ from sealpoint.checkpoint.serve import Serve
 from sealpoint.checkpoint.with_chunks import require_chunks
 from sealpoint.criu import schema
 from sealpoint.criu.binary import CriuBinary
+from sealpoint.criu.caller import Caller
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.private_dir import PrivateDir
-from sealpoint.criu.run import CriuRun, check_options, split_action_scripts
+from sealpoint.criu.run import CriuRun, check_options
 from sealpoint.errors import (
     CriuError,
     FileError,
@@ -161,10 +162,12 @@ class Restore:
         ghosts = Ghosts(self._checkpoint)
         process.become_subreaper()
         before = set(process.children(os.getpid()))
-        scripts, options = split_action_scripts(request.options)
         arguments = ["--restore-detached"] if request.detach else []
         with (
-            Gate(directory.path, "post-restore", approve, before=scripts, confirm=confirm) as gate,
+            Caller("restore", request.options, streams=not request.detach) as caller,
+            Gate(
+                directory.path, "post-restore", approve, before=caller.scripts, confirm=confirm
+            ) as gate,
             process.DeferredSignals() as signals,
         ):
             # A tree restored in the foreground shares our terminal and its signals, as with plain CRIU.
@@ -172,7 +175,7 @@ class Restore:
             if request.criu_log:
                 criu.keep_log(request.criu_log)
             try:
-                criu.start("restore", arguments, options)
+                criu.start("restore", arguments, caller)
                 schema.warm_up()  # while CRIU works
                 code = self._wait(criu, serve, gate, report, signals)
             except BaseException as error:

@@ -148,10 +148,7 @@ def run(arguments: list[str]) -> int:
         error.show()
         return 2
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        _print_error(
-            error.format_message(), f"see: {context.command_path} --help" if context else None
-        )
+        _print_error(*_usage(error))
         return 2
     except (KeyboardInterrupt, click.Abort):  # at a prompt
         _print_error("interrupted", None)
@@ -178,6 +175,21 @@ def run(arguments: list[str]) -> int:
             "this is a defect of sealpoint; SEALPOINT_DEBUG=1 shows more",
         )
         return 1
+
+
+def _usage(error: click.ClickException) -> tuple[str, str | None]:
+    """Message and hint.  Where a command hands options on to CRIU, one of CRIU's is told where it belongs."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return error.format_message(), None
+    takes_more = any(p.name == "criu_arguments" for p in context.command.params)
+    if takes_more and isinstance(error, click.NoSuchOption):
+        from sealpoint.criu.run import misplaced
+
+        ours = any(name.startswith(error.option_name) for name in error.possibilities or ())
+        if not ours and (found := misplaced(error.option_name)):
+            return found
+    return error.format_message(), f"see: {context.command_path} --help"
 
 
 def _flush() -> None:

@@ -30,7 +30,7 @@ class Gate:
     """Serves one action of one CRIU run, in a thread.  `decide` returns True to let CRIU go on.
 
     directory: a path that this process can use; only root may be able to enter it.
-    before: other action scripts, which run first and can say no, too; for the other actions as well.
+    before: commands of a shell that run first and can say no, too; for the other actions as well.
     confirm: called when nothing can turn the answer into a no any more, but itself; must not wait for anybody.
     passed: whether the answer was yes.
     """
@@ -64,7 +64,7 @@ class Gate:
         # CRIU executes the script for each of its actions, without a shell and without arguments.
         run = shlex.join([sys.executable, "-I", "-S", hook.__file__])
         lines = ["#!/bin/sh\n"]
-        lines += [f"{shlex.quote(path)} || exit 1\n" for path in self._before]
+        lines += [f"{command} || exit 1\n" for command in self._before]
         lines.append(f'[ "$CRTOOLS_SCRIPT_ACTION" = {self.action} ] || exit 0\n')
         lines.append(f'exec {run} "${{0%/*}}"\n')
         return "".join(lines)

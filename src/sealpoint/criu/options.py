@@ -111,13 +111,18 @@ class Given(NamedTuple):
         return f"--{self.name}" if self.value is None else f"--{self.name}={self.value}"
 
 
+def completions(name: str) -> list[str]:
+    """The options that a beginning, which must not be empty, may mean; sorted."""
+    return sorted(option for option in OPTIONS if option.startswith(name)) if name else []
+
+
 def resolve(name: str, at: int = 0) -> str:
     """The option that a name or the beginning of one means.  Raises UnknownError."""
     if name in OPTIONS:
         return name
-    found = [option for option in OPTIONS if option.startswith(name)] if name else []
+    found = completions(name)
     if len(found) > 1:
-        raise UnknownError(f"the option --{name} may be {', '.join(sorted(found))}", at)
+        raise UnknownError(f"the option --{name} may be {', '.join(found)}", at)
     if not found:
         raise UnknownError(f"the option --{name} is not known to sealpoint", at)
     return found[0]

@@ -13,9 +13,20 @@ from dataclasses import dataclass, field
 
 from sealpoint.criu import causes, schema
 from sealpoint.criu.binary import CriuBinary
+from sealpoint.criu.caller import Caller
 from sealpoint.criu.environment import environment
 from sealpoint.criu.gate import SCRIPT, Gate
-from sealpoint.criu.options import END, UnknownError, names_configuration, scan
+from sealpoint.criu.options import (
+    END,
+    OPTIONS,
+    SHORT,
+    UnknownError,
+    Value,
+    completions,
+    names_configuration,
+    resolve,
+    scan,
+)
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.errors import (
     CriuError,
@@ -70,6 +81,33 @@ def check_options(options: tuple[str, ...]) -> None:
         )
 
 
+def misplaced(option: str) -> tuple[str, str] | None:
+    """What to say, message and hint, of an option that sealpoint does not know; None if CRIU does not know it either.
+
+    option: as given, without a value: "-j", "--shell-job", or the beginning of a name.
+    """
+    given = option.partition("=")[0]
+    try:
+        name = resolve(given[2:]) if given.startswith("--") else SHORT.get(given[1:2])
+    except UnknownError:
+        name, found = None, completions(given[2:])
+        if found:
+            hint = f"it may be {', '.join(f'-- --{n}' for n in found)}; see also: --help"
+            return f"{given} is the beginning of options of CRIU's, which stand behind --", hint
+    if name is None:
+        return None
+    full = f"--{name}"
+    shown = given if given == full else f"{given} ({full})"
+    for refused in (full, given[:2]):
+        if refused in _REFUSED:
+            return f"{shown} is an option of CRIU's that cannot be used here", _REFUSED[refused]
+    value = "" if OPTIONS[name] is not Value.NEEDED else " VALUE"
+    return (
+        f"{shown} is an option of CRIU's, and those stand behind --",
+        f"at the end: -- {full}{value}",
+    )
+
+
 def _names(option: str) -> Iterator[str]:
     """Every option that CRIU may take one of its arguments for: it knows abbreviations, and short ones in one word."""
     if option.startswith("--"):
@@ -81,27 +119,6 @@ def _names(option: str) -> Iterator[str]:
             yield f"-{letter}"
             if letter in _SHORT_WITH_VALUE:
                 return
-
-
-def split_action_scripts(options: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The user's action scripts, and the other options.
-
-    CRIU runs all action scripts, also after one has failed, but ours may say yes only when nobody says no: so ours
-    runs the user's.  Raises UsageError.
-    """
-    scripts, others = [], []
-    words = iter(options)
-    for word in words:
-        name, has_value, value = word.partition("=")
-        if len(name) > 3 and "--action-script".startswith(name):
-            if not has_value and not (value := next(words, "")):
-                raise UsageError("CRIU's option --action-script needs a file")
-            scripts.append(value)
-        else:
-            others.append(word)
-            if word == "--":
-                others += words
-    return tuple(scripts), tuple(others)
 
 
 @dataclass(slots=True)
@@ -121,11 +138,11 @@ class CriuRun:
     # What CRIU says before it opens its log: wrong options, for instance.
     _early: int = field(default_factory=lambda: os.memfd_create("criu-output", os.MFD_CLOEXEC))
 
-    def start(self, command: str, arguments: list[str], options: tuple[str, ...]) -> None:
+    def start(self, command: str, arguments: list[str], caller: Caller) -> None:
         """Start `criu COMMAND`.  Raises SystemEnvironmentError."""
         program = os.path.abspath(self.criu.path)
         argv = [program, command, "--no-default-config", "--stream", "-D", ".", "-W", "."]
-        argv += ["-o", _LOG, "--action-script", f"./{SCRIPT}", *arguments, *options]
+        argv += ["-o", _LOG, "--action-script", f"./{SCRIPT}", *arguments, *caller.words]
         try:
             self.process = subprocess.Popen(
                 argv,
@@ -135,6 +152,7 @@ class CriuRun:
                 stderr=self._early if self.own_group else None,
                 env=environment(criu_fault=self.criu.fault),
                 process_group=0 if self.own_group else None,
+                pass_fds=caller.descriptors,
             )
         except OSError as error:
             raise SystemEnvironmentError(f"cannot run {self.criu.path}: {error.strerror}") from None

@@ -22,6 +22,7 @@ from sealpoint import config as configuration
 from sealpoint import process
 from sealpoint.checkpoint.capture_fs import PARENT
 from sealpoint.criu import gate as gates
+from sealpoint.criu.caller import namespace
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.criu.run_dir import RunDirectory
@@ -72,8 +73,15 @@ def run(line: CommandLine, given: list[str], real: str) -> list[str]:
         arguments += ["--action-script", script]
     if answer.get("parent"):
         arguments += ["--prev-images-dir", PARENT]
-    arguments += line.rest  # ours first: `--` may end the options
+    # Ours first: `--` may end the options.
+    arguments += [_as_typed(word, arguments[3]) for word in line.rest]
     return _become(line, os.path.abspath(real), arguments, link, fds[0], script)
+
+
+def _as_typed(word: str, work: str) -> str:
+    """CRIU looks at the files of --join-ns before it goes to its work directory, where it then opens them."""
+    mark = "--join-ns="
+    return mark + namespace(word.removeprefix(mark), work) if word.startswith(mark) else word
 
 
 def _absolute(path: str) -> str:
