@@ -8,6 +8,7 @@ Exit codes are part of the public contract (docs/reference/commands.md has the t
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar
 
 
@@ -62,3 +63,15 @@ class NoTrustedSignerGivenError(SealpointError):
     """`verify` found the file intact, but was told no signer to trust: intact is not yet authentic."""
 
     exit_code = 8
+
+
+class OmissionWarning(UserWarning):
+    """A reader left something of a checkpoint out: it is beyond a limit, or cannot be read by this version.
+
+    The text says what.  No error, because the rest is right; the command line says it on standard error.
+    """
+
+
+def left_out(what: str) -> None:
+    """Say that something is missing in what a reader shows."""
+    warnings.warn(what, OmissionWarning, stacklevel=2)

@@ -175,7 +175,7 @@ class Held:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         try:
-            self._fd = os.pidfd_open(pid) if pid > 0 else -1
+            self._fd = os.pidfd_open(pid) if 0 < pid < 2**31 else -1
         except OSError:
             self._fd = -1
 

@@ -83,7 +83,7 @@ class DumpResult(NamedTuple):
 
 def check_process(pid: int) -> None:
     """Raises UsageError, SystemEnvironmentError."""
-    if pid <= 0:  # to kill(2) a group, or everybody
+    if not 0 < pid < 2**31:  # to kill(2) a group or everybody, or no pid at all
         raise UsageError(f"there is no process {pid}")
     try:
         os.kill(pid, 0)

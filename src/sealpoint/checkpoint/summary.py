@@ -12,7 +12,7 @@ from typing import Any
 
 from sealpoint import names
 from sealpoint.criu import schema
-from sealpoint.errors import FileError
+from sealpoint.errors import FileError, left_out
 from sealpoint.format import strictjson
 from sealpoint.format.strictjson import Fields
 
@@ -118,6 +118,8 @@ def decode(data: bytes) -> dict[str, Any]:
         command = names.unescape(task.text("command", limit=_MAX_TEXT))
         tasks.append({**numbers, "command": command, "memory": str(task.u64("memory"))})
         task.done()
+    if len(tasks) == _MAX_TASKS:
+        left_out(f"the summary of the processes ends after {_MAX_TASKS}: there may be more")
     container = fields.fields("container")
     engine = {
         name: names.unescape(container.text(name, limit=_MAX_TEXT))

@@ -7,13 +7,15 @@ import importlib
 import os
 import signal
 import sys
+import warnings
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Final
 
 import click
 
 from sealpoint.cli.printable import printable, ready_streams
-from sealpoint.errors import SealpointError, SystemEnvironmentError
+from sealpoint.errors import OmissionWarning, SealpointError, SystemEnvironmentError
 from sealpoint.version import __version__
 
 # name -> one line of help; the command itself is `command` in sealpoint.cli.<name>, with _ for -
@@ -138,7 +140,8 @@ def run(arguments: list[str]) -> int:
     ready_streams()
     _handle_signals()
     try:
-        result: Any = cli.main(args=arguments, prog_name="sealpoint", standalone_mode=False)
+        with _omissions():
+            result: Any = cli.main(args=arguments, prog_name="sealpoint", standalone_mode=False)
         _flush()
         return result if isinstance(result, int) else 0
     except SealpointError as error:
@@ -175,6 +178,26 @@ def run(arguments: list[str]) -> int:
             "this is a defect of sealpoint; SEALPOINT_DEBUG=1 shows more",
         )
         return 1
+
+
+@contextlib.contextmanager
+def _omissions() -> Iterator[None]:
+    """What readers leave out is said once, on standard error, whatever Python was told about warnings."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.simplefilter("always", OmissionWarning)
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, OmissionWarning):
+                usual(message, category, *place, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                with contextlib.suppress(OSError):
+                    click.echo(f"sealpoint: warning: {printable(str(message))}", err=True)
+
+        warnings.showwarning = show
+        yield
 
 
 def _usage(error: click.ClickException) -> tuple[str, str | None]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
-from sealpoint.cli import options
+from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
 
 
 @click.command()
 @click.argument("file", metavar="FILE|DIR|-")
-@click.option("--pid", type=int, required=True, help="The process, by the PID that it had.")
+@click.option("--pid", type=numbers.PID, required=True, help="The process, by the PID that it had.")
 @click.option(
     "-o", "--output", required=True, metavar="FILE", help="The core file. It is in the clear."
 )

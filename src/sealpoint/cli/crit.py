@@ -120,7 +120,7 @@ def x(file: str, what: str, **access: Any) -> None:
         for line in explorer.lines(what):
             click.echo("\t".join(printable(part) for part in line.split("\t")))
         if explorer.withheld:
-            names = ", ".join(explorer.withheld[:3])
+            names = options.some(explorer.withheld)
             options.warn(f"this identity opens metadata only, so without {names}")
 
 

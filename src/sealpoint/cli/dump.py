@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @click.option(
-    "-t", "--tree", "pid", type=int, required=True, metavar="PID", help="Root of the process tree."
+    "-t",
+    "--tree",
+    "pid",
+    type=numbers.PID,
+    required=True,
+    metavar="PID",
+    help="Root of the process tree.",
 )
 @click.option(
     "-o",
@@ -43,7 +49,9 @@ if TYPE_CHECKING:
     type=click.Choice(["ack"]),
     help="With -o -: end the tree once the receiver's acknowledgement (restore --ack) arrives on standard input.",
 )
-@click.option("--ack-timeout", type=float, default=600.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--ack-timeout", type=numbers.SECONDS, default=600.0, show_default=True, metavar="SECONDS"
+)
 @click.option("--track", is_flag=True, help="Begin a chain: remember what a later --parent needs.")
 @click.option(
     "--parent",

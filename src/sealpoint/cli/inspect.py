@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sealpoint.cli import options
+from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import FileError
 
@@ -31,7 +31,7 @@ from sealpoint.errors import FileError
 )
 @click.option("--files", is_flag=True, help="Open files of each process.")
 @click.option("--sockets", is_flag=True, help="Open sockets of each process.")
-@click.option("--pid", type=int, default=0, help="Only this process and its children.")
+@click.option("--pid", type=numbers.PID, default=0, help="Only this process and its children.")
 @click.option(
     "--all", "everything", is_flag=True, help="All of it, as far as the identity reaches."
 )
@@ -94,7 +94,7 @@ def command(
             if stats and not results[-1]["statistics"]:
                 options.warn(f"{file} has no statistics: CRIU writes them after the images")
             if inspection.withheld:
-                names = ", ".join(inspection.withheld[:4])
+                names = options.some(inspection.withheld)
                 options.warn(f"{file}: this identity opens metadata only, so without {names}")
     if as_json or form == "json":
         echo_json(results)

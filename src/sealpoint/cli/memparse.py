@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint.cli import options
+from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file", metavar="FILE|DIR")
 @click.option(
-    "--pid", type=int, default=0, help="Show the memory of this process, or search in it."
+    "--pid", type=numbers.PID, default=0, help="Show the memory of this process, or search in it."
 )
 @click.option(
     "-o",
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--context",
-    type=click.IntRange(0, 4096),
+    type=numbers.count(0, 4096),
     default=0,
     help="Also show this many bytes around a match.",
 )

@@ -7,13 +7,19 @@ from typing import Any
 import click
 
 from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
 
 
 @click.command()
 @click.option(
-    "-t", "--tree", "pid", type=int, required=True, metavar="PID", help="Root of the process tree."
+    "-t",
+    "--tree",
+    "pid",
+    type=numbers.PID,
+    required=True,
+    metavar="PID",
+    help="Root of the process tree.",
 )
 @click.option(
     "--to",
@@ -24,7 +30,7 @@ from sealpoint.cli.printable import echo_json, printable
 @options.seal_options
 @click.option(
     "--rounds",
-    type=click.IntRange(0, 32),
+    type=numbers.count(0, 32),
     default=4,
     show_default=True,
     metavar="N",
@@ -39,7 +45,7 @@ from sealpoint.cli.printable import echo_json, printable
 @options.link_timeout_option
 @click.option(
     "--restore-timeout",
-    type=float,
+    type=numbers.SECONDS,
     default=600.0,
     show_default=True,
     metavar="SECONDS",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from sealpoint.cli import numbers
 from sealpoint.cli.printable import printable
 from sealpoint.config import Config
 from sealpoint.errors import UsageError
@@ -46,7 +47,7 @@ passphrase_file = click.option(
 )
 link_timeout_option = click.option(
     "--timeout",
-    type=float,
+    type=numbers.SECONDS,
     default=20.0,
     show_default=True,
     metavar="SECONDS",
@@ -518,6 +519,12 @@ def protect() -> None:
 
         if said := swap_warning():
             warn(said)
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first of them, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def show_count(number: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file", metavar="FILE")
 @click.option(
-    "--keep-last", type=click.IntRange(0), default=0, metavar="N", help="Keep the newest N."
+    "--keep-last", type=numbers.count(), default=0, metavar="N", help="Keep the newest N."
 )
 @click.option(
     "--keep-daily",
-    type=click.IntRange(0),
+    type=numbers.count(),
     default=0,
     metavar="N",
     help="Keep the newest of each day (UTC), for N days on which there is one.",

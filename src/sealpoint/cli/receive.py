@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
@@ -51,7 +51,7 @@ _ENDING = (
 @options.state_option
 @click.option(
     "--wait",
-    type=float,
+    type=numbers.SECONDS,
     default=3600.0,
     show_default=True,
     metavar="SECONDS",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint.cli import options
+from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.names import text
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", metavar="FILE|DIR|-")
-@click.option("--pid", "pids", type=int, multiple=True, help="Only this process. Repeatable.")
+@click.option(
+    "--pid", "pids", type=numbers.PID, multiple=True, help="Only this process. Repeatable."
+)
 @click.option(
     "--reveal",
     is_flag=True,

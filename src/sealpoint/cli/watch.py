@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
@@ -16,11 +16,18 @@ if TYPE_CHECKING:
     from sealpoint.checkpoint.watch import Taken
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = 366 * 86400  # seconds
 
 
 @click.command()
 @click.option(
-    "-t", "--tree", "pid", type=int, required=True, metavar="PID", help="Root of the process tree."
+    "-t",
+    "--tree",
+    "pid",
+    type=numbers.PID,
+    required=True,
+    metavar="PID",
+    help="Root of the process tree.",
 )
 @click.option(
     "--every",
@@ -31,17 +38,17 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.option(
     "-o", "--output", "directory", required=True, metavar="DIR", help="Directory for the files."
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N checkpoints.")
+@click.option("--count", type=numbers.count(1), metavar="N", help="End after N checkpoints.")
 @click.option(
     "--keep-last",
-    type=click.IntRange(0),
+    type=numbers.count(),
     default=0,
     metavar="N",
     help="Merge older ones into what is kept, as prune does: keep the newest N.",
 )
 @click.option(
     "--keep-daily",
-    type=click.IntRange(0),
+    type=numbers.count(),
     default=0,
     metavar="N",
     help="The same: keep the newest of each of N days.",
@@ -136,10 +143,10 @@ def command(
 
 
 def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text, re.ASCII)
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", text, re.ASCII)
     seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
-    if not seconds:
-        raise UsageError(f"{text!r} is not a time", hint="write 30s, 10m, 1h")
+    if not 0 < seconds <= _LONGEST:
+        raise UsageError(f"{text!r} is not a time up to 366d", hint="write 30s, 10m, 1h")
     return seconds
 
 

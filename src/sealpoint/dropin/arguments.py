@@ -45,6 +45,10 @@ _REFUSED_FOR: Final = {
 }
 _TLS: Final = "it is not needed, because what is sent is sealed, and not built"
 _PAGE_SERVER: Final = ("page-server", "ps-socket", "address", "port")
+_INT_MAX: Final = 2**31 - 1
+_DIGITS: Final = 20
+# What we read ourselves, and CRIU by atoi, which makes something of every text.
+_NUMBERS: Final = {"tree": _INT_MAX, "port": 65535, "ps-socket": _INT_MAX, "status-fd": _INT_MAX}
 # CRIU itself is to know of no page server, and gets directories from us.
 _TAKEN: Final = ("images-dir", "work-dir", "prev-images-dir", "auto-dedup", *_PAGE_SERVER)
 
@@ -101,10 +105,11 @@ class CommandLine:
         ]
         return kept + self.rest[end:]
 
-    def number(self, name: str) -> int:
-        """Value of an option as a number; 0 if there is none."""
+    def number(self, name: str, otherwise: int = 0) -> int:
+        """Value of an option as a number, `otherwise` if it is none."""
         value = self.values.get(name, "")
-        return int(value) if value.isascii() and value.isdigit() else 0
+        known = value.isascii() and value.isdigit() and len(value) <= _DIGITS
+        return int(value) if known else otherwise
 
 
 def parse(words: list[str], environ: Mapping[str, str] = os.environ) -> CommandLine:
@@ -196,6 +201,10 @@ def _check(line: CommandLine) -> None:
             raise RefusedError(f"--{name}: {reason}")
         if name.startswith("tls"):
             raise RefusedError(f"--{name}: {_TLS}")
+        if name in _NUMBERS and not 0 <= line.number(name, -1) <= _NUMBERS[name]:
+            raise RefusedError(
+                f"--{name}: {line.values[name][:40]!r} is not a number from 0 to {_NUMBERS[name]}"
+            )
     criu_config.check_log(line.values.get("log-file", ""), "--log-file")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sealpoint.checkpoint.tar import TarReader
 from sealpoint.criu.roles import role_of
-from sealpoint.errors import FileError
+from sealpoint.errors import FileError, left_out
 from sealpoint.format.manifest import check_name
 from sealpoint.inspect import directory
 from sealpoint.inspect.source import PARENT_ELSEWHERE, READ_LIMIT, inside
@@ -145,6 +145,11 @@ class ArchiveSource:
         for name, target in hard:
             if target in self._members:
                 self._members.setdefault(name, self._members[target])
+            else:
+                left_out(f"{self.label}:{name} is a link to {target}, which is not in the archive")
+        for name in self._links:
+            if name.endswith(".img"):
+                left_out(f"{self.label}:{name} is a symbolic link, and is not followed")
 
     def _member(self, name: str) -> _Member:
         try:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from sealpoint import names
 from sealpoint.checkpoint import summary
+from sealpoint.errors import left_out
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.inspect.source import Images
 
@@ -50,7 +51,8 @@ def describe(images: Images) -> Container:
     for name in _DOCUMENTS:
         documents[name] = {}
         if images.source.exists(base + name):
-            documents[name] = _object(images.source.read(base + name, _LIMIT))
+            data = images.source.read(base + name, _LIMIT)
+            documents[name] = _object(data, f"{images.source.label}:{base}{name}")
         elif images.source.withheld(base + name):
             found.withheld.append(base + name)
     _from_summary(images, found)
@@ -61,10 +63,11 @@ def describe(images: Images) -> Container:
     return found
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _object(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(names.text(data))
     except (ValueError, RecursionError):
+        left_out(f"{where}: is no JSON, so nothing of it is shown")
         return {}
     if isinstance(value, list):  # podman's network.status of several networks
         value = value[0] if value and isinstance(value[0], dict) else {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sealpoint import names
-from sealpoint.inspect import display, messages
+from sealpoint.inspect import display, file_table, messages
 from sealpoint.inspect.image import first_record, read_records
 from sealpoint.inspect.source import Images
 
@@ -25,7 +25,6 @@ _NETLINK: Final = {
     15: "KOBJECT_UEVENT",
     16: "GENERIC",
 }
-_MAX_FDS: Final = 1 << 20  # of one task: what the kernel allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +38,23 @@ class OpenFile:
 
 
 class Descriptors:
-    """Reads files.img once, and the tables of tasks as they are asked for.  Raises FileError, IdentityError."""
+    """Reads the table of files once, those of tasks as they are asked for.  Raises FileError, IdentityError."""
 
     def __init__(self, images: Images) -> None:
         self._images = images
-        self._entries: dict[int, Any] = {}
+        self._entries = file_table.read(images)
         self.withheld: list[str] = []
-        if images.exists("files.img"):
-            for entry in read_records(images, "files.img"):
-                self._entries.setdefault(entry.id, entry)
 
-    def of(self, pid: int) -> Iterator[OpenFile]:
-        """A task's open files, in the order of its table; then its working and root directory."""
-        if not self._images.exists(f"ids-{pid}.img"):
-            return  # a zombie has none
-        table = first_record(self._images, f"ids-{pid}.img").files_id
-        if self._images.exists(f"fdinfo-{table}.img"):
-            for n, fd in enumerate(read_records(self._images, f"fdinfo-{table}.img")):
-                if n >= _MAX_FDS:
-                    break
-                kind = str(display.shown(fd, "fdinfo_entry", "type"))
-                yield self._open(kind, str(fd.fd), fd.id)
+    def of(self, pid: int, state: str = "") -> Iterator[OpenFile]:
+        """A task's open files, in the order of its table; then its working and root directory.
+
+        state: of the task, as tasks.Task has it.
+        """
+        for fd in file_table.descriptors(self._images, pid, state):
+            kind = str(display.shown(fd, "fdinfo_entry", "type"))
+            yield self._open(kind, str(fd.fd), fd.id)
+        if not self._images.exists(f"ids-{pid}.img") and state in ("zombie", "dead"):
+            return  # it has no directories either
         if self._images.withheld(f"fs-{pid}.img"):
             self.withheld.append(f"fs-{pid}.img")
         elif self._images.exists(f"fs-{pid}.img"):
@@ -77,9 +72,9 @@ class Descriptors:
             return OpenFile(kind, fd, "")
         return OpenFile(kind, fd, _description(kind, entry), entry)
 
-    def sockets_of(self, pid: int) -> Iterator[dict[str, Any]]:
+    def sockets_of(self, pid: int, state: str = "") -> Iterator[dict[str, Any]]:
         """Of each socket of a task {"protocol", "fd", "data": {...}}."""
-        for file in self.of(pid):
+        for file in self.of(pid, state):
             if file.kind in _SOCKETS and file.entry is not None:
                 yield _socket(file)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from sealpoint.criu.roles import role_of
-from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
+from sealpoint.errors import FileError, SystemEnvironmentError, UsageError, left_out
 from sealpoint.format.manifest import check_name
 from sealpoint.inspect.source import READ_LIMIT, Source
 
@@ -65,12 +65,17 @@ class DirectorySource:
                 self._names.append(prefix + entry.name)
             elif entry.is_dir(follow_symlinks=False):
                 self._descend(directory, prefix + entry.name, depth)
+            elif entry.name.endswith(".img"):
+                left_out(f"{self.label}/{prefix}{entry.name} is no regular file, and is not read")
 
     def _descend(self, directory: int, name: str, depth: int) -> None:
         try:
             fd = os.open(name.rpartition("/")[2], _DIRECTORY, dir_fd=directory)
-        except OSError:
-            return  # gone, or not for us: whoever asks for a file in it will be told
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            left_out(f"{self.label}/{name} cannot be read: {error.strerror}")
+            return
         try:
             self._list(fd, name + "/", depth + 1)
         finally:
@@ -119,8 +124,19 @@ class DirectorySource:
         """See Source."""
         try:
             self._file(name)
-        except (FileError, SystemEnvironmentError):
+        except (FileError, SystemEnvironmentError) as error:
+            if self._is_there(name):
+                left_out(error.message)
             return False
+        return True
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            os.stat(check_name(name), dir_fd=self._root, follow_symlinks=False)
+        except FileError:
+            return False
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
         return True
 
     def withheld(self, name: str) -> bool:  # noqa: ARG002 - see Source

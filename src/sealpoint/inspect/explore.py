@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from sealpoint import names
-from sealpoint.inspect import display, tasks
+from sealpoint.inspect import display, file_table, tasks
 from sealpoint.inspect.image import first_record, read_records
 from sealpoint.inspect.source import Images
 
@@ -44,9 +44,8 @@ class Explorer:
 
     def _fds(self) -> Iterator[str]:
         for pid in self._pids():
-            ids = first_record(self._images, f"ids-{pid}.img")
             yield f"{pid}"
-            for record in read_records(self._images, f"fdinfo-{ids.files_id}.img"):
+            for record in file_table.descriptors(self._images, pid):
                 kind = str(display.shown(record, "fdinfo_entry", "type"))
                 yield f"\t{record.fd:7d}: {self._file(kind, record.id)}"
             if self._images.withheld(f"fs-{pid}.img"):
@@ -58,11 +57,7 @@ class Explorer:
 
     @functools.cached_property
     def _files(self) -> dict[int, Any]:
-        found: dict[int, Any] = {}
-        if self._images.exists("files.img"):
-            for record in read_records(self._images, "files.img"):
-                found.setdefault(record.id, record)
-        return found
+        return file_table.read(self._images)
 
     def _file(self, kind: str, number: int) -> str:
         entry = self._files.get(number)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sealpoint import names
-from sealpoint.errors import FileError, UsageError
+from sealpoint.errors import FileError, UsageError, left_out
 from sealpoint.inspect import container, descriptors, tasks
 from sealpoint.inspect.container import Container
 from sealpoint.inspect.image import read_records
@@ -15,9 +15,8 @@ from sealpoint.inspect.memory import AddressSpace
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.inspect.source import Images
 
-_MAX_ARGUMENTS: Final = (
-    2 * 1024 * 1024
-)  # bytes of arguments or environment: the kernel's default limit
+# Bytes of arguments or environment.  The kernel allows 6 MiB of both together, but who sets them later may set more.
+_MAX_ARGUMENTS: Final = 8 * 1024 * 1024
 _MAX_DEPTH: Final = 200  # what lies deeper is shown there: JSON is not read deeper by everybody
 _STATISTICS: Final = (
     "freezing_time",
@@ -85,9 +84,9 @@ class Inspection:
         for task in tree:
             try:
                 if parts.files:
-                    files.append(_files(table, task.pid))
+                    files.append(_files(table, task))
                 if parts.sockets:
-                    found = list(table.sockets_of(task.pid))
+                    found = list(table.sockets_of(task.pid, task.state))
                     sockets.append({"pid": task.pid, "open_sockets": found})
             except FileError as error:
                 self.problems.append(error)
@@ -193,19 +192,30 @@ class Inspection:
 
 
 def strings(space: AddressSpace, start: int, end: int) -> list[str]:
-    """The strings between two addresses, each ended by a zero.  Raises FileError."""
-    if not 0 < end - start <= _MAX_ARGUMENTS:
+    """The strings between two addresses, each ended by a zero.  What is not there is said.  Raises FileError."""
+    wanted = min(end - start, _MAX_ARGUMENTS)
+    if wanted <= 0:
         return []
-    data = space.peek(start, end - start)
+    data = space.peek(start, wanted)
+    if wanted < end - start:
+        left_out(
+            f"process {space.pid}: only the first {wanted >> 20} MiB of the strings at {start:#x} are shown, of "
+            f"{end - start} bytes"
+        )
+        data = data[: data.rfind(b"\0") + 1]
+    elif len(data) < wanted:
+        left_out(
+            f"process {space.pid}: of the {wanted} bytes of strings at {start:#x}, only {len(data)} are stored"
+        )
     return [names.text(word) for word in data.split(b"\0") if word]
 
 
-def _files(table: descriptors.Descriptors, pid: int) -> dict[str, Any]:
+def _files(table: descriptors.Descriptors, task: tasks.Task) -> dict[str, Any]:
     return {
-        "pid": pid,
+        "pid": task.pid,
         "open_files": [
             {"type": file.kind, "fd": f"{file.kind} {file.fd}".strip(), "path": file.path}
-            for file in table.of(pid)
+            for file in table.of(task.pid, task.state)
         ],
     }
 

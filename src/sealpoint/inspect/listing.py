@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sealpoint.errors import SealpointError
+from sealpoint.errors import SealpointError, left_out
 from sealpoint.format.constants import MAGIC
 from sealpoint.inspect import container, finding, source
 from sealpoint.inspect.tree_text import when
@@ -46,7 +46,12 @@ class Listed:
 def checkpoints(directory: str, access: source.Access, *, identities: bool) -> list[Listed]:
     """Sorted by name.  identities: whether there are any, so that sealed files can be opened.  Raises OSError."""
     with os.scandir(directory) as found:
-        entries = sorted(found, key=lambda e: e.name)[:_MAX_ENTRIES]
+        entries = sorted(found, key=lambda e: e.name)
+    if len(entries) > _MAX_ENTRIES:
+        left_out(
+            f"{directory} has {len(entries)} entries: only the first {_MAX_ENTRIES} are listed"
+        )
+        del entries[_MAX_ENTRIES:]
     listed = []
     for entry in entries:
         one = _look_at(entry, access, identities=identities)

@@ -7,17 +7,17 @@ cannot open, and what is damaged, is left out and said (`Report.notes`).
 from __future__ import annotations
 
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from sealpoint.checkpoint import summary
 from sealpoint.checkpoint.access import describe_stanza
-from sealpoint.errors import FileError, IdentityError, UsageError
+from sealpoint.errors import FileError, IdentityError, OmissionWarning, UsageError
 from sealpoint.format.constants import Codec, Role, Roots
-from sealpoint.inspect import display, memory_map, messages, tasks
+from sealpoint.inspect import display, file_table, memory_map, messages, tasks
 from sealpoint.inspect.compressed_pages import PlainPages
-from sealpoint.inspect.image import first_record, read_records
 from sealpoint.inspect.memory import AddressSpace, Files, Layer
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.names import text
@@ -105,6 +105,15 @@ class Report:
 
 def collect(images: Images) -> Report:
     """Raises FileError, IdentityError only where there is no process tree to speak of."""
+    with warnings.catch_warnings(record=True) as left_out:
+        warnings.simplefilter("always", OmissionWarning)
+        report = _collect(images)
+    said = [f"{w.message}." for w in left_out if issubclass(w.category, OmissionWarning)]
+    report.notes = list(dict.fromkeys(report.notes + said))
+    return report
+
+
+def _collect(images: Images) -> Report:
     source = images.source
     report = Report(source.label.rpartition("/")[2] or source.label, None)
     if isinstance(source, SealedSource):
@@ -119,13 +128,12 @@ def collect(images: Images) -> Report:
     for task, depth in tasks.walk(tree):
         process = Process(task, depth, sizes.get(task.pid, 0))
         _memory(images, process, report)
-        process.files = files.of(task.pid)
+        process.files = files.of(task)
         report.processes.append(process)
     if report.hidden[0]:
         assert isinstance(source, SealedSource)
         whose = ", ".join(source.memory_recipients())
         report.notes.append(f"Memory maps take the identity of: {whose}.")
-    report.notes = list(dict.fromkeys(report.notes))
     return report
 
 
@@ -190,7 +198,10 @@ def _chain(source: SealedSource, report: Report) -> list[Link]:
     """From the oldest that is there to this one."""
     links: list[Link] = []
     at: Any = source
-    while at is not None and len(links) < _MAX_CHAIN:
+    while at is not None:
+        if len(links) >= _MAX_CHAIN:
+            report.notes.append(f"Only the newest {_MAX_CHAIN} files of the chain are shown.")
+            break
         authentic = at.checkpoint.authentic
         links.append(
             Link(
@@ -233,22 +244,19 @@ class _Files:
         self._entries: dict[int, Any] = {}
         self._memfds: dict[int, tuple[str, int]] = {}
         try:
-            if images.exists("files.img"):
-                self._entries = {e.id: e for e in read_records(images, "files.img")}
-                self._memfds = Files(images).memfds
+            self._entries = file_table.read(images)
+            self._memfds = Files(images).memfds
         except FileError as error:
             report.notes.append(f"Open files cannot be named: {error.message}.")
 
-    def of(self, pid: int) -> list[OpenedFile]:
+    def of(self, task: Task) -> list[OpenedFile]:
         """In the order of the image."""
         try:
-            ids = first_record(self._images, f"ids-{pid}.img")
-            entries = list(read_records(self._images, f"fdinfo-{ids.files_id}.img"))
+            entries = list(file_table.descriptors(self._images, task.pid, task.state))
         except FileError as error:
-            if self._images.exists(f"ids-{pid}.img"):
-                self._report.notes.append(
-                    f"The files of process {pid} are not known: {error.message}."
-                )
+            self._report.notes.append(
+                f"The files of process {task.pid} are not known: {error.message}."
+            )
             return []
         return [self._describe(e) for e in sorted(entries, key=lambda e: int(e.fd))]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from sealpoint.criu.roles import is_pages
+from sealpoint.errors import left_out
 from sealpoint.format.constants import Role
 from sealpoint.inspect import memory
 from sealpoint.inspect.detectors import DETECTORS, GUESS, LONGEST, Hit
@@ -123,6 +124,11 @@ class Survey:
 
     def _space(self, space: AddressSpace) -> None:
         start, end = space.mm.mm_env_start, space.mm.mm_env_end
+        if end - start > _MOST_ENVIRONMENT:
+            left_out(
+                f"process {space.pid}: names are looked at in the first {_MOST_ENVIRONMENT >> 20} MiB of its"
+                f" environment only, of {end - start} bytes"
+            )
         variables = list(_environment(space, start, min(end, start + _MOST_ENVIRONMENT)))
         specific: list[int] = []
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from sealpoint import names
 from sealpoint.checkpoint import summary
-from sealpoint.errors import FileError
+from sealpoint.errors import FileError, left_out
 from sealpoint.inspect.image import first_record, read_records
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.inspect.source import Images
@@ -52,6 +52,8 @@ def read_tree(
             _id(entry, "sid"),
             tuple(entry.threads[:_MAX_TASKS]),
         )
+        if len(entry.threads) > _MAX_TASKS:
+            left_out(f"{where}: only the first {_MAX_TASKS} threads of process {pid} are shown")
         if pid in found or n >= _MAX_TASKS:
             raise FileError(f"{where}: task {pid} is there twice, or there are too many")
         found[pid] = task
