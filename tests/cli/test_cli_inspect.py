@@ -222,7 +222,7 @@ def test_list_tells_what_is_in_a_directory(cli, sealed, archive, opening):
     listed = {e["name"]: e for e in json.loads(cli("list", ".", "--json").out)}
     assert set(listed) == {archive, sealed, "images", "broken.tar.gz"}
     assert listed[archive] == {
-        "name": archive, "kind": "archive", "size": Path(archive).stat().st_size, "container": "web",
+        "name": archive, "kind": "archive", "size": Path(archive).stat().st_size, "container": "web", "pod": "shop",
         "namespace": "prod", "engine": "CRI-O", "checkpointed": "2026-01-02T04:00:00Z",
     }  # fmt: skip
     assert listed["images"]["kind"] == "directory"

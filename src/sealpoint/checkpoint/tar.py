@@ -254,9 +254,10 @@ def _cut(field_: bytes) -> bytes:
 def _text(data: bytes, what: str) -> str:
     try:
         return data.decode()
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
+        around = data[max(0, error.start - 40) :][:80]
         raise FileError(
-            f"{what} is not UTF-8, and a sealed file holds no others: '{text(data[:80])}'",
+            f"{what} is not UTF-8, and a sealed file holds no others: '{text(around)}'",
             hint="rename it, or leave it out",
         ) from None
 

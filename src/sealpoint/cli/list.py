@@ -52,6 +52,7 @@ def command(directory: str | None, *, as_json: bool, **access: Any) -> None:
                 "CHECKPOINT": one.name,
                 "KIND": one.kind,
                 "NAMESPACE": one.namespace,
+                "POD": one.pod,
                 "CONTAINER": one.container,
                 "ENGINE": one.engine,
                 "CHECKPOINTED": one.checkpointed,

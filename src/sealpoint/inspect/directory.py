@@ -16,6 +16,7 @@ from sealpoint.criu.roles import role_of
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError, left_out
 from sealpoint.format.manifest import check_name
 from sealpoint.inspect.source import READ_LIMIT, Source
+from sealpoint.names import is_utf8
 
 if TYPE_CHECKING:
     from sealpoint.format.constants import Role
@@ -61,7 +62,11 @@ class DirectorySource:
         for entry in entries:
             if len(self._names) >= _MAX_NAMES:
                 raise FileError(f"{self.label} has too many files to be a checkpoint")
-            if entry.is_file(follow_symlinks=False):
+            if not is_utf8(entry.name):
+                left_out(
+                    f"{self.label}/{prefix}{entry.name}: its name is not UTF-8, and it is not read"
+                )
+            elif entry.is_file(follow_symlinks=False):
                 self._names.append(prefix + entry.name)
             elif entry.is_dir(follow_symlinks=False):
                 self._descend(directory, prefix + entry.name, depth)

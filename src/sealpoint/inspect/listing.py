@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sealpoint.errors import SealpointError, left_out
 from sealpoint.format.constants import MAGIC
@@ -18,9 +18,15 @@ from sealpoint.inspect.tree_text import when
 
 KUBELET: Final = "/var/lib/kubelet/checkpoints"
 _MAX_ENTRIES: Final = 1 << 16
-# checkpoint-<pod>_<namespace>-<container>-<timestamp>.tar
+# checkpoint-<pod>_<namespace>-<container>-<timestamp>.tar, perhaps compressed or sealed.  All three may have dashes.
 _KUBELET_NAME: Final = re.compile(
-    r"checkpoint-(?P<pod>[^_]+)_(?P<namespace>[^_]+)-(?P<container>[^_-]+)-(?P<time>\d{4}-.+)\.tar(?:\.\w+)?"
+    r"checkpoint-(?P<pod>[^_]+)_(?P<rest>[^_]+-[^_]+)"
+    r"-(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d))\.tar(?:\.\w+)*",
+    re.ASCII,
+)
+# What engines call a container of Kubernetes: k8s_<container>_<pod>_<namespace>_<uid>_<attempt>.
+_ENGINES_NAME: Final = re.compile(
+    r"k8s_(?P<container>[^_]+)_(?P<pod>[^_]+)_(?P<namespace>[^_]+)_[^_]+_\d+", re.ASCII
 )
 
 
@@ -32,6 +38,7 @@ class Listed:
     kind: str
     size: int
     container: str = ""
+    pod: str = ""
     namespace: str = ""
     engine: str = ""
     checkpointed: str = ""
@@ -95,17 +102,70 @@ def _public(entry: os.DirEntry[str], size: int) -> Listed:
     policy = load_trust([], allow_unsigned=True, allow_expired=True, names_only=True)
     with Opening(policy, alone=True, unproven=True).open(entry.path) as checkpoint:
         captured = checkpoint.origin.captured
-    return Listed(entry.name, "sealed", size, checkpointed=when(captured))
+    told = _Whose().by_file_name(entry.name)
+    return Listed(
+        entry.name,
+        "sealed",
+        size,
+        told.container,
+        told.pod,
+        told.namespace,
+        checkpointed=when(captured),
+    )
 
 
 def _describe(name: str, kind: str, size: int, opened: source.Source) -> Listed:
     told = container.describe(source.images(opened))
-    checkpointed, shown = told.checkpointed, told.name
     if kind == "directory":
         size = sum(opened.size(n) for n in opened.names())
+    whose = _Whose(told.name, told.pod, told.namespace)
+    whose = whose.by_engine().by_file_name(name)
     match = _KUBELET_NAME.fullmatch(name)
-    if match:
-        shown = shown or match["container"]
-        checkpointed = checkpointed or match["time"]
-    namespace = told.namespace or (match["namespace"] if match else "")
-    return Listed(name, kind, size, shown, namespace, told.engine, checkpointed)
+    checkpointed = told.checkpointed or (match["time"] if match else "")
+    return Listed(
+        name,
+        kind,
+        size,
+        whose.container,
+        whose.pod,
+        whose.namespace,
+        told.engine,
+        checkpointed,
+    )
+
+
+class _Whose(NamedTuple):
+    """Whose checkpoint it is, as far as that is known; what is known already is not taken from elsewhere."""
+
+    container: str = ""
+    pod: str = ""
+    namespace: str = ""
+
+    def by_engine(self) -> _Whose:
+        """With what the engine's name of the container says, of which the first part replaces it."""
+        match = _ENGINES_NAME.fullmatch(self.container)
+        if match is None:
+            return self
+        return _Whose(
+            match["container"], self.pod or match["pod"], self.namespace or match["namespace"]
+        )
+
+    def by_file_name(self, name: str) -> _Whose:
+        """With what kubelet's name of the archive says without doubt.
+
+        Between namespace and container stands a dash, and both may have dashes: one of them has to be known.
+        """
+        match = _KUBELET_NAME.fullmatch(name)
+        if match is None:
+            return self
+        words = match["rest"].split("-")
+        halves = [("-".join(words[:n]), "-".join(words[n:])) for n in range(1, len(words))]
+        fitting = [
+            (namespace, container)
+            for namespace, container in halves
+            if self.namespace in ("", namespace) and self.container in ("", container)
+        ]
+        namespace, container = fitting[0] if len(fitting) == 1 else ("", "")
+        return _Whose(
+            self.container or container, self.pod or match["pod"], self.namespace or namespace
+        )
