@@ -12,10 +12,21 @@ import small_dump
 from chain_helpers import seal_images
 from checkpoint_helpers import seal_path
 from small_dump import PAGE, image
+from test_inspect_coredump import core_image
 
 from sealpoint.checkpoint import summary
 from sealpoint.errors import OmissionWarning
-from sealpoint.inspect import descriptors, file_table, inspection, listing, messages, report, tasks
+from sealpoint.inspect import (
+    coredump,
+    descriptors,
+    file_table,
+    inspection,
+    listing,
+    messages,
+    recode,
+    report,
+    tasks,
+)
 from sealpoint.inspect import secrets as secret_survey
 
 MEMBERS = {member: (name, magic) for name, (magic, member) in file_table.OLDER.items()}
@@ -241,6 +252,21 @@ def test_every_limit_that_cuts_is_said(
     done = run_cli(asked[0], write(tmp_path / "d", newer), *asked[1:])
     assert done.code == 0, done.err
     assert said in done.err
+
+
+def test_what_a_core_or_a_recoding_leaves_out_is_said(
+    run_cli, monkeypatch, tmp_path, newer
+) -> None:
+    newer["core-10.img"] = core_image(10)
+    place = write(tmp_path / "d", newer)
+    whole = run_cli("coredump", place, "--pid", "10", "-o", tmp_path / "core")
+    assert "lacks" not in whole.err
+    monkeypatch.setattr(coredump, "_MAX_HOLE", -(2**40))
+    done = run_cli("coredump", place, "--pid", "10", "-o", tmp_path / "core", "--force")
+    assert done.code == 0, done.err
+    assert "the core lacks the pages of 0x7000-0x9000" in done.err
+    monkeypatch.setattr(recode, "_MAX_RECODED", 20)
+    assert "files.img is larger than 20 bytes" in run_cli("crit", "recode", place).err
 
 
 def test_threads_entries_and_links_of_a_chain_beyond_the_limit_are_said(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sealpoint import names
 from sealpoint.criu import schema
-from sealpoint.errors import FileError, UsageError
+from sealpoint.errors import FileError, UsageError, left_out
 from sealpoint.inspect.memory import PAGE, AddressSpace
 
 if TYPE_CHECKING:
@@ -136,6 +136,11 @@ def _write_segment(
 def _segments(space: AddressSpace, mapping: Mapping) -> Iterator[Segment]:
     extents = tuple(space.stored(mapping))
     stored = sum(e.size for e in extents)
+    if mapping.kind != "file" and stored and mapping.size - stored > _MAX_HOLE:
+        left_out(
+            f"the core lacks the pages of {mapping.start:#x}-{mapping.end:#x} that are not stored: they are zero,"
+            f" but more than {_MAX_HOLE >> 30} GiB"
+        )
     if mapping.kind != "file" and (stored or mapping.prot) and mapping.size - stored <= _MAX_HOLE:
         # Pages of it that are not stored are zero.  Where CRIU leaves others out (vvar), they cannot be had.
         whole = mapping.kind not in ("vvar", "vsyscall", "aio", "socket") or stored == mapping.size

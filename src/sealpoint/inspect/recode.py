@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sealpoint.errors import FileError
+from sealpoint.errors import FileError, left_out
 from sealpoint.inspect.image import Image, Payload, Writer
 from sealpoint.inspect.source import Source
 
@@ -46,7 +46,12 @@ class Recoder:
 
     def _recode(self, source: Source, name: str) -> bytes | None:
         base = name.rpartition("/")[2]
-        if base.startswith(_RAW) or source.size(name) > _MAX_RECODED:
+        large = source.size(name) > _MAX_RECODED and not base.startswith(_RAW)
+        if large:
+            left_out(
+                f"{source.label}:{name} is larger than {_MAX_RECODED} bytes, and stays as it is"
+            )
+        if large or base.startswith(_RAW):
             self.results[name] = "raw"
             return None
         where = f"{source.label}:{name}"
