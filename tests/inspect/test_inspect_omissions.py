@@ -101,7 +101,8 @@ def test_images_of_before_files_img_tell_the_same(
 
 
 def test_a_report_of_older_images_names_the_files(tmp_path, access, newer) -> None:
-    from sealpoint.inspect.source import images, open_source
+    from sealpoint.inspect.finding import open_source
+    from sealpoint.inspect.source import images
 
     seen = []
     for name, files in (("new", newer), ("old", older(newer))):
@@ -309,7 +310,8 @@ def test_an_omission_is_said_once_and_whatever_python_was_told_of_warnings(tmp_p
 
 
 def test_a_library_gets_a_warning(tmp_path, access, newer) -> None:
-    from sealpoint.inspect.source import images, open_source
+    from sealpoint.inspect.finding import open_source
+    from sealpoint.inspect.source import images
 
     del newer["files.img"]
     with open_source(str(write(tmp_path / "d", newer)), access) as source:
