@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sealpoint.criu import mounts
+from sealpoint.criu.callers import Callers
 from sealpoint.errors import SystemEnvironmentError
 
 ROOT: Final = 1  # node id of the root directory
@@ -139,9 +140,20 @@ class FuseServer:
     fd: descriptor of the mount's root directory; opened_by: called with the pid of whoever is about to open a file.
     """
 
-    def __init__(self, filesystem: Filesystem, *, read_only: bool, threads: int = 2) -> None:
-        """Mounts detached.  Raises SystemEnvironmentError."""
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        *,
+        read_only: bool,
+        threads: int = 2,
+        callers: Callers | None = None,
+    ) -> None:
+        """Mounts detached.  callers: who may use it; None for root, by the kernel's own check.
+
+        Raises SystemEnvironmentError.
+        """
         self._filesystem = filesystem
+        self.callers = callers
         try:
             self._device = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -159,7 +171,13 @@ class FuseServer:
         }
         try:
             # A link in a sealed file is shown, but leads nobody out of the mount.
-            self.fd = mounts.detached("fuse", options, read_only=read_only, follow_links=False)
+            self.fd = mounts.detached(
+                "fuse",
+                options,
+                optional_flags=() if callers is None else ("allow_other",),
+                read_only=read_only,
+                follow_links=False,
+            )
         except OSError as error:
             os.close(self._device)
             raise SystemEnvironmentError(
@@ -231,7 +249,10 @@ class FuseServer:
                 if error.errno in (errno.EINTR, errno.ENOENT):
                     continue
                 return  # ENODEV: unmounted
-            _, opcode, unique, node, _, _, pid, *_ = _IN.unpack_from(head)
+            _, opcode, unique, node, uid, gid, pid, *_ = _IN.unpack_from(head)
+            if not self._may(opcode, uid, gid, pid):
+                self._answer(unique, -errno.EACCES, [])
+                continue
             if opcode == _OPEN:
                 self.opened_by(pid)
             data = [space[: max(0, size - _HEAD)], rest[: max(0, size - _HEAD - len(space))]]
@@ -243,6 +264,9 @@ class FuseServer:
             else:
                 if reply is not None:
                     self._answer(unique, 0, reply)
+
+    def _may(self, opcode: int, uid: int, gid: int, pid: int) -> bool:
+        return self.callers is None or opcode in _NOBODYS or self.callers.admits(uid, gid, pid)
 
     def _answer(self, unique: int, code: int, parts: Sequence[memoryview | bytes]) -> None:
         size = _OUT.size + sum(len(p) for p in parts)
@@ -380,6 +404,8 @@ _Handler = Callable[[Filesystem, int, memoryview], "Sequence[memoryview | bytes]
 _OPEN: Final = 14
 _WRITE: Final = 16
 _SILENT: Final = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET have no answer
+# What the kernel asks by itself, and what tells nothing: INIT, RELEASE, FLUSH, RELEASEDIR
+_NOBODYS: Final = (*_SILENT, 18, 25, 26, 29)
 _HANDLERS: Final[dict[int, _Handler]] = {
     1: _lookup,
     3: _getattr,
@@ -397,6 +423,6 @@ _HANDLERS: Final[dict[int, _Handler]] = {
     28: _readdir,
     29: _nothing,  # RELEASEDIR
     30: _nothing,  # FSYNCDIR
-    34: _nothing,  # ACCESS: root only
+    34: _nothing,  # ACCESS: who may ask at all may
     35: _create,
 }

@@ -229,6 +229,7 @@ class _Helper:
                 tell=lambda text: _say(text, "Info "),
                 auto_dedup=line.has("auto-dedup"),
                 lazy=_lazy(line, images),
+                siblings=line.has("restore-sibling"),
             )
             self._action = "post-restore"
             return
@@ -288,7 +289,8 @@ class _Helper:
             return None
         work = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            leftovers = Leftovers(criu, self._work.server.fd, work)
+            server = self._work.server
+            leftovers = Leftovers(criu, server.fd, work, server.callers)
         finally:
             os.close(work)
         self._work.server.opened_by = leftovers.note

@@ -17,6 +17,7 @@ from typing import Final
 
 from sealpoint import process
 from sealpoint.criu import mounts
+from sealpoint.criu.callers import Callers
 from sealpoint.names import proc, proc_lines
 
 _PATIENCE: Final = 10.0  # seconds for CRIU to undo what it did, and for what was killed to be gone
@@ -25,10 +26,16 @@ _YARD: Final = b"/.criu.cgyard."
 
 
 class Leftovers:
-    """criu: pidfd of the real CRIU; mount: a descriptor of the images mount; work: of CRIU's working directory."""
+    """criu: pidfd of the real CRIU; mount: a descriptor of the images mount; work: of CRIU's working directory.
 
-    def __init__(self, criu: int, mount: int, work: int) -> None:
+    callers: who may use that mount, if that is not the kernel's to say: learns of CRIU and of the first task.
+    """
+
+    def __init__(self, criu: int, mount: int, work: int, callers: Callers | None = None) -> None:
         self._criu = criu
+        self._callers = callers
+        if callers is not None and (pid := self._criu_pid()) > 0:
+            callers.follow(pid)
         self._since = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
         self._mount = _mount_of("self", str(mount))
         self._known: dict[int, int] = {}
@@ -39,6 +46,12 @@ class Leftovers:
         """This is CRIU or a task of the tree: CRIU says so, or it opens an image.  May be called in any thread."""
         if pid > 0 and pid not in self._known and (started := self._started(pid)):
             self._known[pid] = started
+
+    def named(self, pid: int) -> None:
+        """CRIU says that this is the first task of the tree, and waits for an answer; 0 if it does not say."""
+        self.note(pid)
+        if self._callers is not None and pid > 0:
+            self._callers.follow(pid)
 
     def tasks(self) -> list[int]:
         """Pids of the restored tasks, as far as they are known: each opens its own images."""

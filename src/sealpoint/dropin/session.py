@@ -125,7 +125,7 @@ class Session:
         self._journal.say(self._reason)
 
     def _notification(self, response: Any, data: bytes) -> bytes:
-        self._leftovers.note(response.notify.pid)
+        self._leftovers.named(response.notify.pid)
         try:
             self._work.notified(names.text(response.notify.script))
         except BaseException as error:  # noqa: BLE001 - the engine gets it in CRIU's answer
@@ -258,7 +258,7 @@ def _start(
             "auto_dedup"
         )  # what parents lose is freed by us, when CRIU has succeeded
         descriptors.redirect(options, work.server.fd, work_directory)
-        leftovers = Leftovers(ended, work.server.fd, work_directory)
+        leftovers = Leftovers(ended, work.server.fd, work_directory, work.server.callers)
         if isinstance(work, RestoreWork):
             work.server.opened_by = leftovers.note
             work.tasks = leftovers.tasks

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from sealpoint import config as configuration
 from sealpoint import process
@@ -20,6 +22,7 @@ from sealpoint.checkpoint.restore import check_restorable
 from sealpoint.checkpoint.sealing import Sealer, Sealing
 from sealpoint.checkpoint.view import View
 from sealpoint.config import Config
+from sealpoint.criu.callers import Callers
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.dropin import lazy_link
 from sealpoint.dropin.increments import Increment, Say, Step, dedup, states_of
@@ -29,6 +32,8 @@ from sealpoint.format.statement import ParentRef
 from sealpoint.keys import Signer
 from sealpoint.store.output import OutputFile
 from sealpoint.store.page_server import PageServerOutput
+
+_USER_NAMESPACE: Final = re.compile(r"userns-\d+\.img")
 
 
 def _path(directory: int) -> str:
@@ -233,11 +238,13 @@ class RestoreWork:
         tell: Say = lambda _: None,
         auto_dedup: bool = False,
         lazy: int | None = None,
+        siblings: bool = False,
     ) -> None:
         """auto_dedup: free what the parents lose by it when it is restored; `say` gets what came of that.
 
         tell: gets what is restored, at the gate.
         lazy: CRIU's work directory for a lazy restore, in which its daemon listens.
+        siblings: whether the first task becomes CRIU's sibling, and CRIU does not tell its pid.
         Raises SealpointError: not sealed, trusted, allowed or for us, damaged, a parent is missing or another.
         """
         self._config, self._say = config, say
@@ -262,7 +269,9 @@ class RestoreWork:
             flat = self._checkpoint.flat
             self._view = View(flat)
             self._seen = flat.observe()
-            self.server = FuseServer(self._view, read_only=True)
+            others = any(_USER_NAMESPACE.fullmatch(name) for name in flat.images)
+            callers = Callers(siblings=siblings) if others else None
+            self.server = FuseServer(self._view, read_only=True, callers=callers)
         except BaseException:
             if self._link is not None:
                 self._link.close()
@@ -283,6 +292,8 @@ class RestoreWork:
         for line in describe(self._checkpoint):
             self._tell(f"restoring {line}")
         self._admission.permit()
+        if self.server.callers is not None:
+            self.server.callers.dismiss()
         self._admission.passed(self.tasks())
         self.passed = True
 
