@@ -80,7 +80,7 @@ class Explorer:
             mm = first_record(self._images, f"mm-{pid}.img")
             yield f"{pid}"
             yield f"\t{'exe':<36}    {self._file('REG', mm.exe_file_id)}"
-            for area in mm.vmas:
+            for area in self._areas(pid, mm):
                 name = self._area_name(area, numbers)
                 prot = "".join(
                     letter if area.prot & bit else "-"
@@ -88,6 +88,13 @@ class Explorer:
                 )
                 bounds = f"{area.start:08x}-{area.end:08x}"
                 yield f"\t{bounds:<36}{prot}{name}"
+
+    def _areas(self, pid: int, mm: Any) -> Iterator[Any]:
+        """The mappings, which early versions of CRIU kept in an image by themselves."""
+        name = f"vmas-{pid}.img"
+        if not mm.vmas and self._images.exists(name):
+            return read_records(self._images, name)
+        return iter(mm.vmas)
 
     def _area_name(self, area: Any, numbers: dict[int, int]) -> str:
         status, segment = area.status, area.shmid
@@ -121,7 +128,7 @@ class Explorer:
 
     def _rss(self) -> Iterator[str]:
         for pid in self._pids():
-            areas = first_record(self._images, f"mm-{pid}.img").vmas
+            areas = list(self._areas(pid, first_record(self._images, f"mm-{pid}.img")))
             yield f"{pid}"
             at, previous = 0, -1
             records = read_records(self._images, f"pagemap-{pid}.img")

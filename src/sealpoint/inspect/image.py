@@ -30,6 +30,7 @@ _TYPES: Final = {  # of the images that are read by name
     "pagemap": "PAGEMAP",
     "pstree": "PSTREE",
     "stats": "STATS",
+    "vmas": "VMAS",
 }
 Pread = Callable[[int, int], bytes]
 Write = Callable[[bytes], object]

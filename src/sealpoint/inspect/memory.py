@@ -353,6 +353,8 @@ class AddressSpace:
         mm = next(iter(schema.records(images.read(name), "mm_entry", where)), None)
         if mm is None:
             raise FileError(f"{where}: is empty")
+        if not mm.vmas:  # early versions of CRIU kept them in an image by themselves
+            mm.vmas.extend(_optional(images, f"vmas-{pid}.img", "vma_entry"))
         if len(mm.vmas) > _MAX_MAPPINGS:
             raise FileError(f"{where}: more than {_MAX_MAPPINGS} mappings")
         mappings = _mappings(mm, Files(images), where)
