@@ -328,3 +328,12 @@ def test_a_library_gets_a_warning(tmp_path, access, newer) -> None:
     with open_source(str(write(tmp_path / "d", newer)), access) as source:
         with pytest.warns(OmissionWarning, match="names open files"):
             descriptors.Descriptors(images(source))
+
+
+def test_other_dumps_beside_the_one_that_is_shown_are_named(run_cli, tmp_path, newer) -> None:
+    place = write(tmp_path / "d", newer)
+    write(place / "another", newer)
+    done = run_cli("inspect", place, "--ps-tree")
+    assert done.code == 0
+    assert f"{place}:another/" in done.err
+    assert run_cli("inspect", f"{place}:another", "--ps-tree").err == ""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from sealpoint.errors import FileError, UsageError
+from sealpoint.errors import FileError, UsageError, left_out
 from sealpoint.format.constants import Role
 
 if TYPE_CHECKING:
@@ -175,6 +175,9 @@ def images(source: Source, directory: str = "") -> Images:
             f"{source.label} has the images of several dumps: {names}",
             hint=f"name one of them: {source.label}:{trees[0].prefix}",
         )
+    if len(trees) > 1:
+        names = ", ".join(f"{source.label}:{s.prefix}" for s in trees[1:10])
+        left_out(f"{source.label} has other dumps, which are shown by these names: {names}")
     return sets[0]
 
 
