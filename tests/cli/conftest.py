@@ -53,7 +53,7 @@ def own_configuration(tmp_path, monkeypatch):
 @pytest.fixture
 def cli(capfd, monkeypatch):
     """Run in this process."""
-    monkeypatch.setattr("sealpoint.cli.options.protect", lambda: None)
+    monkeypatch.setattr("sealpoint.cli.notice.protect", lambda: None)
     from sealpoint.cli.app import run
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from sealpoint import process
-from sealpoint.cli import options
+from sealpoint.cli import notice
 from sealpoint.criu import mounts
 from sealpoint.criu.private_dir import PrivateDir, swap_warning
 from sealpoint.dropin import survey_machine
@@ -30,9 +30,9 @@ def old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("old_kernel")
 def test_without_noswap_on_a_machine_with_swap_there_is_a_warning(monkeypatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(options, "warn", said.append)
+    monkeypatch.setattr(notice, "warn", said.append)
     monkeypatch.setattr(process, "protect", list)
-    options.protect()
+    notice.protect()
     assert [line for line in said if "cannot keep directories in memory off it" in line]
     with PrivateDir() as directory:  # it works all the same
         assert os.listdir(directory.path) == []

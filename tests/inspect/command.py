@@ -17,7 +17,7 @@ class Result:
 
 @pytest.fixture
 def run_cli(capfd, monkeypatch, tmp_path):
-    monkeypatch.setattr("sealpoint.cli.options.protect", lambda: None)
+    monkeypatch.setattr("sealpoint.cli.notice.protect", lambda: None)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-configuration"))
     monkeypatch.setattr("sealpoint.config.SYSTEM_PATH", str(tmp_path / "none.toml"))
     from sealpoint.cli.app import run

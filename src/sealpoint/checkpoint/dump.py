@@ -174,6 +174,34 @@ class Dump:
                 error.hint = f"the sealed file was kept as {kept}"
             raise
 
+    def _complete(self, capture: Capture, sealer: Sealer) -> bool:
+        """All images are in the file, and it is on the disk: whether the tree may end.  Called by the gate's thread."""
+        request, builder = self._request, sealer.builder
+        try:
+            capture.wait_complete()
+            self._captured = int(time.time())
+            if request.store is not None:
+                request.store.finish(builder)
+            if request.track is not None:
+                self._origin_digest = request.track.finish(
+                    builder, self._captured, dict(request.properties)
+                )
+            else:
+                self._origin_digest = sealer.finish(
+                    workload=request.workload,
+                    captured=self._captured,
+                    properties=dict(request.properties),
+                )
+            sealer.sync()
+            if request.acknowledge is not None:
+                sealer.commit()
+                return self._await_acknowledgement(sealer.checkpoint_id)
+            return True
+        except BaseException as error:  # noqa: BLE001 - reported by the main thread
+            self._error = error
+            capture.fail(error)
+            return False
+
     def _run_criu(
         self,
         directory: PrivateDir,
@@ -184,31 +212,7 @@ class Dump:
     ) -> CriuRun:
         request, builder = self._request, sealer.builder
 
-        def complete() -> bool:
-            try:
-                capture.wait_complete()
-                self._captured = int(time.time())
-                if request.store is not None:
-                    request.store.finish(builder)
-                if request.track is not None:
-                    self._origin_digest = request.track.finish(
-                        builder, self._captured, dict(request.properties)
-                    )
-                else:
-                    self._origin_digest = sealer.finish(
-                        workload=request.workload,
-                        captured=self._captured,
-                        properties=dict(request.properties),
-                    )
-                sealer.sync()
-                if request.acknowledge is not None:
-                    sealer.commit()
-                    return self._await_acknowledgement(sealer.checkpoint_id)
-                return True
-            except BaseException as error:  # noqa: BLE001 - reported by the main thread
-                self._error = error
-                capture.fail(error)
-                return False
+        complete = partial(self._complete, capture, sealer)
 
         def commit() -> bool:
             # When no signal can undo it any more: a file that has its name is one whose process may end.

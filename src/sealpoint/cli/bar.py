@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -43,6 +44,17 @@ class Bar:
             detail=f"{progress.done / seconds / 1e6:.0f} MB/s"
             + (f", {shares}" if progress.zero or progress.compressed else ""),
         )
+
+    def counter(self, total: int = 0) -> Callable[[int], None]:
+        """For what reports the bytes since its last report; total: 0 if unknown."""
+        done = 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            self(Progress(done, total))
+
+        return count
 
     def _start(self) -> None:
         from rich.console import Console

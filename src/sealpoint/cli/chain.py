@@ -6,25 +6,16 @@ from typing import Any
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import notice, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
 
 
 @click.command()
 @click.argument("file", metavar="FILE")
-@options.trust_options
-@options.parents_option
+@reads_checkpoint("parents", keys=False)
 @options.json_option
-def command(
-    *,
-    file: str,
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    parents: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def command(*, file: str, reading: Reading, as_json: bool) -> None:
     """Show a file and all its parents, newest first, if the chain is complete and each is the file that the next names.
 
     No decryption key is needed. Signatures are checked, frames are not: use verify for that.
@@ -33,17 +24,10 @@ def command(
     Example:
       sealpoint chain 720.sealed --trust keys/signer.pub
     """
-    config = configuration.load()
-    from sealpoint.checkpoint.opening import Opening
     from sealpoint.checkpoint.retention import show_time
 
-    policy = options.trust_policy(
-        trust,
-        config,
-        allow_unsigned=allow_unsigned or not options.names_trust(trust, config),
-        allow_expired=allow_expired or not options.names_trust(trust, config),
-    )
-    with Opening(policy, parents=parents, unproven=True).open(file) as chain:
+    policy = reading.policy(anyone=not reading.names_trust)
+    with reading.opening(policy, unproven=True).open(file) as chain:
         rows: list[dict[str, Any]] = []
         for link in chain.links:
             authentic = link.checkpoint.authentic
@@ -64,7 +48,7 @@ def command(
         return
     click.echo(f"{'NUMBER':>6}  {'CAPTURED (UTC)':<19}  {'KIND':<9}  {'SIZE':>12}  FILE")
     for row in rows:
-        size = options.show_size(row["file_size"] - row["freed"])
+        size = notice.show_size(row["file_size"] - row["freed"])
         click.echo(
             f"{row['sequence']:>6}  {show_time(row['captured'])}  {row['kind']:<9}  {size:>12}  "
             f"{printable(row['file'])}"

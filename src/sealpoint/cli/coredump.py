@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from sealpoint.cli import numbers, options
+from sealpoint.cli import notice, numbers, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 
 
 @click.command()
@@ -17,9 +16,11 @@ from sealpoint.cli.printable import echo_json, printable
     "-o", "--output", required=True, metavar="FILE", help="The core file. It is in the clear."
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
-@options.source_options
+@reads_checkpoint(*ANY_KIND)
 @options.json_option
-def command(*, file: str, pid: int, output: str, force: bool, as_json: bool, **source: Any) -> None:
+def command(
+    *, file: str, pid: int, output: str, force: bool, as_json: bool, reading: Reading
+) -> None:
     """Write an ELF core of one process, for gdb: threads, registers and the memory that the checkpoint holds.
 
     The core holds every secret of the process in the clear, readable by its owner only. Pages of programs and libraries
@@ -30,7 +31,6 @@ def command(*, file: str, pid: int, output: str, force: bool, as_json: bool, **s
       sealpoint coredump app.sealed --pid 4711 -o core -i keys/identity.key --trust keys/signer.pub
       gdb /usr/bin/app core
     """
-    from sealpoint.checkpoint.progress import Progress
     from sealpoint.cli.bar import Bar
     from sealpoint.errors import UsageError
     from sealpoint.inspect.coredump import write_core
@@ -41,18 +41,11 @@ def command(*, file: str, pid: int, output: str, force: bool, as_json: bool, **s
         raise UsageError("a core has holes, so it goes into a file", hint="name one with -o")
     path, directory = split_place(file)
     with (
-        options.open_source(path, **source) as opened,
+        reading.source(path) as opened,
         OutputFile(output, force=force) as out,
         Bar(f"writing {output}") as bar,
     ):
-        done = 0
-
-        def progress(size: int) -> None:
-            nonlocal done
-            done += size
-            bar(Progress(done))
-
-        core = write_core(images(opened, directory), pid, out, progress)
+        core = write_core(images(opened, directory), pid, out, bar.counter())
         out.commit()
     values = {
         "output": output,
@@ -67,5 +60,5 @@ def command(*, file: str, pid: int, output: str, force: bool, as_json: bool, **s
     else:
         click.echo(
             f"process {pid} in {printable(output)}, in the clear: {core.threads} threads, "
-            f"{options.show_size(core.stored)} of memory"
+            f"{notice.show_size(core.stored)} of memory"
         )

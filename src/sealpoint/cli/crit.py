@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -11,24 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import keyring, notice, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
+from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 from sealpoint.errors import FileError, SealpointError, UsageError
 
 if TYPE_CHECKING:
     from sealpoint.inspect.image import Image
-    from sealpoint.inspect.source import Access, Source
+    from sealpoint.inspect.source import Source
 
 _PLACE: Final = "FILE:IMAGE"
 _MAX_JSON: Final = 1 << 30  # bytes of JSON that are read in one piece
-_rewrite_options = options.stack(
-    options.identity_option,
-    options.trust_options,
-    options.parents_option,
-    options.store_option,
-    options.seal_options,
-)
 
 
 @click.group()
@@ -47,15 +42,15 @@ def command() -> None:
 @command.command()
 @click.argument("place", metavar=_PLACE)
 @click.option("--nopl", is_flag=True, help="Leave out the data behind an entry.")
-@options.source_options
-def show(place: str, *, nopl: bool, **access: Any) -> None:
+@reads_checkpoint(*ANY_KIND)
+def show(place: str, *, nopl: bool, reading: Reading) -> None:
     """Show an image as JSON for people: names of bits and numbers, addresses in hexadecimal.
 
     \b
     Example:
       sealpoint crit show app.sealed:files.img -i keys/identity.key --trust keys/signer.pub
     """
-    with _open_image(place, access) as image, _standard_output() as write:
+    with _open_image(place, reading) as image, _standard_output() as write:
         _print(image, write, pretty=True, nopl=nopl)
 
 
@@ -66,8 +61,8 @@ def show(place: str, *, nopl: bool, **access: Any) -> None:
     "-o", "--output", metavar="FILE", help="Where to write it (default: standard output)."
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
-@options.source_options
-def decode(place: str, *, pretty: bool, output: str | None, force: bool, **access: Any) -> None:
+@reads_checkpoint(*ANY_KIND)
+def decode(place: str, *, pretty: bool, output: str | None, force: bool, reading: Reading) -> None:
     """Convert an image to JSON, from which encode makes the same image again.
 
     \b
@@ -76,7 +71,7 @@ def decode(place: str, *, pretty: bool, output: str | None, force: bool, **acces
     """
     from sealpoint.store.output import open_output
 
-    with _open_image(place, access) as image:
+    with _open_image(place, reading) as image:
         if output in (None, "-"):
             with _standard_output() as write:
                 _print(image, write, pretty=pretty)
@@ -88,23 +83,23 @@ def decode(place: str, *, pretty: bool, output: str | None, force: bool, **acces
 
 @command.command()
 @click.argument("place", metavar=_PLACE)
-@options.source_options
-def info(place: str, **access: Any) -> None:
+@reads_checkpoint(*ANY_KIND)
+def info(place: str, reading: Reading) -> None:
     """Show the type of an image and how many entries it has.
 
     \b
     Example:
       sealpoint crit info app.sealed:files.img -i keys/identity.key --trust keys/signer.pub
     """
-    with _open_image(place, access) as image:
+    with _open_image(place, reading) as image:
         click.echo(json.dumps({"magic": image.name, "count": image.count()}, indent=4))
 
 
 @command.command()
 @click.argument("file", metavar="FILE|DIR")
 @click.argument("what", type=click.Choice(["ps", "fds", "mems", "rss"]))
-@options.source_options
-def x(file: str, what: str, **access: Any) -> None:
+@reads_checkpoint(*ANY_KIND)
+def x(file: str, what: str, reading: Reading) -> None:
     """Explore a dump: its processes, open files, mappings, or which of their pages are there.
 
     \b
@@ -115,30 +110,26 @@ def x(file: str, what: str, **access: Any) -> None:
     from sealpoint.inspect.source import images, split_place
 
     path, directory = split_place(file)
-    with options.open_source(path, **access) as source:
+    with reading.source(path) as source:
         explorer = Explorer(images(source, directory))
         for line in explorer.lines(what):
             click.echo("\t".join(printable(part) for part in line.split("\t")))
         if explorer.withheld:
-            names = options.some(explorer.withheld)
-            options.warn(f"this identity opens metadata only, so without {names}")
+            names = notice.some(explorer.withheld)
+            notice.warn(f"this identity opens metadata only, so without {names}")
 
 
 @command.command()
 @click.argument("source", metavar="JSON|-", default="-")
 @click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="FILE|-",
-    help="The image, or with --into the sealed file.",
-)
-@click.option(
     "--into", "place", metavar=_PLACE, help="The image of a sealed file that it replaces."
 )
-@_rewrite_options
+@reads_checkpoint("parents", "stores")
+@seals_checkpoint("The image, or with --into the sealed file.")
 @options.json_option
-def encode(source: str, *, output: str, place: str | None, as_json: bool, **given: Any) -> None:
+def encode(
+    source: str, *, place: str | None, reading: Reading, seal: SealOptions, as_json: bool
+) -> None:
     """Make an image from JSON: a plain one, or with --into a new sealed file in which it replaces one.
 
     The new file is derived from the old one, has new keys, and is signed by you. Keys that are not named here
@@ -150,7 +141,6 @@ def encode(source: str, *, output: str, place: str | None, as_json: bool, **give
       sealpoint crit encode core.json --into app.sealed:core-1.img -o new.sealed
     """
     from sealpoint.inspect.image import write_json
-    from sealpoint.store.output import open_output
 
     if place is not None:
         from sealpoint.inspect.source import split_place
@@ -158,7 +148,7 @@ def encode(source: str, *, output: str, place: str | None, as_json: bool, **give
         file, name = split_place(place)
         if not name:
             raise UsageError(f"--into {place} names no image", hint=f"--into {place}:core-1.img")
-        options.check_standard_input(source, given["passphrase_file"])
+        keyring.check_standard_input(source, seal.passphrase_file)
         value = _read_json(source)
 
         def replace(opened: Source) -> dict[str, bytes]:
@@ -166,10 +156,10 @@ def encode(source: str, *, output: str, place: str | None, as_json: bool, **give
             write_json(value, data.extend, source)
             return {_find(opened, name): bytes(data)}
 
-        _rewrite(file, output, replace, given, as_json=as_json)
+        _rewrite(file, replace, reading, seal, as_json=as_json)
         return
     value = _read_json(source)
-    with open_output(output, force=given["force"]) as out:
+    with seal.open_output() as out:
         write_json(value, out.write, "standard input" if source == "-" else source)
         out.commit()
 
@@ -177,9 +167,12 @@ def encode(source: str, *, output: str, place: str | None, as_json: bool, **give
 @command.command()
 @click.argument("file", metavar="FILE|DIR|" + _PLACE)
 @click.option("-o", "--output", metavar="FILE|-", help="A new sealed file with what came out.")
-@_rewrite_options
+@reads_checkpoint("parents", "stores")
+@seals_checkpoint()
 @options.json_option
-def recode(file: str, *, output: str | None, as_json: bool, **given: Any) -> None:
+def recode(
+    file: str, *, output: str | None, reading: Reading, seal: SealOptions, as_json: bool
+) -> None:
     """Decode and encode again every image, and say which did not come out as it was.
 
     \b
@@ -196,10 +189,11 @@ def recode(file: str, *, output: str | None, as_json: bool, **given: Any) -> Non
         return recoder.run(opened, _find(opened, name) if name else "")
 
     if output is not None:
-        _rewrite(path, output, recode_all, given, as_json=as_json)
+        _rewrite(
+            path, recode_all, reading, dataclasses.replace(seal, output=output), as_json=as_json
+        )
     else:
-        access = {key: given[key] for key in _ACCESS}
-        with options.open_source(path, **access) as opened:
+        with reading.source(path) as opened:
             recode_all(opened)
     err = output is not None
     if as_json and not err:
@@ -211,47 +205,34 @@ def recode(file: str, *, output: str | None, as_json: bool, **given: Any) -> Non
         raise FileError(f"{path}: {recoder.different} images did not come out as they were")
 
 
-_ACCESS: Final = (
-    *("identities", "passphrase_file", "trust", "allow_unsigned", "allow_expired"),
-    *("parents", "stores"),
-)
-
-
 def _rewrite(
     file: str,
-    output: str,
     replace: Callable[[Source], dict[str, bytes]],
-    given: dict[str, Any],
+    reading: Reading,
+    seal: SealOptions,
     *,
     as_json: bool,
 ) -> None:
-    """A new sealed file `output` from `file`, with what `replace` gives in place of what is there."""
+    """A new sealed file from `file`, with what `replace` gives in place of what is there."""
     from sealpoint.cli.bar import Bar
     from sealpoint.inspect.rewrite import rewrite
     from sealpoint.inspect.sealed import SealedSource
-    from sealpoint.store.output import open_output
 
-    options.check_standard_input(file, given["passphrase_file"])
-    access = {key: given.pop(key) for key in _ACCESS if key != "passphrase_file"}
-    prepared = options.sealing(configuration.load(), given)
-    with options.open_source(file, passphrase_file=given["passphrase_file"], **access) as opened:
+    prepared = seal.sealing()
+    with reading.source(file) as opened:
         if not isinstance(opened, SealedSource):
             raise UsageError(f"{file} is not sealed", hint="seal it with: sealpoint seal")
         replaced = replace(opened)
-        with (
-            open_output(output, force=given["force"]) as out,
-            Bar(f"writing {output}") as bar,
-        ):
+        with seal.open_output() as out, Bar(f"writing {seal.output}") as bar:
             checkpoint = rewrite(opened, out, replaced, prepared, report=bar)
-    err = output == "-"
     if as_json:
         values = {"checkpoint": checkpoint.hex(), "replaced": sorted(replaced)}
-        echo_json(values, err=err)
+        echo_json(values, err=seal.piped)
     else:
-        where = "standard output" if err else output
         click.echo(
-            f"{where}: {len(replaced)} images replaced, derived from {file}\ncheckpoint {checkpoint.hex()}",
-            err=err,
+            f"{seal.where}: {len(replaced)} images replaced, derived from {printable(file)}\n"
+            f"checkpoint {checkpoint.hex()}",
+            err=seal.piped,
         )
 
 
@@ -269,13 +250,13 @@ def _find(source: Source, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _open_image(place: str, access: dict[str, Any]) -> Iterator[Image]:
+def _open_image(place: str, reading: Reading) -> Iterator[Image]:
     from sealpoint.inspect.image import Image
     from sealpoint.inspect.source import split_place
 
     path, name = split_place(place)
     if not name and (path == "-" or os.path.isfile(path)):
-        with _plain_image(path, access) as image:
+        with _plain_image(path, reading) as image:
             if image is not None:
                 yield image
                 return
@@ -283,14 +264,14 @@ def _open_image(place: str, access: dict[str, Any]) -> Iterator[Image]:
         raise UsageError(
             f"{place} is not an image", hint=f"name one of its images: {place}:core-1.img"
         )
-    with options.open_source(path, **access) as source:
+    with reading.source(path) as source:
         found = _find(source, name)
         where = f"{source.label}:{found}"
         yield Image(lambda at, size: source.pread(found, at, size), source.size(found), where)
 
 
 @contextlib.contextmanager
-def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
+def _plain_image(path: str, reading: Reading) -> Iterator[Image | None]:
     """A file that is an image; None if it is a sealed file or an archive."""
     from sealpoint.inspect import finding
     from sealpoint.inspect.directory import DirectorySource, pread
@@ -298,7 +279,7 @@ def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
     from sealpoint.inspect.image import Image
     from sealpoint.store.source import open_source
 
-    fd = open_source(path, limit=access.get("max_size"))
+    fd = open_source(path, limit=reading.max_size)
     try:
         if finding.is_container(os.pread(fd, finding.HEAD, 0)):
             yield None
@@ -310,8 +291,7 @@ def _plain_image(path: str, access: dict[str, Any]) -> Iterator[Image | None]:
     finally:
         os.close(fd)
     directory, name = os.path.split(os.path.realpath(path))
-    config = configuration.load()
-    beside: Access = options.source_access(config, **access)
+    beside = reading.access()
     opened = decrypted(
         DirectorySource(directory, beside, finding.find_source), beside
     )  # by the keys beside it

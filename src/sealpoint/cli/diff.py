@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from sealpoint.cli import options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 
 
 @click.command()
@@ -26,7 +25,7 @@ from sealpoint.cli.printable import echo_json, printable
     "--format", "form", type=click.Choice(["tree", "json"]), default="tree", help="Default: tree."
 )
 @options.json_option
-@options.source_options
+@reads_checkpoint(*ANY_KIND)
 def command(
     before: str,
     after: str,
@@ -38,7 +37,7 @@ def command(
     show_unchanged: bool,
     form: str,
     as_json: bool,
-    **access: Any,
+    reading: Reading,
 ) -> None:
     """Show what changed between two checkpoints: processes that came and went, and what changed of the others.
 
@@ -56,7 +55,7 @@ def command(
     collected = []
     for file in (before, after):
         path, directory = split_place(file)
-        with options.open_source(path, **access) as source:
+        with reading.source(path) as source:
             collected.append(Inspection(images(source, directory)).collect(parts))
     result = diff.compare(*collected, show_unchanged=show_unchanged)
     if as_json or form == "json":

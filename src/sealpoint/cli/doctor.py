@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from sealpoint.cli import options
+from sealpoint.cli import notice, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import SystemEnvironmentError
 
@@ -32,7 +32,7 @@ def command(*, target: str | None, as_json: bool) -> int:
     if target is not None:
         _thaw(target, as_json=as_json)
         return 0
-    options.protect()
+    notice.protect()
     from sealpoint.dropin.survey import survey
 
     findings = []

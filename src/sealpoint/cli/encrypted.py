@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import notice
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading
 from sealpoint.errors import NoTrustedSignerGivenError, PolicyError, UsageError
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ def is_dump(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def open_dump(path: str, **access: Any) -> Iterator[EncryptedSource]:
-    """The dump in a directory; `access` as of source_options."""
+def open_dump(path: str, reading: Reading) -> Iterator[EncryptedSource]:
+    """The dump in a directory."""
     from sealpoint.inspect.encrypted import EncryptedSource
 
-    with options.open_source(path, **access) as source:
+    with reading.source(path) as source:
         if not isinstance(source, EncryptedSource):
             raise UsageError(f"{path} is not a dump in the CRIUsec format")
         yield source
@@ -44,17 +44,17 @@ def check(path: str, source: EncryptedSource) -> dict[str, PageCheck]:
 
     for prefix in source.dumps:
         if os.path.lexists(f"{path}/{prefix}parent"):
-            options.warn(f"{path}/{prefix}parent is left out: the format has no increments")
+            notice.warn(f"{path}/{prefix}parent is left out: the format has no increments")
     with Bar(f"checking {path}") as bar:
         return convert.check(source, bar)
 
 
-def require_leave(path: str, *, trust: Sequence[str], allow_unsigned: bool) -> None:
+def require_leave(path: str, reading: Reading) -> None:
     """Where signers to believe are named, what nobody signed must not pass for what they signed.
 
     Who may have put it in place of a sealed file needs no more than the certificate.  Raises PolicyError.
     """
-    if options.names_trust(trust, configuration.load()) and not allow_unsigned:
+    if reading.names_trust and not reading.allow_unsigned:
         raise PolicyError(
             f"{path} is a dump in the CRIUsec format, which nobody can sign, and there is a signer to trust",
             hint="if you know where it comes from, use --allow-unsigned",
@@ -63,14 +63,20 @@ def require_leave(path: str, *, trust: Sequence[str], allow_unsigned: bool) -> N
 
 def warn_unsigned(path: str) -> None:
     """Say what the checks are worth."""
-    options.warn(
+    notice.warn(
         f"nobody signed {path}: anyone who has the recipient's certificate could have made it, and the CRIUsec "
         "format does not notice all changes (sealpoint verify tells which)"
     )
 
 
 def open_plain(
-    path: str, output: str, only: tuple[str, ...], *, force: bool, as_json: bool, **access: Any
+    path: str,
+    output: str,
+    only: tuple[str, ...],
+    reading: Reading,
+    *,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """`sealpoint open`."""
     import fnmatch
@@ -79,8 +85,8 @@ def open_plain(
     from sealpoint.cli.bar import Bar
     from sealpoint.inspect import convert
 
-    require_leave(path, trust=access["trust"], allow_unsigned=access["allow_unsigned"])
-    with open_dump(path, **access) as source:
+    require_leave(path, reading)
+    with open_dump(path, reading) as source:
         names = [
             name
             for name in source.names()
@@ -106,13 +112,13 @@ def open_plain(
         echo_json(values, err=err)
     else:
         click.echo(
-            f"{len(items)} files, {options.show_size(size)}, in the clear in {output}", err=err
+            f"{len(items)} files, {notice.show_size(size)}, in the clear in {output}", err=err
         )
 
 
 def info(path: str, *, as_json: bool) -> None:
     """`sealpoint info`: what can be said without a key."""
-    with open_dump(path, **_NOBODY) as source:
+    with open_dump(path, Reading(allow_unsigned=True, allow_expired=True)) as source:
         values = [_public(prefix, dump) for prefix, dump in source.dumps.items()]
     if as_json:
         echo_json({"format": "criusec", "dumps": values, **_limits()})
@@ -126,7 +132,7 @@ def info(path: str, *, as_json: bool) -> None:
         click.echo("signed by   nobody: the format has no signatures")
         click.echo(f"\n{'SIZE':>12}  {'ENCRYPTED':<9} FILE")
         for file in dump["files"]:
-            size = options.show_size(file["size"])
+            size = notice.show_size(file["size"])
             mark = "yes" if file["encrypted"] else "NO"
             click.echo(f"{size:>12}  {mark:<9} {printable(file['name'])}")
     _print_limits()
@@ -142,15 +148,6 @@ def _public(prefix: str, dump: EncryptedDump) -> dict[str, Any]:
             for n in dump.names()
         ],
     }
-
-
-_NOBODY: dict[str, Any] = {
-    "identities": (),
-    "passphrase_file": None,
-    "trust": (),
-    "allow_unsigned": True,
-    "allow_expired": True,
-}
 
 
 def _limits() -> dict[str, list[str]]:
@@ -169,12 +166,9 @@ def _print_limits() -> None:
         click.echo(f"  - {text}")
 
 
-def verify(path: str, *, as_json: bool, allow_unsigned: bool, access: dict[str, Any]) -> None:
-    """`sealpoint verify`; `access`: the others of source_options.
-
-    Raises NoTrustedSignerGivenError unless `allow_unsigned`.
-    """
-    with open_dump(path, allow_unsigned=allow_unsigned, **access) as source:
+def verify(path: str, reading: Reading, *, as_json: bool) -> None:
+    """`sealpoint verify`.  Raises NoTrustedSignerGivenError unless that is allowed."""
+    with open_dump(path, reading) as source:
         found = check(path, source)
         files = sum(len(dump.names()) for dump in source.dumps.values())
         clear = [
@@ -203,7 +197,7 @@ def verify(path: str, *, as_json: bool, allow_unsigned: bool, access: dict[str, 
             click.echo(f"in the clear, wholly or in part: {printable(', '.join(clear))}")
         click.echo("signed by nobody")
         _print_limits()
-    if not allow_unsigned:
+    if not reading.allow_unsigned:
         raise NoTrustedSignerGivenError(
             "nothing was found that is wrong, but nobody signed the dump, "
             "and its format does not notice all changes"

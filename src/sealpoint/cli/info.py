@@ -7,33 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import encrypted, options
+from sealpoint.cli import encrypted, notice, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.opening import Checkpoint
     from sealpoint.format.opened import OpenFile
-    from sealpoint.keys import Identity
 
 
 @click.command()
 @click.argument("file", metavar="FILE|-")
-@options.identity_options
-@options.trust_options
-@options.max_size_option
+@reads_checkpoint("max_size")
 @options.json_option
-def command(
-    *,
-    file: str,
-    identities: tuple[str, ...],
-    passphrase_file: str | None,
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    max_size: int | None,
-    as_json: bool,
-) -> None:
+def command(*, file: str, reading: Reading, as_json: bool) -> None:
     """Show what a sealed file says about itself: the public header without a key, processes and objects with one.
 
     Signatures are checked, frames are not: use verify for that. Signers are judged by --trust, and with a key by the
@@ -48,27 +35,12 @@ def command(
     if encrypted.is_dump(file):
         encrypted.info(file, as_json=as_json)
         return
-    options.check_standard_input(file, passphrase_file)
-    config = configuration.load()
-    from sealpoint.checkpoint.opening import Opening
-
     # What a stranger's file says of itself may be shown; the private key opens it only if its signers are believed.
-    asks = bool(trust or (identities and config.names_trust))
-    policy = options.trust_policy(
-        trust,
-        config,
-        allow_unsigned=allow_unsigned or not asks,
-        allow_expired=allow_expired or not asks,
-    )
-
-    def keys() -> list[Identity]:
-        options.protect()
-        return options.load_identities(identities, options.Passphrases(passphrase_file), config)
-
-    opening = Opening(policy, keys, limit=max_size, alone=True, unproven=True)
-    with opening.open(file) as checkpoint:
+    asks = bool(reading.trust or (reading.identities and reading.names_trust))
+    policy = reading.policy(anyone=not asks)
+    with reading.open(file, policy, alone=True, unproven=True) as checkpoint:
         values = _public(checkpoint)
-        if identities:
+        if reading.identities:
             values |= _private(checkpoint.own())
     if as_json:
         echo_json(values)
@@ -151,7 +123,7 @@ def _private(opened: OpenFile) -> dict[str, Any]:
 def _print(file: str, values: dict[str, Any]) -> None:
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(min(values["captured"], 1 << 40)))
     rows = [
-        ("file", f"{file}, {options.show_size(values['file_size'])} in {values['frames']} frames"),
+        ("file", f"{file}, {notice.show_size(values['file_size'])} in {values['frames']} frames"),
         ("checkpoint", values["checkpoint"]),
         ("kind", f"{values['kind']}, {values['suite']}"),
         ("captured", f"{when} by {values['tool']}"),
@@ -164,13 +136,13 @@ def _print(file: str, values: dict[str, Any]) -> None:
             ("chain", f"number {values['chain']['sequence']} after {values['chain']['root']}")
         )
     if values["pruned"]:
-        freed = options.show_size(values["pruned"]["freed"])
+        freed = notice.show_size(values["pruned"]["freed"])
         rows.append(
             ("freed", f"{freed}; restores only by way of {values['pruned']['child']['checkpoint']}")
         )
     if values["stored_chunks"]["chunks"]:
         chunks = values["stored_chunks"]
-        size = options.show_size(chunks["size"])
+        size = notice.show_size(chunks["size"])
         rows.append(("refers to", f"{chunks['chunks']} chunks in a store, {size}"))
     rows += [
         ("signed by", signer["name"] + (" (trusted)" if signer["trusted"] else ""))
@@ -191,15 +163,15 @@ def _print_contents(values: dict[str, Any]) -> None:
     if values["processes"]:
         click.echo(f"\n{'PID':>8} {'PARENT':>8} {'MEMORY':>12}  COMMAND")
         for task in values["processes"]:
-            memory = options.show_size(int(task["memory"]))
+            memory = notice.show_size(int(task["memory"]))
             click.echo(
                 f"{task['pid']:>8} {task['parent']:>8} {memory:>12}  {printable(task['command'])}"
             )
     click.echo(f"\n{'SIZE':>12}  {'ROLE':<9} OBJECT")
     for item in values["objects"]:
-        size = options.show_size(item["size"])
+        size = notice.show_size(item["size"])
         click.echo(f"{size:>12}  {item['role']:<9} {printable(item['name'])}")
     hidden = values["memory_objects"] - sum(o["role"] == "memory" for o in values["objects"])
     if hidden:
-        size = options.show_size(values["memory_size"])
+        size = notice.show_size(values["memory_size"])
         click.echo(f"{size:>12}  {'memory':<9} ({hidden} objects that this identity cannot open)")

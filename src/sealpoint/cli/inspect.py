@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from sealpoint.cli import numbers, options
+from sealpoint.cli import notice, numbers, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 from sealpoint.errors import FileError
 
 
@@ -39,7 +40,7 @@ from sealpoint.errors import FileError
     "--format", "form", type=click.Choice(["tree", "json"]), default="tree", help="Default: tree."
 )
 @options.json_option
-@options.source_options
+@reads_checkpoint(*ANY_KIND)
 def command(
     checkpoints: tuple[str, ...],
     *,
@@ -55,7 +56,7 @@ def command(
     as_json: bool,
     files: bool,
     sockets: bool,
-    **access: Any,
+    reading: Reading,
 ) -> None:
     """Show what is in checkpoints: sealed files, archives of engines, directories of images.
 
@@ -74,7 +75,7 @@ def command(
     problems: list[FileError] = []
     for file in checkpoints:
         path, directory = split_place(file)
-        with options.open_source(path, **access) as source:
+        with reading.source(path) as source:
             dump = images(source, directory)
             memory = not dump.withheld("mm-1.img")
             inspection = Inspection(dump)
@@ -92,10 +93,10 @@ def command(
             results.append(inspection.collect(parts))
             problems += inspection.problems
             if stats and not results[-1]["statistics"]:
-                options.warn(f"{file} has no statistics: CRIU writes them after the images")
+                notice.warn(f"{file} has no statistics: CRIU writes them after the images")
             if inspection.withheld:
-                names = options.some(inspection.withheld)
-                options.warn(f"{file}: this identity opens metadata only, so without {names}")
+                names = notice.some(inspection.withheld)
+                notice.warn(f"{file}: this identity opens metadata only, so without {names}")
     if as_json or form == "json":
         echo_json(results)
     else:
@@ -104,7 +105,7 @@ def command(
             _print_lines(tree_text.draw(tree_text.inspection(values)))
     if problems:  # after what could be shown
         for problem in problems[1:]:
-            options.warn(problem.message)
+            notice.warn(problem.message)
         raise problems[0]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sealpoint.cli import options
+from sealpoint.cli import notice, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.config import Config
 
@@ -90,7 +90,7 @@ def command(
       sealpoint install-criu -r recipient.pub --sign /etc/sealpoint/signer.key
       sealpoint install-criu -r recipient.pub --sign signer.key -i identity.key --trust signer.pub
     """
-    options.protect()
+    notice.protect()
     from sealpoint.dropin import configure
     from sealpoint.dropin.install import Request, existing_config, install
 
@@ -112,7 +112,7 @@ def command(
         settings = configure.merged(settings, _ask(whole))
     done = install(Request(prefix, settings, force, from_checkout))
     for warning in done.warnings:
-        options.warn(warning)
+        notice.warn(warning)
     if as_json:
         echo_json(asdict(done))
     else:

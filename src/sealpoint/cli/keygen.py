@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sealpoint.cli import options
+from sealpoint.cli import keyring, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.errors import UsageError
 
@@ -47,7 +47,7 @@ def command(
         raise UsageError("--kind is for identities: a signer is always an Ed25519 key")
     secret = None
     if ask or passphrase_file:
-        secret = options.Passphrases(passphrase_file).get("New passphrase", confirm=True)
+        secret = keyring.Passphrases(passphrase_file).get("New passphrase", confirm=True)
     if signer:
         made = generate.generate_signer(directory, passphrase=secret)
     else:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from sealpoint import config as configuration
 from sealpoint.cli import options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 from sealpoint.cli.show import print_table
 from sealpoint.errors import SystemEnvironmentError
 
@@ -16,8 +14,8 @@ from sealpoint.errors import SystemEnvironmentError
 @click.command("list")
 @click.argument("directory", metavar="[DIR]", required=False)
 @options.json_option
-@options.source_options
-def command(directory: str | None, *, as_json: bool, **access: Any) -> None:
+@reads_checkpoint(*ANY_KIND)
+def command(directory: str | None, *, as_json: bool, reading: Reading) -> None:
     """List the checkpoints in a directory (default: that of the kubelet): sealed files, archives, image directories.
 
     Without -i only what is public of a sealed file is told, and its signature is checked but not judged.
@@ -30,14 +28,11 @@ def command(directory: str | None, *, as_json: bool, **access: Any) -> None:
     from sealpoint.inspect.tree_text import size
 
     directory = directory or listing.KUBELET
-    given = bool(access["identities"])
-    config = configuration.load()
+    given = bool(reading.identities)
     if given:
-        options.protect()
+        reading.harden()
     try:
-        found = listing.checkpoints(
-            directory, options.source_access(config, **access), identities=given
-        )
+        found = listing.checkpoints(directory, reading.access(), identities=given)
     except OSError as error:
         raise SystemEnvironmentError(f"cannot list {directory}: {error.strerror}") from None
     if as_json:

@@ -8,6 +8,7 @@ import click
 
 from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @options.json_option
-@options.source_options
+@reads_checkpoint(*ANY_KIND)
 def command(
     file: str,
     *,
@@ -53,7 +54,7 @@ def command(
     context: int,
     force: bool,
     as_json: bool,
-    **access: Any,
+    reading: Reading,
 ) -> None:
     """Show how much memory each process has; with --pid what is in it; with --search where something is.
 
@@ -77,7 +78,7 @@ def command(
     elif expression is not None:
         pattern = search.expression(expression)
     path, directory = split_place(file)
-    with options.open_source(path, **access) as source:
+    with reading.source(path) as source:
         dump = images(source, directory)
         if pattern is not None:
             _search(dump, pattern, pid, context, as_json=as_json)

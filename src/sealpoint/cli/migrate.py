@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import numbers, options
+from sealpoint.cli import notice, numbers, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.running import Running, runs_criu
+from sealpoint.cli.sealing import SealOptions, seals_checkpoint
+
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.migrate import MigrateResult
 
 
 @click.command()
-@click.option(
-    "-t",
-    "--tree",
-    "pid",
-    type=numbers.PID,
-    required=True,
-    metavar="PID",
-    help="Root of the process tree.",
-)
+@options.tree_option
 @click.option(
     "--to",
     required=True,
     metavar="ADDRESS",
     help="tcp://HOST:PORT where `sealpoint receive` listens, or ssh://[USER@]HOST[:PORT].",
 )
-@options.seal_options
+@seals_checkpoint()
 @click.option(
     "--rounds",
     type=numbers.count(0, 32),
@@ -59,9 +55,7 @@ from sealpoint.cli.printable import echo_json, printable
     metavar="COMMAND",
     help="With ssh://: what to run there.",
 )
-@options.criu_options
-@options.json_option
-@click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
+@runs_criu(state=False)
 def command(
     *,
     pid: int,
@@ -72,11 +66,9 @@ def command(
     restore_timeout: float,
     ssh: str,
     remote: str,
-    criu: str | None,
-    criu_log: str | None,
+    seal: SealOptions,
+    running: Running,
     as_json: bool,
-    criu_arguments: tuple[str, ...],
-    **seal: Any,
 ) -> None:
     """Move a process tree to another machine, sealed to its recipient.
 
@@ -91,51 +83,51 @@ def command(
       sealpoint migrate -t 4711 --to tcp://there:7777 -r there.pub --sign signer.key
       sealpoint receive --listen tcp://0.0.0.0:7777 -i identity.key --trust signer.pub
     """
-    config = configuration.load()
-    options.protect()
-    from sealpoint.criu.binary import Search
-
-    search = Search(criu or config.criu or None, fault=config.criu_fault)
+    notice.protect()
+    search = running.search()
     from sealpoint.checkpoint.dump import DumpRequest
     from sealpoint.checkpoint.migrate import MigrateRequest, Sender
     from sealpoint.cli import endpoint
     from sealpoint.cli.bar import Bar
 
     address = endpoint.parse(to, schemes=("tcp", "ssh"))
-    prepared = options.sealing(config, seal)
+    prepared = seal.sealing()
     request = MigrateRequest(
         DumpRequest(
             pid=pid,
             criu=search.result(),
-            options=criu_arguments,
+            options=running.criu_arguments,
             workload=workload,
-            criu_log=criu_log,
+            criu_log=running.criu_log,
             sealing=prepared,
         ),
         rounds=rounds,
         decision=restore_timeout,
-        say=options.warn,
+        say=notice.warn,
     )
     connection = endpoint.Connection(address, patience=timeout, ssh=ssh, remote=remote)
     with connection as link, Bar(f"migrating {pid}") as bar:
         result = Sender(link, request).run(bar)
-    frozen = result.last.criu.get("frozen_time", 0) / 1e6
     if as_json:
-        values = {
-            "checkpoint": result.last.checkpoint_id.hex(),
-            "sent": result.sent,
-            "rounds": [
-                {"pages_sent": r.pages, "pages": r.of, "frozen_seconds": round(r.frozen, 3)}
-                for r in result.rounds
-            ],
-            "seconds": round(result.seconds, 3),
-            "frozen_seconds": round(frozen, 3),
-        }
-        echo_json(values)
+        echo_json(_values(result))
         return
+    frozen = result.last.criu.get("frozen_time", 0) / 1e6
     for number, done in enumerate(result.rounds, 1):
         click.echo(f"round {number}: {done.pages} of {done.of} pages, frozen {done.frozen:.2f} s")
     click.echo(
-        f"process {pid} runs on {printable(address.host)}: {options.show_size(result.sent)} sent "
+        f"process {pid} runs on {printable(address.host)}: {notice.show_size(result.sent)} sent "
         f"in {result.seconds:.2f} s, frozen {frozen:.2f} s"
     )
+
+
+def _values(result: MigrateResult) -> dict[str, Any]:
+    return {
+        "checkpoint": result.last.checkpoint_id.hex(),
+        "sent": result.sent,
+        "rounds": [
+            {"pages_sent": r.pages, "pages": r.of, "frozen_seconds": round(r.frozen, 3)}
+            for r in result.rounds
+        ],
+        "seconds": round(result.seconds, 3),
+        "frozen_seconds": round(result.last.criu.get("frozen_time", 0) / 1e6, 3),
+    }

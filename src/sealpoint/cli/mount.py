@@ -8,37 +8,19 @@ from collections.abc import Callable
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import notice
+from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.errors import SystemEnvironmentError, UsageError
 
 
 @click.command()
 @click.argument("file", metavar="FILE")
 @click.argument("directory", metavar="DIR")
-@options.identity_options
-@options.trust_options
-@options.expect_options
-@options.parents_option
-@options.store_option
+@reads_checkpoint("expect", "parents", "stores")
 @click.option(
     "-f", "--foreground", is_flag=True, help="Serve until unmounted instead of returning."
 )
-def command(
-    file: str,
-    directory: str,
-    *,
-    identities: tuple[str, ...],
-    passphrase_file: str | None,
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    workloads: tuple[str, ...],
-    expect: tuple[str, ...],
-    parents: tuple[str, ...],
-    stores: tuple[str, ...],
-    foreground: bool,
-) -> None:
+def command(file: str, directory: str, *, reading: Reading, foreground: bool) -> None:
     """Show a sealed file's objects as plain read-only files in DIR, for crit, gdb, checkpointctl or stock CRIU.
 
     Everything is verified before the directory appears, and again as it is read. Nothing is written to a disk; only
@@ -49,9 +31,6 @@ def command(
     Example:
       sealpoint mount app.sealed /mnt -i keys/identity.key --trust keys/signer.pub
     """
-    config = configuration.load()
-    options.protect()
-    from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.view import View
     from sealpoint.cli.bar import Bar
     from sealpoint.criu import mounts
@@ -59,33 +38,14 @@ def command(
 
     if not os.path.isdir(directory):
         raise UsageError(f"{directory} is not a directory")
-    opening = options.opening(
-        config,
-        identities=identities,
-        passphrase_file=passphrase_file,
-        trust=trust,
-        allow_unsigned=allow_unsigned,
-        allow_expired=allow_expired,
-        workloads=workloads,
-        expect=expect,
-        parents=parents,
-        stores=stores,
-    )
     directory = os.path.abspath(directory)
-    with opening.open(file) as checkpoint:
+    with reading.open(file) as checkpoint:
         with Bar(f"verifying {file}") as bar:
-            files = checkpoint.files()
-            done, total = 0, sum(f.authentic.origin.frames_size for f in files)
-
-            def progress(size: int) -> None:
-                nonlocal done
-                done += size
-                bar(Progress(done, total))
-
-            checkpoint.verify(progress)
+            total = sum(f.authentic.origin.frames_size for f in checkpoint.files())
+            checkpoint.verify(bar.counter(total))
             flat = checkpoint.flat
         if not flat.top.has_memory:
-            options.warn("this identity opens metadata only: memory objects are not shown")
+            notice.warn("this identity opens metadata only: memory objects are not shown")
         ready = _go_to_background() if not foreground else (lambda: None)
         server = FuseServer(View(flat), read_only=True)
         try:

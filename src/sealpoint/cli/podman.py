@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import keyring, notice, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
+from sealpoint.cli.running import note_newest, state_directory
+from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 from sealpoint.errors import UsageError
 
+if TYPE_CHECKING:
+    from sealpoint.podman.checkpoint import CheckpointResult
+    from sealpoint.podman.engine import Podman
 
-def _podman_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--podman", metavar="PATH", default="", help="The podman to run."),
+
+@dataclass(frozen=True)
+class _Told:
+    """What the command line says about podman and CRIU; the fields are the options of their names."""
+
+    podman: str
+    before: tuple[str, ...]
+    criu: str | None
+    state: str | None
+    more: tuple[str, ...]
+
+    def engine(self) -> Podman:
+        """How podman is run."""
+        from sealpoint.podman.engine import Podman
+
+        return Podman(self.podman, self.before)
+
+    def real_criu(self) -> str:
+        """The CRIU behind the drop-in.  Raises SystemEnvironmentError."""
+        from sealpoint.dropin.real import find_real
+
+        return find_real(self.criu or keyring.configured().criu).path
+
+
+def _runs_podman(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: the options of a command that runs podman, which it gets as `told`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **given: Any) -> Any:
+        told = _Told(**{field.name: given.pop(field.name) for field in fields(_Told)})
+        return command(*args, told=told, **given)
+
+    return options.stack(
+        options.state_option,
+        click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- PODMAN-OPTIONS]"),
+        options.json_option,
+        click.option("--criu", metavar="PATH", help="The CRIU to run (default: the next in PATH)."),
         click.option(
             "--podman-option",
             "before",
@@ -24,12 +65,8 @@ def _podman_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="OPTION",
             help="A global option of podman, e.g. --podman-option=--runtime=runc. Repeatable.",
         ),
-        click.option("--criu", metavar="PATH", help="The CRIU to run (default: the next in PATH)."),
-        options.json_option,
-        click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- PODMAN-OPTIONS]"),
-    ):
-        function = option(function)
-    return function
+        click.option("--podman", metavar="PATH", default="", help="The podman to run."),
+    )(run)
 
 
 @click.group()
@@ -45,8 +82,7 @@ def command() -> None:
 
 @command.command("checkpoint")
 @click.argument("container", metavar="CONTAINER")
-@click.option("-o", "--output", required=True, metavar="FILE", help="The sealed file.")
-@options.seal_options
+@seals_checkpoint("The sealed file.", metavar="FILE")
 @click.option("-R", "--leave-running", is_flag=True, help="Let the container run on afterwards.")
 @click.option(
     "--memory",
@@ -59,22 +95,16 @@ def command() -> None:
     metavar="NAME",
     help="The name under which older checkpoints are refused later (default: an opaque one of the container).",
 )
-@options.state_option
-@_podman_options
+@_runs_podman
 def checkpoint_command(
     container: str,
     *,
-    output: str,
+    seal: SealOptions,
     leave_running: bool,
     memory: str,
     workload: str | None,
-    state: str | None,
-    podman: str,
-    before: tuple[str, ...],
-    criu: str | None,
+    told: _Told,
     as_json: bool,
-    more: tuple[str, ...],
-    **seal: Any,
 ) -> None:
     """Checkpoint a running container: memory, changed files, volumes, settings, all in one sealed file.
 
@@ -87,93 +117,88 @@ def checkpoint_command(
     """
     import re
 
-    if output == "-":
+    if seal.piped:
         raise UsageError("the output has to be a file: it is durable before the container ends")
     if memory and not re.fullmatch(r"[0-9]{1,15}[kKmMgG%]?", memory):
         raise UsageError(f"--memory: {memory!r} is not a size", hint="for instance 512M, 2G or 50%")
-    config = configuration.load()
-    options.protect()
-    from sealpoint.checkpoint.container_workload import workload_of
-    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
+    notice.protect()
     from sealpoint.cli.bar import Bar
-    from sealpoint.cli.dump import note_newest
-    from sealpoint.dropin.real import find_real
     from sealpoint.podman.checkpoint import CheckpointRequest, checkpoint
-    from sealpoint.podman.engine import Podman
     from sealpoint.store.output import OutputFile
 
-    prepared = options.sealing(config, seal)
-    states = state or config.state or DEFAULT_DIRECTORY
-
-    def named(container: str) -> str:
-        if workload is not None or not config.container_workloads:
-            return workload or ""
-        return workload_of(container, StateStore(states))
-
+    prepared = seal.sealing()
+    states = state_directory(told.state)
     request = CheckpointRequest(
         name=container,
-        podman=Podman(podman, before),
-        criu=find_real(criu or config.criu).path,
+        podman=told.engine(),
+        criu=told.real_criu(),
         leave_running=leave_running,
         memory=memory,
-        options=more,
-        workload=named,
+        options=told.more,
+        workload=_named(workload, states),
         sealing=prepared,
     )
-    with OutputFile(output, force=seal["force"]) as out, Bar(f"checkpointing {container}") as bar:
+    with (
+        OutputFile(seal.output, force=seal.force) as out,
+        Bar(f"checkpointing {container}") as bar,
+    ):
         result = checkpoint(request, out, bar)
     note_newest(states, result.workload, result)
     if as_json:
-        values = {
-            "checkpoint": result.checkpoint_id.hex(),
-            "workload": result.workload,
-            "origin": result.origin_digest.hex(),
-            "container": result.container.id,
-            "name": result.container.name,
-            "file": os.path.abspath(output),
-            "objects": result.objects,
-            "plain_size": result.plain_size,
-            "file_size": result.file_size,
-            "stopped_seconds": round(result.stopped, 3),
-            "left_running": leave_running,
-        }
+        values = _values(result)
+        values |= {"file": os.path.abspath(seal.output), "left_running": leave_running}
         echo_json(values)
         return
-    sizes = f"{options.show_size(result.plain_size)} in {options.show_size(result.file_size)}"
+    sizes = f"{notice.show_size(result.plain_size)} in {notice.show_size(result.file_size)}"
     click.echo(
-        f"container {printable(result.container.name)} sealed into {printable(output)}: "
+        f"container {printable(result.container.name)} sealed into {seal.where}: "
         f"{result.objects} objects, {sizes}, {result.stopped:.2f} s{', still running' if leave_running else ''}\n"
         f"checkpoint {result.checkpoint_id.hex()}"
     )
 
 
+def _named(workload: str | None, states: str) -> Callable[[str], str]:
+    """From a container's id to the name of its workload."""
+
+    def named(container: str) -> str:
+        from sealpoint.checkpoint.container_workload import workload_of
+        from sealpoint.checkpoint.state import StateStore
+
+        if workload is not None or not keyring.configured().container_workloads:
+            return workload or ""
+        return workload_of(container, StateStore(states))
+
+    return named
+
+
+def _values(result: CheckpointResult) -> dict[str, Any]:
+    return {
+        "checkpoint": result.checkpoint_id.hex(),
+        "workload": result.workload,
+        "origin": result.origin_digest.hex(),
+        "container": result.container.id,
+        "name": result.container.name,
+        "objects": result.objects,
+        "plain_size": result.plain_size,
+        "file_size": result.file_size,
+        "stopped_seconds": round(result.stopped, 3),
+    }
+
+
 @command.command("restore")
 @click.argument("file", metavar="FILE")
-@options.identity_options
-@options.trust_options
-@options.expect_options
+@reads_checkpoint("expect")
 @options.allow_older_option
-@options.state_option
 @click.option("-n", "--name", default="", metavar="NAME", help="A new name, and a new id.")
-@_podman_options
+@_runs_podman
 def restore_command(
     file: str,
     *,
-    identities: tuple[str, ...],
-    passphrase_file: str | None,
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    workloads: tuple[str, ...],
-    expect: tuple[str, ...],
+    reading: Reading,
     allow_older: bool,
-    state: str | None,
     name: str,
-    podman: str,
-    before: tuple[str, ...],
-    criu: str | None,
+    told: _Told,
     as_json: bool,
-    more: tuple[str, ...],
 ) -> None:
     """Restore a container from a sealed file, if a trusted signer made it and every byte is authentic.
 
@@ -185,33 +210,17 @@ def restore_command(
       sealpoint podman restore web.sealed -i keys/identity.key --trust keys/signer.pub
       sealpoint podman restore web.sealed --name web2 -- --publish 8081:80
     """
-    config = configuration.load()
-    options.protect()
     from sealpoint.checkpoint.admission import Admission
-    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
-    from sealpoint.dropin.real import find_real
-    from sealpoint.podman.engine import Podman
     from sealpoint.podman.restore import RestoreRequest, restore
 
     if name.startswith("-"):
         raise UsageError(f"--name: {name!r} is not a name")
-    opening = options.opening(
-        config,
-        identities=identities,
-        passphrase_file=passphrase_file,
-        trust=trust,
-        allow_unsigned=allow_unsigned,
-        allow_expired=allow_expired,
-        workloads=workloads,
-        expect=expect,
-    )
-    request = RestoreRequest(
-        Podman(podman, before), find_real(criu or config.criu).path, name, more
-    )
+    opening = reading.opening()
+    request = RestoreRequest(told.engine(), told.real_criu(), name, told.more)
     with opening.open(file) as checkpoint:
-        states = state or config.state or DEFAULT_DIRECTORY
-        admission = Admission(checkpoint, states, options.warn, allow_older=allow_older)
-        options.announce(checkpoint)
+        states = state_directory(told.state)
+        admission = Admission(checkpoint, states, notice.warn, allow_older=allow_older)
+        notice.announce(checkpoint)
         restored = restore(request, checkpoint, admission)
         signers = [s.name for s in checkpoint.signers]
     if as_json:

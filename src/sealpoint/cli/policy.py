@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint import config as configuration
 from sealpoint.cli import options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.errors import FileError
 
 if TYPE_CHECKING:
@@ -29,16 +29,9 @@ def command() -> None:
 
 @command.command()
 @click.argument("file", metavar="FILE|-")
-@options.trust_options
+@reads_checkpoint(keys=False)
 @options.json_option
-def check(
-    *,
-    file: str,
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    as_json: bool,
-) -> None:
+def check(*, file: str, reading: Reading, as_json: bool) -> None:
     """Say whether a sealed file would be trusted, and why: each statement, each signature, each signer trusted.
 
     Every statement needs one reason. No decryption key is needed, and frames are not checked: use verify for that.
@@ -48,15 +41,12 @@ def check(
     Example:
       sealpoint policy check app.sealed
     """
-    config = configuration.load()
     from sealpoint.checkpoint.access import explain
     from sealpoint.checkpoint.opening import Opening
     from sealpoint.keys.load import in_file
     from sealpoint.store.source import open_source
 
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired
-    )
+    policy = reading.policy()
     Opening(policy).require_trust()
     label = "standard input" if file == "-" else file
     fd = open_source(file)

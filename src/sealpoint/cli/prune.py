@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from sealpoint import config as configuration
 from sealpoint.cli import numbers, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
+from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.opening import Checkpoint
@@ -29,11 +30,8 @@ if TYPE_CHECKING:
     help="Keep the newest of each day (UTC), for N days on which there is one.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
-@options.identity_option
-@options.trust_options
-@options.recipient_options
-@options.sign_options
-@options.passphrase_file
+@reads_checkpoint()
+@seals_checkpoint(new=False)
 @options.json_option
 def command(
     *,
@@ -41,12 +39,9 @@ def command(
     keep_last: int,
     keep_daily: int,
     dry_run: bool,
-    identities: tuple[str, ...],
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
+    reading: Reading,
+    seal: SealOptions,
     as_json: bool,
-    **seal: Any,
 ) -> None:
     """Thin out the chain that ends with FILE. What is not kept is merged into the next newer one that is, and removed.
 
@@ -58,20 +53,10 @@ def command(
       sealpoint prune 720.sealed --keep-last 24 --keep-daily 30 -i identity.key --trust signer.pub \\
         -r recipient.pub --sign signer.key
     """
-    config = configuration.load()
-    options.protect()
     from sealpoint.checkpoint import retention
 
-    opening = options.opening(
-        config,
-        identities=identities,
-        passphrase_file=seal["passphrase_file"],
-        trust=trust,
-        allow_unsigned=allow_unsigned,
-        allow_expired=allow_expired,
-    )
-    defaults = {"unsigned": False, "suite": None, "compress": None}
-    make = no_merging if dry_run else merging(options.sealing(config, seal | defaults))
+    opening = reading.opening()
+    make = no_merging if dry_run else merging(seal.sealing())
     done = retention.prune(file, opening, make, last=keep_last, daily=keep_daily, dry_run=dry_run)
     if as_json:
         values = {"kept": done.kept, "replaced": done.replaced, "removed": done.removed}

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import numbers, options
+from sealpoint.cli import keyring, notice, numbers, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
+from sealpoint.cli.running import Running, runs_criu
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.opening import Checkpoint
+    from sealpoint.checkpoint.admission import Admission
+    from sealpoint.checkpoint.opening import Checkpoint, Opening
     from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
     from sealpoint.cli.endpoint import Endpoint
     from sealpoint.store.link import Link
@@ -30,9 +32,7 @@ _ENDING = (
     help="Wait for one migration at this address; at the loopback address if HOST is empty.",
 )
 @click.option("--stdio", is_flag=True, help="Speak on standard input and output, as under ssh.")
-@options.identity_options
-@options.trust_options
-@options.expect_options
+@reads_checkpoint("expect", "max_size")
 @options.allow_older_option
 @click.option(
     "--keep",
@@ -47,8 +47,6 @@ _ENDING = (
 @click.option(
     "--remove", metavar="NAME", help="Remove what one migration has left (see --list), and end."
 )
-@options.max_size_option
-@options.state_option
 @click.option(
     "--wait",
     type=numbers.SECONDS,
@@ -58,32 +56,20 @@ _ENDING = (
     help="With --listen: how long to wait for a migration to begin.",
 )
 @options.link_timeout_option
-@options.criu_options
-@options.json_option
-@click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
+@runs_criu()
 def command(
     *,
     listen: str | None,
     stdio: bool,
-    identities: tuple[str, ...],
-    passphrase_file: str | None,
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    workloads: tuple[str, ...],
-    expect: tuple[str, ...],
+    reading: Reading,
+    running: Running,
     allow_older: bool,
     keep: str,
     list_left: bool,
     remove: str | None,
-    max_size: int | None,
-    state: str | None,
     wait: float,
     timeout: float,
-    criu: str | None,
-    criu_log: str | None,
     as_json: bool,
-    criu_arguments: tuple[str, ...],
 ) -> None:
     """Receive one process tree from `sealpoint migrate`, and run it here.
 
@@ -98,60 +84,37 @@ def command(
     if list_left or remove:
         if listen or stdio or (list_left and remove):
             raise UsageError("--list and --remove do nothing else")
-        _care(keep, state, remove, as_json=as_json)
+        _care(keep, running.states, remove, as_json=as_json)
         return
     if bool(listen) == stdio:
         raise UsageError("give either --listen or --stdio")
     if stdio:
-        options.check_standard_input("-", passphrase_file)
-    config = configuration.load()
-    options.protect()
-    from sealpoint.criu.binary import Search
-
-    search = Search(criu or config.criu or None, fault=config.criu_fault)
-    from sealpoint.checkpoint.admission import Admission
-    from sealpoint.checkpoint.expectation import Expectation
+        keyring.check_standard_input("-", reading.passphrase_file)
+    reading.harden()
+    search = running.search()
     from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
     from sealpoint.checkpoint.restore import RestoreRequest
-    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
     from sealpoint.cli import endpoint
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.received import described
     from sealpoint.store.link import Link
     from sealpoint.store.received import make_directory
 
-    opening = options.opening(
-        config,
-        identities=identities,
-        passphrase_file=passphrase_file,
-        trust=trust,
-        allow_unsigned=allow_unsigned,
-        allow_expired=allow_expired,
-        workloads=workloads,
-        alone=True,
-    )
-    opening.identities()  # now: the tree must not wait, frozen, for a passphrase
-    states = state or config.state or DEFAULT_DIRECTORY
-    wanted = Expectation.of((), expect)  # of the last file: those of rounds before are others
-
-    def admit(checkpoint: Checkpoint) -> Admission:
-        wanted.check(checkpoint.authentic)
-        options.announce(checkpoint)
-        return Admission(checkpoint, states, options.warn, allow_older=allow_older)
-
     request = ReceiveRequest(
-        opening=opening,
-        admit=admit,
-        restore=RestoreRequest(criu=search.result(), options=criu_arguments, criu_log=criu_log),
+        opening=_opening(reading),
+        admit=_admit(reading, running.states, allow_older=allow_older),
+        restore=RestoreRequest(
+            criu=search.result(), options=running.criu_arguments, criu_log=running.criu_log
+        ),
         keep=keep,
-        state=states,
-        max_size=max_size,
+        state=running.states,
+        max_size=reading.max_size,
         decision=_ENDING * timeout,
-        say=options.warn,
+        say=notice.warn,
     )
     make_directory(keep)
     for line in described(keep, request.state):
-        options.warn(line)
+        notice.warn(line)
     if listen:
         address = endpoint.parse(listen, schemes=("tcp",), listens=True)
         link, receiver = _first_trusted(address, request, patience=timeout, wait=wait)
@@ -168,6 +131,33 @@ def command(
         echo_json({"pid": result.pid, "criu": result.criu}, err=stdio)
     else:
         click.echo(f"process {result.pid} runs here", err=stdio)
+
+
+def _opening(reading: Reading) -> Opening:
+    """How each round's file is opened; the keys are loaded now: the tree must not wait, frozen, for a passphrase."""
+    from sealpoint.checkpoint.expectation import Expectation
+
+    expected = Expectation.of(reading.workloads, ())
+    opening = reading.opening(expected=expected, limit=None, alone=True)
+    opening.identities()
+    return opening
+
+
+def _admit(
+    reading: Reading, states: str, *, allow_older: bool
+) -> Callable[[Checkpoint], Admission]:
+    """What is asked before the last file is restored; those of rounds before are other checkpoints."""
+    from sealpoint.checkpoint.admission import Admission
+    from sealpoint.checkpoint.expectation import Expectation
+
+    wanted = Expectation.of((), reading.expect)
+
+    def admit(checkpoint: Checkpoint) -> Admission:
+        wanted.check(checkpoint.authentic)
+        notice.announce(checkpoint)
+        return Admission(checkpoint, states, notice.warn, allow_older=allow_older)
+
+    return admit
 
 
 def _first_trusted(
@@ -195,20 +185,18 @@ def _first_trusted(
         link.close()
 
     with listen(address.host, address.port or 0) as listener:
-        Guests(listener, serve, patience=patience, say=options.warn, single=True).run(wait)
+        Guests(listener, serve, patience=patience, say=notice.warn, single=True).run(wait)
     return found[0]
 
 
-def _care(keep: str, state: str | None, remove: str | None, *, as_json: bool) -> None:
+def _care(keep: str, states: str, remove: str | None, *, as_json: bool) -> None:
     """List what was left, or remove one of it.  Raises UsageError, SystemEnvironmentError."""
-    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
     from sealpoint.cli import received
 
-    store = state or configuration.load().state or DEFAULT_DIRECTORY
     if remove:
-        received.remove(keep, store, remove)
+        received.remove(keep, states, remove)
     elif as_json:
-        echo_json(received.values(keep, store))
+        echo_json(received.values(keep, states))
     else:
-        for line in received.described(keep, store):
+        for line in received.described(keep, states):
             click.echo(printable(line))

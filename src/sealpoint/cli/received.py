@@ -7,7 +7,7 @@ from typing import Any
 
 from sealpoint.checkpoint.chain import claimed_id
 from sealpoint.checkpoint.released import Record, Released
-from sealpoint.cli import options
+from sealpoint.cli import notice
 from sealpoint.store import received
 from sealpoint.store.received import Left, Stage
 
@@ -16,7 +16,7 @@ def described(keep: str, state: str) -> list[str]:
     """A line for each migration that was left: where its tree is, and what to do."""
     lines = []
     for each in received.left(keep):
-        size = options.show_size(each.size)
+        size = notice.show_size(each.size)
         lines.append(f"{each.path} ({size}): {_sentence(each, _record(each, state))}")
     return lines
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import keyring, notice, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.errors import UsageError
+
+if TYPE_CHECKING:
+    from sealpoint.format.writer import Signing
+    from sealpoint.keys import TrustPolicy
 
 
 @click.command()
 @click.argument("file", metavar="FILE")
-@options.identity_options
+@reads_checkpoint()
 @options.sign_options
-@options.trust_options
 @click.option(
     "--add",
     multiple=True,
@@ -42,14 +48,10 @@ from sealpoint.errors import UsageError
 def command(
     *,
     file: str,
-    identities: tuple[str, ...],
-    passphrase_file: str | None,
+    reading: Reading,
     signer: str | None,
     sign_certificate: str | None,
     sign_passphrase_file: str | None,
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
     add: tuple[str, ...],
     add_metadata: tuple[str, ...],
     remove: tuple[str, ...],
@@ -65,38 +67,30 @@ def command(
     Example:
       sealpoint rekey app.sealed -i keys/identity.key --sign keys/signer.key --add colleague.pub
     """
-    config = configuration.load()
-    options.protect()
+    reading.harden()
     from sealpoint.checkpoint.access import describe_stanza, signing_by
     from sealpoint.checkpoint.rekey import RekeyRequest, rekey
 
-    passphrases = options.Passphrases(passphrase_file)
+    config = keyring.configured()
+    load = partial(
+        keyring.load_recipients,
+        passphrases=keyring.Passphrases(reading.passphrase_file),
+        config=config,
+        allow_expired=False,
+    )
     changes = bool(add or add_metadata or remove)
+    unsigned = not changes and not signer
     signing = signing_by(
-        options.load_signer(
-            signer,
-            sign_certificate,
-            sign_passphrase_file,
-            config,
-            unsigned=not changes and not signer,
+        keyring.load_signer(
+            signer, sign_certificate, sign_passphrase_file, config, unsigned=unsigned
         )
     )
-    # Without a policy it is about the own file, which the key that signs has signed: a header that somebody else wrote
-    # must not get its signature.  A repair alone signs nothing.
-    named = trust if options.names_trust(trust, config) else signing.signers
     request = RekeyRequest(
-        identities=options.load_identities(identities, passphrases, config),
+        identities=reading.keys(),
         signing=signing,
-        policy=options.trust_policy(
-            named,
-            config,
-            allow_unsigned=allow_unsigned or not (changes or signer or trust or config.names_trust),
-            allow_expired=allow_expired,
-        ),
-        add=options.load_recipients(add, passphrases, config, allow_expired=False),
-        add_metadata=options.load_recipients(
-            add_metadata, passphrases, config, allow_expired=False
-        ),
+        policy=_policy(reading, signing, changes=changes or bool(signer)),
+        add=load(add),
+        add_metadata=load(add_metadata),
         remove=[_fingerprint(r) for r in remove],
         repair=repair,
     )
@@ -104,7 +98,7 @@ def command(
         raise UsageError("no identity given", hint="name one with -i, or in config.toml")
     result = rekey(file, request)
     if result.other_signer:
-        options.warn(
+        notice.warn(
             "the header is now signed by another key than the contents: "
             "anyone who opens the file has to trust both signers"
         )
@@ -121,10 +115,20 @@ def command(
         click.echo(f"  {printable(describe_stanza(stanza))}")
 
 
+def _policy(reading: Reading, signing: Signing, *, changes: bool) -> TrustPolicy:
+    """Without a policy it is about the own file, which the key that signs has signed.
+
+    A header that somebody else wrote must not get its signature.  A repair alone signs nothing.
+    """
+    named = reading.trust if reading.names_trust else tuple(signing.signers)
+    anyone = reading.allow_unsigned or not (changes or reading.names_trust)
+    return replace(reading, trust=named, allow_unsigned=anyone).policy()
+
+
 def _fingerprint(text: str) -> str:
     from sealpoint import keys
 
-    if text == options.PASSPHRASE:
+    if text == keyring.PASSPHRASE:
         return bytes(32).hex()
     if not os.path.exists(text):
         if re.fullmatch(r"[0-9a-fA-F]{8,64}", text):

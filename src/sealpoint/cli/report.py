@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from sealpoint.cli import options
+from sealpoint.cli import notice
 from sealpoint.cli.printable import printable
+from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 
 
 @click.command()
@@ -16,8 +15,8 @@ from sealpoint.cli.printable import printable
     "-o", "--output", required=True, metavar="FILE.html", help="The page, or - for standard output."
 )
 @click.option("--force", is_flag=True, help="Replace an existing output.")
-@options.source_options
-def command(*, file: str, output: str, force: bool, **source: Any) -> None:
+@reads_checkpoint(*ANY_KIND)
+def command(*, file: str, output: str, force: bool, reading: Reading) -> None:
     """Make one page about a checkpoint: processes, memory maps, files, sockets, sizes, and who sealed it for whom.
 
     The page needs no network and no other file, and holds no memory contents; it does hold names, paths and addresses.
@@ -33,10 +32,10 @@ def command(*, file: str, output: str, force: bool, **source: Any) -> None:
     from sealpoint.store.output import open_output
 
     path, directory = split_place(file)
-    with options.open_source(path, **source) as opened:
+    with reading.source(path) as opened:
         page = render(collect(images(opened, directory)))
     with open_output(output, force=force) as out:
         out.write(page.encode())
         out.commit()
     if output != "-":
-        click.echo(f"{printable(output)}: {options.show_size(len(page.encode()))}")
+        click.echo(f"{printable(output)}: {notice.show_size(len(page.encode()))}")

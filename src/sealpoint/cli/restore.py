@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import notice, options
 from sealpoint.cli.printable import echo_json
+from sealpoint.cli.reading import Reading, reads_checkpoint
+from sealpoint.cli.running import Running, ack_line, runs_criu
+
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.admission import Admission
+    from sealpoint.checkpoint.opening import Checkpoint
 
 
 @click.command()
 @click.argument("file", metavar="FILE|-")
-@options.identity_options
-@options.trust_options
-@options.expect_options
+@reads_checkpoint("expect", "parents", "stores", "max_size")
 @click.option(
     "-d",
     "--detach",
@@ -27,39 +32,21 @@ from sealpoint.cli.printable import echo_json
     metavar="DIR",
     help="With -: hold the ciphertext in an unlinked file in DIR, not in memory.",
 )
-@options.max_size_option
 @click.option(
     "--ack", is_flag=True, help="Print the acknowledgement that dump --kill-after ack waits for."
 )
-@options.parents_option
-@options.store_option
 @options.allow_older_option
-@options.state_option
-@options.criu_options
-@options.json_option
-@click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
+@runs_criu()
 def command(
     *,
     file: str,
-    identities: tuple[str, ...],
-    passphrase_file: str | None,
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    workloads: tuple[str, ...],
-    expect: tuple[str, ...],
+    reading: Reading,
+    running: Running,
     detach: bool,
     spool: str | None,
-    max_size: int | None,
     ack: bool,
-    parents: tuple[str, ...],
-    stores: tuple[str, ...],
     allow_older: bool,
-    state: str | None,
-    criu: str | None,
-    criu_log: str | None,
     as_json: bool,
-    criu_arguments: tuple[str, ...],
 ) -> int:
     """Restore a process tree from a sealed file, if a trusted signer made it and every byte is authentic.
 
@@ -71,65 +58,28 @@ def command(
       sealpoint restore app.sealed -i keys/identity.key --trust keys/signer.pub --detach
       ssh HOST cat app.sealed | sealpoint restore - -i identity.key --trust signer.pub
     """
-    options.check_standard_input(file, passphrase_file)
-    config = configuration.load()
-    options.protect()
-    from sealpoint.criu.binary import Search
-
-    search = Search(criu or config.criu or None, fault=config.criu_fault)
+    reading.harden()
+    search = running.search()
     from sealpoint.checkpoint.admission import Admission
-    from sealpoint.checkpoint.progress import Progress
     from sealpoint.checkpoint.restore import Restore, RestoreRequest
-    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
     from sealpoint.cli.bar import Bar
-    from sealpoint.cli.dump import ack_line
 
     with Bar("receiving") as bar:
-        received = 0
-
-        def receive(size: int) -> None:
-            nonlocal received
-            received += size
-            bar(Progress(received))
-
-        opening = options.opening(
-            config,
-            identities=identities,
-            passphrase_file=passphrase_file,
-            trust=trust,
-            allow_unsigned=allow_unsigned,
-            allow_expired=allow_expired,
-            workloads=workloads,
-            expect=expect,
-            parents=parents,
-            stores=stores,
-            spool=spool,
-            limit=max_size,
-            progress=receive,
-        )
+        opening = reading.opening_of(file, spool=spool, progress=bar.counter())
         binary = search.result()
         checkpoint = opening.open(file)
     with checkpoint:
-        states = state or config.state or DEFAULT_DIRECTORY
-        admission = Admission(checkpoint, states, options.warn, allow_older=allow_older)
+        admission = Admission(checkpoint, running.states, notice.warn, allow_older=allow_older)
         opened = checkpoint.files()
-
-        def approved() -> None:
-            reference = checkpoint.reference
-            admission.passed()
-            if ack:
-                sys.stdout.buffer.write(ack_line(reference.checkpoint_id, reference.origin_digest))
-                sys.stdout.buffer.flush()
-
         request = RestoreRequest(
             criu=binary,
             detach=detach,
-            options=criu_arguments,
-            criu_log=criu_log,
+            options=running.criu_arguments,
+            criu_log=running.criu_log,
             permitted=admission.permit,
-            approved=approved,
+            approved=_approved(checkpoint, admission, ack=ack),
         )
-        options.announce(checkpoint)
+        notice.announce(checkpoint)
         with Bar("restoring") as bar:
             result = Restore(request, opened).run(bar)
     if as_json:
@@ -143,3 +93,16 @@ def command(
     elif detach:
         click.echo(f"process {result.pid} restored in {result.seconds:.2f} s", err=ack)
     return result.status
+
+
+def _approved(checkpoint: Checkpoint, admission: Admission, *, ack: bool) -> Callable[[], None]:
+    """What happens when every byte has verified, before the tree runs."""
+
+    def approved() -> None:
+        reference = checkpoint.reference
+        admission.passed()
+        if ack:
+            sys.stdout.buffer.write(ack_line(reference.checkpoint_id, reference.origin_digest))
+            sys.stdout.buffer.flush()
+
+    return approved

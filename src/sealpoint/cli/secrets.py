@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint.cli import numbers, options
+from sealpoint.cli import notice, numbers, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 from sealpoint.names import text
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     metavar="KIND",
     help='End with exit code 5 if one of this kind is found; "any", or "grave" for all but guesses. Repeatable.',
 )
-@options.source_options
+@reads_checkpoint(*ANY_KIND)
 @options.json_option
 def command(
     *,
@@ -39,7 +40,7 @@ def command(
     reveal: bool,
     fail_on: tuple[str, ...],
     as_json: bool,
-    **source: Any,
+    reading: Reading,
 ) -> None:
     """Report which secrets a checkpoint exposes: keys, tokens and passwords in memory, environment and other objects.
 
@@ -51,7 +52,6 @@ def command(
       sealpoint secrets app.sealed -i keys/identity.key --trust keys/signer.pub
       sealpoint secrets app.sealed --json --fail-on grave -i keys/identity.key --trust keys/signer.pub
     """
-    from sealpoint.checkpoint.progress import Progress
     from sealpoint.cli.bar import Bar
     from sealpoint.errors import PolicyError, UsageError
     from sealpoint.inspect.detectors import KINDS
@@ -64,15 +64,8 @@ def command(
             hint="kinds are: any, grave, " + ", ".join(sorted(KINDS)),
         )
     path, directory = split_place(file)
-    with options.open_source(path, **source) as opened, Bar(f"scanning {file}") as bar:
-        done = 0
-
-        def progress(size: int) -> None:
-            nonlocal done
-            done += size
-            bar(Progress(done))
-
-        survey = Survey(reveal=reveal, progress=progress)
+    with reading.source(path) as opened, Bar(f"scanning {file}") as bar:
+        survey = Survey(reveal=reveal, progress=bar.counter())
         survey.images(images(opened, directory), list(pids) or None)
         if not pids:
             survey.objects(opened)
@@ -114,7 +107,7 @@ def _values(file: str, exposure: Exposure) -> dict[str, Any]:
 
 
 def _print(file: str, exposure: Exposure, *, reveal: bool) -> None:
-    size = options.show_size(exposure.scanned)
+    size = notice.show_size(exposure.scanned)
     if not exposure.counts:
         click.echo(f"{printable(file)}: nothing that looks like a secret in {size}")
         return

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from sealpoint.cli import options
 from sealpoint.cli.printable import echo_json
+from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 from sealpoint.names import cell
 
 _COLUMNS = (
@@ -24,8 +23,8 @@ _COLUMNS = (
 @click.command()
 @click.argument("checkpoints", metavar="FILE|DIR...", nargs=-1, required=True)
 @options.json_option
-@options.source_options
-def command(checkpoints: tuple[str, ...], *, as_json: bool, **access: Any) -> None:
+@reads_checkpoint(*ANY_KIND)
+def command(checkpoints: tuple[str, ...], *, as_json: bool, reading: Reading) -> None:
     """Show in a line which container a checkpoint is of, and how large it is.
 
     \b
@@ -39,7 +38,7 @@ def command(checkpoints: tuple[str, ...], *, as_json: bool, **access: Any) -> No
     results = []
     for file in checkpoints:
         path, directory = split_place(file)
-        with options.open_source(path, **access) as source:
+        with reading.source(path) as source:
             results.append({"file": file, **Inspection(images(source, directory)).collect(Parts())})
     if as_json:
         echo_json(results)

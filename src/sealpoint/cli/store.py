@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import options
+from sealpoint.cli import notice, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
+from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,25 +77,17 @@ def init(directory: str, tenant_key: str) -> None:
 @click.argument("directory", metavar="DIR")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @options.tenant_key_option
-@options.identity_option
-@options.trust_options
-@options.parents_option
-@options.store_option
-@options.seal_options
+@reads_checkpoint("parents", "stores")
+@seals_checkpoint()
 @options.json_option
 def add(
     *,
     directory: str,
     files: tuple[str, ...],
     tenant_key: str,
-    identities: tuple[str, ...],
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    parents: tuple[str, ...],
-    stores: tuple[str, ...],
+    reading: Reading,
+    seal: SealOptions,
     as_json: bool,
-    **seal: Any,
 ) -> None:
     """Make of each sealed FILE one in DIR that refers to the chunks of the store, which gets those that it lacks.
 
@@ -105,44 +99,25 @@ def add(
       sealpoint store add /srv/checkpoints app.sealed --tenant-key tenant.key -i identity.key \\
         --trust signer.pub -r recipient.pub --sign signer.key
     """
-    config = configuration.load()
-    options.protect()
-
-    opening = options.opening(
-        config,
-        identities=identities,
-        passphrase_file=seal["passphrase_file"],
-        trust=trust,
-        allow_unsigned=allow_unsigned,
-        allow_expired=allow_expired,
-        parents=parents,
-        stores=stores,
-    )
-    prepared = options.sealing(config, seal)
-    _add_all(directory, files, tenant_key, opening, prepared, force=seal["force"], as_json=as_json)
+    adding = _Adding(directory, tenant_key, reading.opening(), seal.sealing(), seal.force)
+    adding.run(files, as_json=as_json)
 
 
 @command.command("convert")
 @click.argument("old", metavar="OLD")
 @click.argument("directory", metavar="NEW")
 @options.tenant_key_option
-@options.identity_option
-@options.trust_options
-@options.parents_option
-@options.seal_options
+@reads_checkpoint("parents")
+@seals_checkpoint()
 @options.json_option
 def convert(
     *,
     old: str,
     directory: str,
     tenant_key: str,
-    identities: tuple[str, ...],
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    parents: tuple[str, ...],
+    reading: Reading,
+    seal: SealOptions,
     as_json: bool,
-    **seal: Any,
 ) -> None:
     """Make of the store OLD, and the sealed files in it, a store NEW of the present version.
 
@@ -154,88 +129,74 @@ def convert(
       sealpoint store convert /srv/old /srv/new --tenant-key new.key -i identity.key \\
         --trust signer.pub -r recipient.pub --sign signer.key
     """
-    config = configuration.load()
-    options.protect()
+    opening = reading.opening(stores=(old,))
     from sealpoint.format.stored import Tenant
     from sealpoint.keys import tenant as tenant_file
     from sealpoint.store.chunk_directory import CHUNKS, ChunkDirectory
     from sealpoint.store.collect import statistics
 
-    opening = options.opening(
-        config,
-        identities=identities,
-        passphrase_file=seal["passphrase_file"],
-        trust=trust,
-        allow_unsigned=allow_unsigned,
-        allow_expired=allow_expired,
-        parents=parents,
-        stores=(old,),
-    )
-    prepared, force = options.sealing(config, seal), seal["force"]
+    adding = _Adding(directory, tenant_key, opening, seal.sealing(), seal.force)
     with ChunkDirectory(old) as store:  # held, so that nobody collects meanwhile
         files = [f.path for f in statistics(store).files]
         if not os.path.lexists(os.path.join(directory, CHUNKS)):
             ChunkDirectory.make(directory, Tenant(tenant_file.load(tenant_key)).identifier)
         todo = tuple(
-            f for f in files if force or not os.path.lexists(f"{directory}/{os.path.basename(f)}")
+            f
+            for f in files
+            if seal.force or not os.path.lexists(f"{directory}/{os.path.basename(f)}")
         )
-        _add_all(directory, todo, tenant_key, opening, prepared, force=force, as_json=as_json)
+        adding.run(todo, as_json=as_json)
 
 
-def _add_all(
-    directory: str,
-    files: tuple[str, ...],
-    tenant_key: str,
-    opening: Opening,
-    prepared: Sealing,
-    *,
-    force: bool,
-    as_json: bool,
-) -> None:
-    names = [os.path.basename(file) for file in files]
-    if len(set(names)) != len(names):
-        raise UsageError("two of the files have the same name")
-    added = []
-    for file, name in zip(files, names, strict=True):
-        target = os.path.join(directory, name)
-        with open_store(directory, tenant_key, prepared) as store:
-            result = _add(file, target, store, opening, prepared, force=force)
-        warn_damaged(store)
-        values = {
-            "file": target,
-            "checkpoint": result.checkpoint_id.hex(),
-            "origin": result.origin_digest.hex(),
-            "file_size": result.file_size,
-        }
-        added.append(values | described(store))
-        if not as_json:
-            click.echo(
-                f"{printable(target)}: {options.show_size(result.file_size)} that refer to "
-                f"{options.show_size(store.size)} of pages, {in_words(store)}"
+@dataclass(frozen=True)
+class _Adding:
+    """How sealed files come into a store."""
+
+    directory: str
+    tenant_key: str
+    opening: Opening
+    sealing: Sealing
+    force: bool
+
+    def run(self, files: tuple[str, ...], *, as_json: bool) -> None:
+        """Make of each file one in the store's directory.  Raises UsageError, and what opening and sealing raise."""
+        names = [os.path.basename(file) for file in files]
+        if len(set(names)) != len(names):
+            raise UsageError("two of the files have the same name")
+        added = []
+        for file, name in zip(files, names, strict=True):
+            target = os.path.join(self.directory, name)
+            with open_store(self.directory, self.tenant_key, self.sealing) as store:
+                result = self._add(file, target, store)
+            warn_damaged(store)
+            values = {
+                "file": target,
+                "checkpoint": result.checkpoint_id.hex(),
+                "origin": result.origin_digest.hex(),
+                "file_size": result.file_size,
+            }
+            added.append(values | described(store))
+            if not as_json:
+                click.echo(
+                    f"{printable(target)}: {notice.show_size(result.file_size)} that refer to "
+                    f"{notice.show_size(store.size)} of pages, {in_words(store)}"
+                )
+        if as_json:
+            echo_json(added)
+
+    def _add(self, file: str, target: str, store: ChunkAdder) -> MergeResult:
+        from sealpoint.checkpoint.merge import merge
+        from sealpoint.cli.bar import Bar
+        from sealpoint.store.output import OutputFile
+
+        if os.path.exists(target) and os.path.samefile(file, target):
+            raise UsageError(
+                f"{file} lies in the store's directory itself", hint="move it elsewhere"
             )
-    if as_json:
-        echo_json(added)
-
-
-def _add(
-    file: str,
-    target: str,
-    store: ChunkAdder,
-    opening: Opening,
-    prepared: Sealing,
-    *,
-    force: bool,
-) -> MergeResult:
-    from sealpoint.checkpoint.merge import merge
-    from sealpoint.cli.bar import Bar
-    from sealpoint.store.output import OutputFile
-
-    if os.path.exists(target) and os.path.samefile(file, target):
-        raise UsageError(f"{file} lies in the store's directory itself", hint="move it elsewhere")
-    with opening.open(file) as checkpoint:
-        opened = checkpoint.whole()
-        with OutputFile(target, force=force) as out, Bar(f"adding {file}") as bar:
-            return merge(opened, out, prepared, report=bar, store=store)
+        with self.opening.open(file) as checkpoint:
+            opened = checkpoint.whole()
+            with OutputFile(target, force=self.force) as out, Bar(f"adding {file}") as bar:
+                return merge(opened, out, self.sealing, report=bar, store=store)
 
 
 @contextmanager
@@ -254,7 +215,7 @@ def open_store(
 
     tenant = Tenant(tenant_file.load(tenant_key))
     if warning := keys.permissions_warning(tenant_key):
-        options.warn(warning)
+        notice.warn(warning)
     suite, compression = prepared.cipher, prepared.compression
     with (
         ChunkDirectory(directory) as opened,
@@ -275,16 +236,14 @@ def described(store: ChunkAdder) -> dict[str, int]:
 
 def in_words(store: ChunkAdder) -> str:
     """What was added."""
-    return (
-        f"{options.show_count(store.added, 'new chunk')} of {options.show_size(store.added_size)}"
-    )
+    return f"{notice.show_count(store.added, 'new chunk')} of {notice.show_size(store.added_size)}"
 
 
 def warn_damaged(store: ChunkAdder) -> None:
     """Chunks that do not hold what they should are not referred to."""
     if store.damaged:
         one = min(store.damaged).hex()
-        options.warn(
+        notice.warn(
             f"{len(store.damaged)} chunks of {store.directory.path} are damaged or were tampered with, {one} among "
             "them: their pages were sealed into the file itself (sealpoint store gc removes them once no file refers "
             "to them)"
@@ -310,7 +269,7 @@ def stat(*, directory: str, also: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         echo_json(_values(directory, found))
         return
-    size = options.show_size
+    size = notice.show_size
     click.echo(f"checkpoints  {len(found.files)}")
     click.echo(f"chunks       {found.chunks}, {size(found.stored)}")
     click.echo(f"in all       {size(found.together)}")
@@ -319,7 +278,7 @@ def stat(*, directory: str, also: tuple[str, ...], as_json: bool) -> None:
     if found.unused_chunks:
         click.echo(f"unused       {found.unused_chunks} chunks, {size(found.unused)}")
     if found.missing:
-        options.warn(f"{found.missing} chunks are missing that the files refer to")
+        notice.warn(f"{found.missing} chunks are missing that the files refer to")
 
 
 def _values(directory: str, found: Statistics) -> dict[str, Any]:
@@ -376,7 +335,7 @@ def gc(*, directory: str, also: tuple[str, ...], dry_run: bool, as_json: bool) -
         return
     would = "would be " if dry_run else ""
     click.echo(
-        f"{done.removed} chunks {would}removed, {options.show_size(done.freed)}; "
+        f"{done.removed} chunks {would}removed, {notice.show_size(done.freed)}; "
         f"{done.kept} are in use by {done.files} sealed files"
     )
     for path in done.elsewhere:

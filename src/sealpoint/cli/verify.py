@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import encrypted, options
+from sealpoint.cli import encrypted, notice, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.errors import NoTrustedSignerGivenError
 
 if TYPE_CHECKING:
-    from sealpoint.keys import Identity
+    from sealpoint.checkpoint.opening import Checkpoint
+    from sealpoint.cli.bar import Bar
+    from sealpoint.format.opened import OpenFile
+    from sealpoint.format.statement import ParentRef
 
 
 @click.command()
 @click.argument("file", metavar="FILE|-")
-@options.trust_options
-@options.identity_options
-@options.store_option
-@options.expect_options
-@options.max_size_option
+@reads_checkpoint("stores", "expect", "max_size")
 @options.json_option
-def command(
-    *,
-    file: str,
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    identities: tuple[str, ...],
-    passphrase_file: str | None,
-    stores: tuple[str, ...],
-    workloads: tuple[str, ...],
-    expect: tuple[str, ...],
-    max_size: int | None,
-    as_json: bool,
-) -> None:
+def command(*, file: str, reading: Reading, as_json: bool) -> None:
     """Check structure, header, both signed statements and the hash of every frame; no decryption key is needed.
 
     Chunks of a store that it refers to are compared with their hashes, too, if the store is beside it or named.
@@ -49,121 +36,130 @@ def command(
       sealpoint verify app.sealed --trust keys/signer.pub
     """
     if encrypted.is_dump(file):
-        options.refuse_expectation(file, workloads, expect)
-        access: dict[str, Any] = {
-            "trust": trust,
-            "allow_expired": allow_expired,
-            "identities": identities,
-            "passphrase_file": passphrase_file,
-        }
-        encrypted.verify(file, as_json=as_json, allow_unsigned=allow_unsigned, access=access)
+        reading.refuse_expectation(file)
+        encrypted.verify(file, reading, as_json=as_json)
         return
-    options.check_standard_input(file, passphrase_file)
-    config = configuration.load()
-    from sealpoint.checkpoint import pages_file
-    from sealpoint.checkpoint.expectation import Expectation
-    from sealpoint.checkpoint.opening import Opening
-    from sealpoint.checkpoint.progress import Progress
-    from sealpoint.checkpoint.with_chunks import WithChunks, check_references
     from sealpoint.cli.bar import Bar
 
-    policy = options.trust_policy(
-        trust, config, allow_unsigned=allow_unsigned, allow_expired=allow_expired, names_only=True
-    )
-
-    def keys() -> list[Identity]:
-        options.protect()
-        return options.load_identities(identities, options.Passphrases(passphrase_file), config)
-
-    opening = Opening(
-        policy,
-        keys,
-        stores=stores,
-        limit=max_size,
-        expected=Expectation.of(workloads, expect),
-        alone=True,
-        lenient=True,
-        unproven=True,
-    )
-    with (
-        opening.open(file) as checkpoint,
-        Bar(f"verifying {file}") as bar,
-    ):
-        authentic = checkpoint.authentic
-        done = 0
-
-        def progress(size: int) -> None:
-            nonlocal done
-            done += size
-            bar(Progress(done, authentic.origin.frames_size))
-
-        opened = checkpoint.file() if identities else None
-        if opened is None or not opened.has_memory or authentic.prune is not None:
-            authentic.check_frames(progress)
-        done = 0
-        references = authentic.index.references
-        finder = checkpoint.top.chunk_finder()
-        chunks_checked = bool(references and finder.stores)
-        if chunks_checked and not isinstance(opened, WithChunks):
-            check_references(authentic, finder, progress)
-            done = 0
-        if isinstance(opened, WithChunks) and not chunks_checked:
-            opened = opened.own
-        if opened is not None:
-            opened.verify_all(progress)
-        pages = pages_file.reference(opened) if opened is not None else None
-        pages_checked = isinstance(opened, pages_file.WithPages)
-    signers = [{"name": s.name, "key": s.key_id, "trusted": s.trusted} for s in checkpoint.signers]
-    depth = "every frame matches the signed index"
-    if chunks_checked:
-        chunks = options.show_count(references, "stored chunk")
-        depth += f", and so {'does' if references == 1 else 'do'} {chunks} that it refers to"
-    if opened is not None:
-        what = "every chunk" if opened.has_memory else "every metadata chunk"
-        depth += f", {what} is authentic"
-    if pages_checked:
-        depth += ", those of the pages beside it too"
+    policy = reading.policy(names_only=True)
+    how = {"alone": True, "lenient": True, "unproven": True}
+    with reading.open(file, policy, **how) as checkpoint, Bar(f"verifying {file}") as bar:
+        found = _check(checkpoint, bar, with_keys=bool(reading.identities))
     if as_json:
-        values = {
-            "file": file,
-            "checkpoint": authentic.origin.checkpoint_id.hex(),
-            "frames": authentic.origin.frames,
-            "bytes": authentic.file.size,
-            "signers": signers,
-            "chunks_authenticated": opened is not None,
-            "stored_chunks": references,
-            "stored_chunks_checked": chunks_checked,
-            "pages_elsewhere": pages is not None,
-            "pages_checked": pages_checked,
-            "interrupted_rekey": authentic.interrupted,
-            "freed": 0 if authentic.prune is None else authentic.prune.freed,
-        }
-        echo_json(values)
+        echo_json(found.values(file))
     else:
-        click.echo(f"{printable(file)}: intact: {depth}")
-        for signer in signers:
-            trusted = " (trusted)" if signer["trusted"] else ""
-            click.echo(f"signed by {printable(str(signer['name']))}{trusted}, key {signer['key']}")
-        if not signers:
-            click.echo("signed by nobody")
-    if references and not chunks_checked:
-        options.warn(
-            f"what it refers to in a store was not checked ({options.show_count(references, 'chunk')}): "
-            "no store is beside it (--store DIR)"
-        )
-    if pages is not None and not pages_checked:
-        options.warn(f"its memory was not checked: {pages_file.missing(pages).message}")
-    if authentic.prune is not None:
-        options.warn(
-            f"{options.show_size(authentic.prune.freed)} of it were freed for checkpoint "
-            f"{authentic.prune.child.checkpoint_id.hex()}: only that one, or one that continues it, restores"
-        )
-    if authentic.interrupted:
-        options.warn("a rekey was interrupted; finish it with: sealpoint rekey FILE --repair")
-    if not any(s.trusted for s in checkpoint.signers) and not allow_unsigned:
+        _print(file, found)
+    _warn(found)
+    signers = found.checkpoint.signers
+    if not any(s.trusted for s in signers) and not reading.allow_unsigned:
         raise NoTrustedSignerGivenError(
             "intact, but no trusted signer was given"
             if signers
             else "intact, but not signed: anyone who can write the file could have made it",
             hint="say whom to believe with --trust" if signers else None,
         )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """How far an intact file was checked.
+
+    opened: with the keys, None without.  references: to chunks of a store.  pages: beside the file, None if none are.
+    """
+
+    checkpoint: Checkpoint
+    opened: OpenFile | None
+    references: int
+    chunks_checked: bool
+    pages: ParentRef | None
+    pages_checked: bool
+
+    @property
+    def depth(self) -> str:
+        """In words."""
+        depth = "every frame matches the signed index"
+        if self.chunks_checked:
+            chunks = notice.show_count(self.references, "stored chunk")
+            verb = "does" if self.references == 1 else "do"
+            depth += f", and so {verb} {chunks} that it refers to"
+        if self.opened is not None:
+            what = "every chunk" if self.opened.has_memory else "every metadata chunk"
+            depth += f", {what} is authentic"
+        if self.pages_checked:
+            depth += ", those of the pages beside it too"
+        return depth
+
+    def values(self, file: str) -> dict[str, Any]:
+        """For JSON."""
+        authentic = self.checkpoint.authentic
+        return {
+            "file": file,
+            "checkpoint": authentic.origin.checkpoint_id.hex(),
+            "frames": authentic.origin.frames,
+            "bytes": authentic.file.size,
+            "signers": [
+                {"name": s.name, "key": s.key_id, "trusted": s.trusted}
+                for s in self.checkpoint.signers
+            ],
+            "chunks_authenticated": self.opened is not None,
+            "stored_chunks": self.references,
+            "stored_chunks_checked": self.chunks_checked,
+            "pages_elsewhere": self.pages is not None,
+            "pages_checked": self.pages_checked,
+            "interrupted_rekey": authentic.interrupted,
+            "freed": 0 if authentic.prune is None else authentic.prune.freed,
+        }
+
+
+def _check(checkpoint: Checkpoint, bar: Bar, *, with_keys: bool) -> _Found:
+    """Everything within reach.  Raises FileError, IdentityError."""
+    from sealpoint.checkpoint import pages_file
+    from sealpoint.checkpoint.with_chunks import WithChunks, check_references
+
+    authentic = checkpoint.authentic
+    total = authentic.origin.frames_size
+    opened = checkpoint.file() if with_keys else None
+    if opened is None or not opened.has_memory or authentic.prune is not None:
+        authentic.check_frames(bar.counter(total))
+    references = authentic.index.references
+    finder = checkpoint.top.chunk_finder()
+    chunks_checked = bool(references and finder.stores)
+    if chunks_checked and not isinstance(opened, WithChunks):
+        check_references(authentic, finder, bar.counter(total))
+    if isinstance(opened, WithChunks) and not chunks_checked:
+        opened = opened.own
+    if opened is not None:
+        opened.verify_all(bar.counter(total))
+    pages = pages_file.reference(opened) if opened is not None else None
+    pages_checked = isinstance(opened, pages_file.WithPages)
+    return _Found(checkpoint, opened, references, chunks_checked, pages, pages_checked)
+
+
+def _print(file: str, found: _Found) -> None:
+    click.echo(f"{printable(file)}: intact: {found.depth}")
+    for signer in found.checkpoint.signers:
+        trusted = " (trusted)" if signer.trusted else ""
+        click.echo(f"signed by {printable(signer.name)}{trusted}, key {signer.key_id}")
+    if not found.checkpoint.signers:
+        click.echo("signed by nobody")
+
+
+def _warn(found: _Found) -> None:
+    """Of what was not checked, and of what limits the use of the file."""
+    from sealpoint.checkpoint import pages_file
+
+    authentic = found.checkpoint.authentic
+    if found.references and not found.chunks_checked:
+        notice.warn(
+            f"what it refers to in a store was not checked ({notice.show_count(found.references, 'chunk')}): "
+            "no store is beside it (--store DIR)"
+        )
+    if found.pages is not None and not found.pages_checked:
+        notice.warn(f"its memory was not checked: {pages_file.missing(found.pages).message}")
+    if authentic.prune is not None:
+        notice.warn(
+            f"{notice.show_size(authentic.prune.freed)} of it were freed for checkpoint "
+            f"{authentic.prune.child.checkpoint_id.hex()}: only that one, or one that continues it, restores"
+        )
+    if authentic.interrupted:
+        notice.warn("a rekey was interrupted; finish it with: sealpoint rekey FILE --repair")

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
-from sealpoint import config as configuration
-from sealpoint.cli import numbers, options
+from sealpoint.cli import notice, numbers, options
 from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.reading import Reading, reads_checkpoint
+from sealpoint.cli.running import Running, note_newest, runs_criu
+from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
+    from sealpoint.checkpoint.opening import Opening
     from sealpoint.checkpoint.watch import Taken
+    from sealpoint.format.writer import Signing
 
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST = 366 * 86400  # seconds
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @click.command()
-@click.option(
-    "-t",
-    "--tree",
-    "pid",
-    type=numbers.PID,
-    required=True,
-    metavar="PID",
-    help="Root of the process tree.",
-)
+@options.tree_option
 @click.option(
     "--every",
     required=True,
@@ -53,14 +50,10 @@ _LONGEST = 366 * 86400  # seconds
     metavar="N",
     help="The same: keep the newest of each of N days.",
 )
-@options.seal_options
-@options.identity_option
-@options.trust_options
-@options.state_option
-@click.option("--workload", default="", metavar="ID", help="Opaque public name of what is dumped.")
-@options.criu_options
-@options.json_option
-@click.argument("criu_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- CRIU-OPTIONS]")
+@reads_checkpoint()
+@seals_checkpoint()
+@options.workload_option
+@runs_criu()
 def command(
     *,
     pid: int,
@@ -69,17 +62,11 @@ def command(
     count: int | None,
     keep_last: int,
     keep_daily: int,
-    identities: tuple[str, ...],
-    trust: tuple[str, ...],
-    allow_unsigned: bool,
-    allow_expired: bool,
-    state: str | None,
+    reading: Reading,
+    seal: SealOptions,
+    running: Running,
     workload: str,
-    criu: str | None,
-    criu_log: str | None,
     as_json: bool,
-    criu_arguments: tuple[str, ...],
-    **seal: Any,
 ) -> None:
     """Take a checkpoint at regular times while the process tree runs: first all of it, then what has changed.
 
@@ -92,54 +79,48 @@ def command(
       sealpoint watch -t 4711 --every 30s -o checkpoints -r keys/recipient.pub --sign keys/signer.key
     """
     seconds = _seconds(every)
-    config = configuration.load()
-    options.protect()
-    from sealpoint.criu.binary import Search
-
-    search = Search(criu or config.criu or None, fault=config.criu_fault)
+    reading.harden()
+    search = running.search()
     from sealpoint.checkpoint import retention
     from sealpoint.checkpoint.dump import DumpRequest
-    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
+    from sealpoint.checkpoint.state import StateStore
     from sealpoint.checkpoint.watch import Watch, WatchRequest
-    from sealpoint.cli.dump import note_newest
     from sealpoint.cli.prune import merging
 
-    prepared = options.sealing(config, seal)
-    states = state or config.state or DEFAULT_DIRECTORY
+    prepared = seal.sealing()
     thinning = bool(keep_last or keep_daily)
-    opening = options.opening(
-        config,
-        identities=identities,
-        passphrase_file=seal["passphrase_file"],
-        trust=[*trust, *prepared.signing.signers],
-        allow_unsigned=allow_unsigned or not prepared.signing.signers,
-        allow_expired=allow_expired,
-    )
+    opening = _opening(reading, prepared.signing)
     if thinning and not opening.identities():  # now: nobody may be there later to be asked
         raise UsageError("thinning out needs an identity", hint="name one with -i")
-
     make = merging(prepared)
     request = WatchRequest(
         DumpRequest(
             pid=pid,
             criu=search.result(),
-            options=criu_arguments,
+            options=running.criu_arguments,
             workload=workload,
-            criu_log=criu_log,
+            criu_log=running.criu_log,
             sealing=prepared,
         ),
         every=seconds,
         directory=directory,
-        store=StateStore(states),
-        say=options.warn,
+        store=StateStore(running.states),
+        say=notice.warn,
     )
     for number, taken in enumerate(Watch(request).run(), 1):
-        note_newest(states, workload, taken.result)
+        note_newest(running.states, workload, taken.result)
         _show(taken, as_json=as_json)
         if thinning:
             retention.prune(taken.path, opening, make, last=keep_last, daily=keep_daily)
         if number == count:
             break
+
+
+def _opening(reading: Reading, signing: Signing) -> Opening:
+    """How the files that this command made itself are read, to thin them out: who signs them is trusted as well."""
+    trust = (*reading.trust, *signing.signers)
+    unsigned = reading.allow_unsigned or not signing.signers
+    return replace(reading, trust=trust, allow_unsigned=unsigned).opening()
 
 
 def _seconds(text: str) -> float:
@@ -166,6 +147,6 @@ def _show(taken: Taken, *, as_json: bool) -> None:
         echo_json(values, indent=None)
         return
     click.echo(
-        f"{printable(taken.path)}: {taken.stored} of {taken.pages} pages, {options.show_size(result.file_size)}, "
+        f"{printable(taken.path)}: {taken.stored} of {taken.pages} pages, {notice.show_size(result.file_size)}, "
         f"{result.seconds:.2f} s (frozen {frozen:.2f} s)"
     )
