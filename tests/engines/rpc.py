@@ -24,7 +24,7 @@ OPTIONS = {
     "images_dir_fd": 1, "pid": 2, "leave_running": 3, "ext_unix_sk": 4, "tcp_established": 5, "shell_job": 7,
     "log_level": 9, "link_remap": 18, "tcp_skip_in_flight": 46, "weak_sysctls": 47, "tcp_close": 52, "tls_key": 57,
     "log_file": 10, "ps": 11, "notify_scripts": 12, "root": 13, "parent_img": 14, "track_mem": 15, "auto_dedup": 16,
-    "work_dir_fd": 17, "rst_sibling": 26, "inherit_fd": 27, "ghost_limit": 35, "external": 37,
+    "work_dir_fd": 17, "exec_cmd": 22, "rst_sibling": 26, "inherit_fd": 27, "ghost_limit": 35, "external": 37,
     "freeze_cgroup": 44, "lazy_pages": 48, "status_fd": 49, "orphan_pts_master": 50, "config_file": 51,
     "images_dir": 68,
 }  # fmt: skip

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _MAX: Final = 1024 * 1024  # of one datagram; requests with many external mounts can be large
 _NOTIFY = 6
+_RESTORE: Final = 2
 _SEALED: Final = (1, 2, 4, 13)  # DUMP, RESTORE, PRE_DUMP, SINGLE_PRE_DUMP
 _PAGE_SERVER, _PAGE_SERVER_CHILD = 5, 12
 _WITH_DIRECTORIES: Final = (
@@ -94,6 +95,9 @@ class Proxy:
                         return
                     if not from_engine:
                         self._to_engine(data, fds)
+                        if self._restored:
+                            self._criu_left = True
+                            return
                 except OSError:  # the other side is gone
                     self._criu_left = from_engine
                     return
@@ -153,6 +157,12 @@ class Proxy:
             data = self._session.from_criu(data)
         if data:  # else answered by us
             _send(self._engine, data, fds)
+
+    @property
+    def _restored(self) -> bool:
+        """Whether CRIU has answered its last request; what it becomes then (exec_cmd) still holds its end."""
+        session = self._session
+        return session is not None and session.answered and session.kind == _RESTORE
 
     def _refuse(self, kind: int, reason: str) -> None:
         # criu_resp {type 1, success 2, cr_errno 7, cr_errmsg 9}
