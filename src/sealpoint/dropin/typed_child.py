@@ -73,7 +73,17 @@ class Child:
             if change.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
                 return -change.si_status
             if change.si_status in _STOPS and signal.SIGCONT not in signal.sigpending():
-                os.kill(os.getpid(), signal.SIGSTOP)  # whoever waits for us is to see it
+                _stop_by(change.si_status)  # whoever waits for us is to see it
+
+
+def _stop_by(number: int) -> None:
+    """Stand still until continued, by the signal that stopped CRIU: a shell shows it as the status."""
+    os.kill(
+        os.getpid(), number
+    )  # before it is let through: one from the terminal may wait already, and two are one
+    if number in _BLOCKED:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))
+        signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
 
 
 def become(program: str, arguments: list[str], mask: Iterable[int]) -> NoReturn:
