@@ -26,11 +26,8 @@ ALONE = {
     "pages_file.join": set(),
     "join": {"cli/open.py"},
     "Flat": {"checkpoint/merge.py", "checkpoint/restore.py"},  # of files that were opened already
-    # Writers of the file that they check; what a page server, which has no key, sees of a file.
-    "authenticate": {
-        *("checkpoint/access.py", "checkpoint/pages_file.py", "checkpoint/prune.py"),
-        "checkpoint/rekey.py",
-    },
+    # What a page server, which has no key, sees of a file.
+    "authenticate": {"checkpoint/access.py", "checkpoint/pages_file.py"},
     "unwrap_with": {"checkpoint/access.py", "checkpoint/rekey.py"},
 }
 

@@ -6,6 +6,7 @@ Keys are asked for when the file is authentic, and not before.  Out of scope: wh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,18 +15,25 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from sealpoint.checkpoint import pages_file
-from sealpoint.checkpoint.access import CheckedFile, require_trust
+from sealpoint.checkpoint.access import CheckedFile, authenticate, require_trust
 from sealpoint.checkpoint.chain import Chain, Finder, Link
 from sealpoint.checkpoint.expectation import ANY, Expectation
 from sealpoint.checkpoint.flat import Flat, Image
 from sealpoint.checkpoint.with_chunks import require_chunks
 from sealpoint.criu import schema
-from sealpoint.errors import FileError, IdentityError, PolicyError
+from sealpoint.errors import (
+    FileError,
+    IdentityError,
+    PolicyError,
+    SystemEnvironmentError,
+    UsageError,
+)
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.reader import AuthenticFile
 from sealpoint.format.statement import Origin, ParentRef
 from sealpoint.keys import Identity, TrustPolicy, VerifiedSignature, load_trust
 from sealpoint.keys.load import in_file
+from sealpoint.store.locks import writing
 
 STANDARD_INPUT: Final = "-"
 _READ_LIMIT: Final = 256 * 1024 * 1024
@@ -98,6 +106,26 @@ class Opening:
             raise
         return self._begin(Link(path, top), finder)
 
+    @contextlib.contextmanager
+    def change(
+        self, path: str, *, repair: bool = False, mend: Callable[[int], object] = lambda _: None
+    ) -> Iterator[Changing]:
+        """The file at `path`, to be changed in place; no other writer is at work in the meantime.
+
+        repair: also where a rekey was interrupted; mend: called with the descriptor before anything is believed.
+        Raises PolicyError, FileError, UsageError, SystemEnvironmentError.
+        """
+        self.require_trust()
+        fd = _open_to_write(path)
+        try:
+            with writing(fd, path):
+                mend(fd)
+                authentic, _ = authenticate(fd, self.trust, repair=repair)
+                self.expected.check(authentic)
+                yield Changing(fd, authentic)
+        finally:
+            os.close(fd)
+
     def _begin(self, top: Link, finder: Finder) -> Checkpoint:
         checkpoint = Checkpoint(Chain(top, self.trust, finder), self)
         try:
@@ -114,6 +142,27 @@ class Opening:
             self.expected.check(checkpoint.authentic)
         except PolicyError as error:
             raise in_file(error, checkpoint.label) from None
+
+
+class Changing(NamedTuple):
+    """An authentic file that is open for writing.  fd: a descriptor that ends with the change."""
+
+    fd: int
+    authentic: AuthenticFile
+
+
+def _open_to_write(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} does not exist",
+            hint="rekey changes a file in place" if path == STANDARD_INPUT else None,
+        ) from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a directory", hint="name a sealed file") from None
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
 
 
 class Task(NamedTuple):

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import blake3
 
-from sealpoint.checkpoint.access import authenticate
 from sealpoint.checkpoint.chain import Finder
+from sealpoint.checkpoint.opening import Opening
 from sealpoint.checkpoint.state import Layout, NoStateError, State, StateStore
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import PAGE, PRESENT, Pagemap
@@ -39,7 +39,6 @@ from sealpoint.format.reader import AuthenticFile, SealedFile
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import Signing
 from sealpoint.keys import TrustPolicy
-from sealpoint.store.locks import writing
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
@@ -142,33 +141,24 @@ def _prune_file(
     policy: TrustPolicy,
 ) -> int:
     """Returns the bytes that were freed now.  Raises SealpointError; the file is then as good as it was."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with writing(fd, path):
-            repair(fd)
-            authentic, _ = authenticate(fd, policy)
-            if authentic.reference != state.reference:
-                raise FileError(f"{path} is another file than the one that the child continues")
-            before = authentic.prune
-            if before is not None:
-                known = (before.child.checkpoint_id, before.child.origin_digest)
-                if known not in newer:
-                    raise PolicyError(
-                        "parts of it were freed for a checkpoint that is not in this chain"
-                    )
-            wanted = set(_frames(authentic.index, state.layout, needed))
-            old = set() if before is None else set(before.positions())
-            if wanted - old:
-                statement = _statement(authentic, child, wanted | old, signing)
-                _append(fd, authentic, signing.envelope(PRUNE_TYPE, statement.encode()))
-            if wanted or old:  # those of before as well: their emptying may have been interrupted
-                _punch(fd, authentic.index, sorted(wanted | old))
-            return sum(_size(authentic.index, p) for p in wanted - old)
-    finally:
-        os.close(fd)
+    with Opening(policy).change(path, mend=repair) as (fd, authentic):
+        if authentic.reference != state.reference:
+            raise FileError(f"{path} is another file than the one that the child continues")
+        before = authentic.prune
+        if before is not None:
+            known = (before.child.checkpoint_id, before.child.origin_digest)
+            if known not in newer:
+                raise PolicyError(
+                    "parts of it were freed for a checkpoint that is not in this chain"
+                )
+        wanted = set(_frames(authentic.index, state.layout, needed))
+        old = set() if before is None else set(before.positions())
+        if wanted - old:
+            statement = _statement(authentic, child, wanted | old, signing)
+            _append(fd, authentic, signing.envelope(PRUNE_TYPE, statement.encode()))
+        if wanted or old:  # those of before as well: their emptying may have been interrupted
+            _punch(fd, authentic.index, sorted(wanted | old))
+        return sum(_size(authentic.index, p) for p in wanted - old)
 
 
 def _frames(

@@ -10,7 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sealpoint.checkpoint.access import authenticate, unwrap_with, wrap_stanzas
+from sealpoint.checkpoint.access import unwrap_with, wrap_stanzas
+from sealpoint.checkpoint.opening import Opening
 from sealpoint.errors import (
     FileError,
     IdentityError,
@@ -28,7 +29,6 @@ from sealpoint.format.stanza import Stanza
 from sealpoint.format.writer import Signing, sign_slot
 from sealpoint.keys import Identity, Recipient, TrustPolicy
 from sealpoint.keys.load import in_file
-from sealpoint.store.locks import writing
 
 
 class RekeyRequest(NamedTuple):
@@ -58,26 +58,15 @@ def rekey(path: str, request: RekeyRequest) -> RekeyResult:
     if not changes and not request.repair:
         raise UsageError("nothing to change", hint="--add, --add-metadata, --remove or --repair")
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path} does not exist", hint="rekey changes a file in place" if path == "-" else None
-        ) from None
-    except IsADirectoryError:
-        raise UsageError(f"{path} is a directory", hint="name a sealed file") from None
-    except OSError as error:
-        raise SystemEnvironmentError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with writing(fd, path):
-            return _rekey(fd, request, changes=changes)
+        with Opening(request.policy).change(path, repair=request.repair) as (fd, authentic):
+            return _rekey(fd, authentic, request, changes=changes)
     except (FileError, PolicyError) as error:
         raise in_file(error, path) from None
-    finally:
-        os.close(fd)
 
 
-def _rekey(fd: int, request: RekeyRequest, *, changes: bool) -> RekeyResult:
-    authentic, _ = authenticate(fd, request.policy, repair=request.repair)
+def _rekey(
+    fd: int, authentic: AuthenticFile, request: RekeyRequest, *, changes: bool
+) -> RekeyResult:
     if authentic.interrupted and not request.repair:
         raise UsageError("an earlier rekey of this file was interrupted", hint="add --repair")
     opened = OpenFile.unlock(authentic, unwrap_with(request.identities))
