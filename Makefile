@@ -78,6 +78,10 @@ test-vm: vm ## run the tests that need the virtual machine
 test-mutants: dev test-tools ## take promised checks out of a copy of the code, one at a time: the tests must notice
 	@$(PYTHON) tests/mutants/run.py $(ARGS)
 
+.PHONY: test-zdtm
+test-zdtm: owner dev vm ## run CRIU's own tests with stock CRIU and through the drop-in; --selected: those of CI
+	@$(PYTHON) tests/zdtm/side_by_side.py $(ARGS)
+
 .PHONY: test-bundle
 test-bundle: dev test-tools ## make the self-contained bundle and run it where nothing is installed
 	@$(PYTHON) -m pytest -m bundle $(ARGS)
