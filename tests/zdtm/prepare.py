@@ -31,6 +31,7 @@ _SAYS_SKIP = """        print("zdtm-result %s skip 0" % name, flush=True)
 _READS_LIST = """            torun = map(lambda x: x.strip(), fd)
         opts['keep_going'] = False
 """
+_PATH = """            env['PATH'] = "/usr/local/sbin:"""
 
 # The text in zdtm.py, and what takes its place.
 _EDITS = (
@@ -49,6 +50,13 @@ _EDITS = (
     ('"18943"', "os.environ.get('ZDTM_TEST_UID', '18943')"),
     ('"58467"', "os.environ.get('ZDTM_TEST_GID', '58467')"),
     ('"27495 48244"', "os.environ.get('ZDTM_TEST_GROUPS', '27495 48244')"),
+    # In namespaces they get a PATH without our `make`.
+    (_PATH, _PATH.replace('= "', "= os.environ['ZDTM_BIN'] + \":")),
+    # An emulated machine is slow.
+    (
+        "            timeout=60):\n",
+        "            timeout=int(os.environ.get('ZDTM_SECONDS', '60'))):\n",
+    ),
     # The kernel's pool of huge pages belongs to the machine, not to these tests.
     ("    orig_hugepages = set_nr_hugepages(20)\n", ""),
     ("    set_nr_hugepages(orig_hugepages)\n", ""),

@@ -27,7 +27,7 @@ SIDES: Final = ("stock", "drop-in")
 REPEATS: Final = 3
 _RESULT: Final = re.compile(r"^zdtm-result zdtm/(\S+) (pass|fail|skip) ([0-9.]+)$", re.MULTILINE)
 # Seconds for a list, and more for each test in it: some run into timeouts of 60 s. An emulated machine is slower.
-_LIMITS: Final = {"machine": (60, 15), "vm": (120, 40)}
+_LIMITS: Final = {"machine": (60, 15), "vm": (240, 90)}
 _BOOT: Final = 90
 
 
