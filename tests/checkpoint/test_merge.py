@@ -12,7 +12,7 @@ from sealpoint.checkpoint import merge as module
 from sealpoint.checkpoint import retention
 from sealpoint.checkpoint.chain import Chain
 from sealpoint.checkpoint.opening import Opening
-from sealpoint.errors import FileError, UsageError
+from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.store.output import OutputFile
 
 DAY = 24 * 3600
@@ -192,7 +192,7 @@ def test_a_kill_before_files_are_removed_loses_nothing(dumps, monkeypatch):
     unlink = os.unlink
 
     def killed(path, *, dir_fd=None):
-        if dir_fd is not None:  # a name of the file in the making
+        if os.path.basename(path) not in {f.name for f in dumps.files}:  # of the file in the making
             return unlink(path, dir_fd=dir_fd)
         raise KeyboardInterrupt
 
@@ -205,6 +205,43 @@ def test_a_kill_before_files_are_removed_loses_nothing(dumps, monkeypatch):
     prune(dumps, last=2)
     for number in (4, 5):
         assert dumps.read(dumps.files[number]) == dumps.expected[number]
+
+
+def merging_then(dumps, act):
+    """What prunes, and does `act` between merging and removing."""
+
+    def make(chain, first, count):
+        files = chain.whole()
+        with OutputFile(chain.links[first].path, force=True) as out:
+            module.merge(files[first:], out, dumps.keys.sealing(), count=count)
+        act()
+
+    return make
+
+
+def test_a_file_that_took_a_name_meanwhile_is_left_alone(dumps):
+    stranger = dumps.directory / "stranger"
+    stranger.write_bytes(b"somebody else's")
+    victim = dumps.files[3]
+    with pytest.raises(SystemEnvironmentError, match="is another file now"):
+        prune(dumps, last=2, make=merging_then(dumps, lambda: stranger.rename(victim)))
+    assert victim.read_bytes() == b"somebody else's"
+    assert dumps.read(dumps.files[5]) == dumps.expected[5]
+
+
+def test_a_directory_that_took_a_path_meanwhile_is_left_alone(dumps):
+    moved = dumps.directory.with_name("moved")
+    names = {f.name for f in dumps.files}
+
+    def exchange():
+        dumps.directory.rename(moved)
+        dumps.directory.mkdir()
+        for name in names:
+            os.link(moved / name, dumps.directory / name)
+
+    prune(dumps, last=2, make=merging_then(dumps, exchange))
+    assert {f.name for f in dumps.directory.iterdir()} == names
+    assert {f.name for f in moved.glob("*.sealed")} == names - {f.name for f in dumps.files[:4]}
 
 
 def test_a_merge_that_fails_leaves_the_chain_as_it_was(dumps):

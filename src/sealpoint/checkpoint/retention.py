@@ -6,14 +6,15 @@ that went into it are removed; whatever continues the replaced one finds it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
-from sealpoint.checkpoint.chain import claimed_origin, sealed_files
+from sealpoint.checkpoint.chain import Link, claimed_origin, sealed_files
 from sealpoint.checkpoint.opening import Checkpoint, Opening
-from sealpoint.errors import UsageError
+from sealpoint.errors import SystemEnvironmentError, UsageError
 
 _DAY: Final = 24 * 3600
 
@@ -91,11 +92,47 @@ def prune(
             # The oldest first: what it is merged into is then the parent of what follows.
             first = max(k for k in keep if k < gone[-1])
             count = next((k for k in sorted(keep) if k > first), len(paths)) - first
-            merge(chain, first, count)
-            replaced.append(paths[first])
-        for old in paths[first + 1 : first + count]:
-            os.unlink(old)
-            removed.append(old)
+            with contextlib.ExitStack() as held:
+                old = [
+                    held.enter_context(_Entry(link))
+                    for link in chain.links[first + 1 :][: count - 1]
+                ]
+                merge(chain, first, count)
+                replaced.append(paths[first])
+                for entry in old:
+                    entry.remove()
+                    removed.append(entry.path)
+
+
+class _Entry:
+    """The name of a file of a chain, in a directory that is held: whatever its path leads to later."""
+
+    def __init__(self, link: Link) -> None:
+        """Raises SystemEnvironmentError."""
+        self.path = link.path
+        self._file = os.fstat(link.checkpoint.fd)
+        try:
+            self._directory = os.open(
+                os.path.dirname(link.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            )
+        except OSError as error:
+            raise SystemEnvironmentError(f"{link.path}: {error.strerror}") from None
+
+    def remove(self) -> None:
+        """Raises SystemEnvironmentError also where the name is another file's by now."""
+        name = os.path.basename(self.path)
+        try:
+            if not os.path.samestat(os.stat(name, dir_fd=self._directory), self._file):
+                raise SystemEnvironmentError(f"{self.path} is another file now: it is left alone")
+            os.unlink(name, dir_fd=self._directory)
+        except OSError as error:
+            raise SystemEnvironmentError(f"cannot remove {self.path}: {error.strerror}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._directory)
 
 
 def _result(
