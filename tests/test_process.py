@@ -80,13 +80,14 @@ def test_every_descendant_is_ended_but_those_to_keep():
     def check() -> int:
         process.become_subreaper()
         kept = subprocess.Popen(["sleep", "60"])
+        keep = process.Children()
         # A shell whose child goes on alone, and one that starts another session.
         subprocess.Popen(["sh", "-c", "sleep 61 & sleep 62 & wait"])
         subprocess.Popen(["sh", "-c", "(setsid sleep 63 &) ; exit"])
         time.sleep(0.3)
         if len(process.children(os.getpid())) < 3:
             return 2
-        process.kill_descendants({kept.pid})
+        process.kill_descendants(keep)
         left = process.children(os.getpid())
         kept.kill()
         kept.wait()

@@ -1,24 +1,40 @@
-"""What a process that holds plaintext does to itself first: no core dumps, no ptrace, no swap if possible."""
+"""What a process that holds plaintext does to itself first: no core dumps, no ptrace, no swap if possible.
+
+And other processes: whoever signals, enters or believes one holds it (`Held`), because a pid can come to mean another
+process between a look and what follows from it.  `tests/test_held.py` sees that nothing is signalled by its number.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import resource
 import select
 import signal
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
+from sealpoint.errors import SystemEnvironmentError
 from sealpoint.names import proc, proc_lines
 
+if TYPE_CHECKING:
+    import socket
+
+_T = TypeVar("_T")
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
-_PF_EXITING = 0x4  # in field 9 of /proc/PID/stat (linux/sched.h)
 Handler = Callable[[int, FrameType | None], object]
+_SOL_SOCKET, _SO_PEERCRED = 1, 17  # asm-generic/socket.h
+_SO_PEERPIDFD: Final = 77  # since Linux 6.5
+_PF_EXITING: Final = 0x4  # in field 9 of /proc/PID/stat (linux/sched.h)
+_STATE, _PARENT, _FLAGS, _START_TIME = 0, 1, 6, 19  # fields of /proc/PID/stat behind the name
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
@@ -123,22 +139,21 @@ def die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_descendants(keep: set[int]) -> None:
-    """SIGKILL every descendant except the pids in `keep` (and what is below them), and reap the children."""
-    for _ in range(100):
-        victims = [pid for pid in children(os.getpid()) if pid not in keep]
-        if not victims:
-            return
-        for pid in victims:
-            for descendant in [*descendants(pid), pid]:
-                try:
-                    os.kill(descendant, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            try:
-                os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass
+def kill_descendants(keep: Children | None = None) -> None:
+    """SIGKILL every descendant except the children in `keep` (and what is below them), and reap the children."""
+    with Held(os.getpid()) as this:
+        for _ in range(100):
+            found = False
+            for child in this.children():
+                if keep is not None and child in keep:
+                    continue
+                found = True
+                for victim in child.tree():
+                    victim.send(signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(child.pid, 0)
+            if not found:
+                return
 
 
 def children(pid: int) -> list[int]:
@@ -152,10 +167,15 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def _fields(pid: int) -> list[str]:
+    """Of /proc/PID/stat, behind the name.  Raises OSError."""
+    return proc(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
 def state(pid: int) -> str:
     """The letter of ps(1), as Z for a zombie; empty if there is no such process."""
     try:
-        return proc(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+        return _fields(pid)[_STATE]
     except OSError:
         return ""
 
@@ -170,7 +190,11 @@ def pid_inside(pid: int) -> int | None:
 
 
 class Held:
-    """A process known by a descriptor, so that its pid cannot come to mean another.  Need not be there any more."""
+    """A process known by a descriptor (pidfd), so that its pid cannot come to mean another.  A context manager.
+
+    Need not be there: then nothing is held, and nothing is done to anybody.  What is read under a pid is of the process
+    that is held if that has not been reaped by then: so long the pid is its own.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -179,14 +203,90 @@ class Held:
         except OSError:
             self._fd = -1
 
+    @classmethod
+    def of(cls, pidfd: int) -> Self:
+        """The process of a pidfd, which is copied.  pid: -1 if it is gone.  Raises OSError."""
+        lines = proc_lines(f"/proc/self/fdinfo/{pidfd}")
+        held = cls(0)
+        held.pid = next((int(x.split()[1]) for x in lines if x.startswith("Pid:")), -1)
+        held._fd = os.dup(pidfd)
+        return held
+
+    @property
+    def fd(self) -> int:
+        """The pidfd, for as long as this is not closed.  Raises ProcessLookupError: there was no process."""
+        if self._fd < 0:
+            raise _gone()
+        return self._fd
+
+    @property
+    def exists(self) -> bool:
+        """Whether the pid is its own: it runs, or has ended and its parent has not noticed yet."""
+        if self._fd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self._fd, 0)
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return True
+
     @property
     def runs(self) -> bool:
         """Whether it has not ended; a zombie has."""
+        return not self.ended()
+
+    def ended(self, seconds: float = 0) -> bool:
+        """Whether it has ended, or does so within that time."""
         if self._fd < 0:
-            return False
+            return True
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        return not poll.poll(0)
+        return bool(poll.poll(seconds * 1000))
+
+    def require(self) -> None:
+        """Whatever else was told its number means this process.  Raises SystemEnvironmentError if it is gone."""
+        if not self.exists:
+            raise SystemEnvironmentError(
+                f"process {self.pid} has ended meanwhile: what CRIU has dumped may be another with its number"
+            )
+
+    def look(self, read: Callable[[int], _T]) -> _T:
+        """What `read` finds under its pid.  Raises ProcessLookupError: that may be another's; what `read` raises."""
+        found = read(self.pid)
+        if not self.exists:
+            raise _gone()
+        return found
+
+    def _field(self, number: int) -> str:
+        """Of /proc/PID/stat; empty if it is gone."""
+        try:
+            return self.look(_fields)[number]
+        except OSError:
+            return ""
+
+    @property
+    def state(self) -> str:
+        """The letter of ps(1); empty if it is gone."""
+        return self._field(_STATE)
+
+    @property
+    def started(self) -> int:
+        """When it started, in clock ticks since the boot; 0 if it has ended."""
+        started = self._field(_START_TIME)
+        return int(started) if started and self.runs else 0
+
+    @property
+    def parent(self) -> int:
+        """Pid of its parent; 0 if that is in another namespace, or it is gone itself."""
+        return int(self._field(_PARENT) or 0)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is gone, or on its way: with much memory that takes a while."""
+        flags = self._field(_FLAGS)
+        return not flags or not self.runs or bool(int(flags) & _PF_EXITING)
 
     @property
     def fate(self) -> str:
@@ -195,14 +295,129 @@ class Held:
             return "its processes were not looked at"
         if not self.runs:
             return f"process {self.pid} has ended"
-        stopped = state(self.pid) in ("T", "t")
+        stopped = self.state in ("T", "t")
         return f"process {self.pid} is stopped" if stopped else f"process {self.pid} runs on"
+
+    def send(self, number: int) -> bool:
+        """A signal; whether it was sent."""
+        try:
+            signal.pidfd_send_signal(self.fd, number)
+        except OSError:
+            return False
+        return True
+
+    def namespace(self, kind: str) -> int:
+        """A descriptor of its namespace, for setns(2); kind: as below /proc/PID/ns.  Raises OSError: it is gone."""
+        fd = os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        if not self.exists:
+            os.close(fd)
+            raise _gone()
+        return fd
+
+    def children(self) -> Iterator[Held]:
+        """Each child, held until the next one is asked for."""
+        for pid in children(self.pid):
+            with Held(pid) as child:
+                # It is surely a child if the parent is still there: in this order.
+                if child.parent == self.pid and self.exists:
+                    yield child
+
+    def tree(self, first: int = 0) -> Iterator[Held]:
+        """Itself and its descendants, children before their parents; each is held until the next one is asked for.
+
+        first: a signal for each before its children are looked for, as SIGSTOP, so that there will be no others.
+        """
+        names = [(self.pid, self.started)]
+        for pid, started in names:  # no recursion: the depth is theirs to choose
+            with Held(pid) as held:
+                if started and held.started == started:
+                    if first:
+                        held.send(first)
+                    names += [(child.pid, child.started) for child in held.children()]
+        for pid, started in reversed(names):
+            with Held(pid) as held:
+                if started and held.started == started:
+                    yield held
 
     def close(self) -> None:
         """Let go of it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _gone() -> ProcessLookupError:
+    return ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+
+class Children:
+    """The children that this process has now.  A context manager; `in` tells whether a process is one of them."""
+
+    def __init__(self) -> None:
+        with Held(os.getpid()) as this:
+            self._held = [Held.of(child.fd) for child in this.children()]
+
+    def __contains__(self, process: object) -> bool:
+        if not isinstance(process, Held):
+            return False
+        # In this order: one that still exists has had its pid ever since, and no other process with it.
+        return any(held.pid == process.pid and held.exists for held in self._held)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for held in self._held:
+            held.close()
+
+
+def peer(connection: socket.socket, latest: int) -> Held:
+    """The process that made the other end of a socket pair, or has connected; nobody if it is gone.
+
+    latest: the start time of a process that is surely younger.  Kernels before 6.5 tell a number only, and by its start
+    time one sees that it has not become another's since.
+    """
+    try:
+        pidfd = connection.getsockopt(_SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            return Held(0)
+    else:
+        try:
+            return Held.of(pidfd)
+        finally:
+            os.close(pidfd)
+    raw = connection.getsockopt(_SOL_SOCKET, _SO_PEERCRED, 12)
+    return not_after(Held(int.from_bytes(raw[:4], sys.byteorder, signed=True)), latest)
+
+
+def not_after(held: Held, latest: int) -> Held:
+    """The same process, or nobody if it has started later than `latest` (clock ticks since the boot)."""
+    if held.started <= latest:
+        return held
+    held.close()
+    return Held(0)
+
+
+def now() -> int:
+    """Clock ticks since the boot, as of start times."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 def start_time(pid: int) -> int:
@@ -211,14 +426,14 @@ def start_time(pid: int) -> int:
     One that SIGKILL has been sent to counts as ended: on a busy machine it is still there for a while.
     """
     try:
-        fields = proc(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        fields = _fields(pid)
         lines = proc_lines(f"/proc/{pid}/status")
     except OSError:
         return 0
     pending = [int(x.split()[1], 16) for x in lines if x.startswith(("SigPnd:", "ShdPnd:"))]
     killed = any(each >> (signal.SIGKILL - 1) & 1 for each in pending)
-    ending = killed or fields[0] in "ZX" or int(fields[6]) & _PF_EXITING
-    return 0 if ending else int(fields[19])
+    ending = killed or fields[_STATE] in "ZX" or int(fields[_FLAGS]) & _PF_EXITING
+    return 0 if ending else int(fields[_START_TIME])
 
 
 def descendants(pid: int) -> list[int]:

@@ -137,7 +137,7 @@ PIDS = (-(2**63), -1, 0, 2**31, 2**32, 2**63, 2**64, 10**30)
 @pytest.mark.parametrize("pid", PIDS)
 def test_a_library_that_is_given_an_absurd_process_says_so(pid):
     with pytest.raises(errors.UsageError, match="there is no process"):
-        check_process(pid)
+        check_process(process.Held(pid))
     held = process.Held(pid)
     assert not held.runs
     assert held.fate == "its processes were not looked at"

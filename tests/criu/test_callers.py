@@ -14,6 +14,7 @@ import pytest
 
 from sealpoint.criu import callers as module
 from sealpoint.criu.callers import Callers
+from sealpoint.process import Held
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users")
 
@@ -149,7 +150,7 @@ def test_what_descends_from_criu_into_a_user_namespace_is_admitted_with_its_thre
     one = family()
     callers = Callers()
     assert not ask(callers, one)
-    callers.follow(one.parent)
+    callers.follow(Held(one.parent))
     assert ask(callers, one)
     assert ask(callers, one)
     assert one.thread != one.pid
@@ -159,14 +160,14 @@ def test_what_descends_from_criu_into_a_user_namespace_is_admitted_with_its_thre
 def test_the_first_task_is_admitted_where_criu_names_it(family: StartFamily) -> None:
     one = family()
     callers = Callers()
-    callers.follow(one.pid)
+    callers.follow(Held(one.pid))
     assert ask(callers, one)
 
 
 def test_whoever_descends_from_another_is_refused(family: StartFamily) -> None:
     one, other = family(), family()
     callers = Callers()
-    callers.follow(one.parent)
+    callers.follow(Held(one.parent))
     assert not ask(callers, other)
     assert not callers.admits(0, 0, other.pid)
 
@@ -174,14 +175,14 @@ def test_whoever_descends_from_another_is_refused(family: StartFamily) -> None:
 def test_what_criu_starts_as_a_user_of_the_machine_is_refused(family: StartFamily) -> None:
     one = family(inside=False, user=65534)
     callers = Callers()
-    callers.follow(one.parent)
+    callers.follow(Held(one.parent))
     assert not ask(callers, one)
 
 
 def test_nobody_is_admitted_for_an_ancestor_that_has_ended(family: StartFamily) -> None:
     one = family()
     callers = Callers()
-    callers.follow(one.parent)
+    callers.follow(Held(one.parent))
     one.end_parent()
     assert not ask(callers, one)
 
@@ -190,7 +191,7 @@ def test_a_process_that_was_admitted_and_has_ended_is_nobody(family: StartFamily
     """Its number can be another's by then."""
     one = family()
     callers = Callers()
-    callers.follow(one.parent)
+    callers.follow(Held(one.parent))
     assert ask(callers, one)
     one.end_child()
     assert not ask(callers, one)
@@ -199,8 +200,8 @@ def test_a_process_that_was_admitted_and_has_ended_is_nobody(family: StartFamily
 def test_after_the_gate_only_root_is_admitted(family: StartFamily) -> None:
     one, later = family(), family()
     callers = Callers()
-    callers.follow(one.parent)
-    callers.follow(later.parent)
+    callers.follow(Held(one.parent))
+    callers.follow(Held(later.parent))
     assert ask(callers, one)
     callers.dismiss()
     assert not ask(callers, one)
@@ -216,7 +217,7 @@ def test_a_parent_whose_number_becomes_another_s_meanwhile_is_no_evidence(
     parents = iter([criu.pid, criu.parent, criu.parent, 1])
     monkeypatch.setattr(module, "_parent", lambda _: next(parents))
     callers = Callers()
-    callers.follow(criu.parent)
+    callers.follow(Held(criu.parent))
     assert not ask(callers, stranger)
 
 
@@ -247,7 +248,7 @@ def test_a_sibling_of_criu_is_admitted_only_where_one_is_expected(family: StartF
     with child_of_ours() as sibling:
         expecting, named = Callers(siblings=True), Callers()
         for callers in (expecting, named):
-            callers.follow(criu.parent)
+            callers.follow(Held(criu.parent))
         assert expecting.admits(OUTSIDE, OUTSIDE, sibling)
         assert not named.admits(OUTSIDE, OUTSIDE, sibling)
 
@@ -259,7 +260,7 @@ def test_whoever_was_there_before_criu_or_is_another_program_is_no_task_of_its(
         time.sleep(0.05)
         criu = family()
         callers = Callers(siblings=True)
-        callers.follow(criu.parent)
+        callers.follow(Held(criu.parent))
         assert ask(callers, criu)
         assert not callers.admits(OUTSIDE, OUTSIDE, older)
         with child_of_ours("/bin/sleep") as younger:

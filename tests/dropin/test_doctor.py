@@ -312,6 +312,7 @@ def test_a_stopped_process_is_continued(bare_machine):
 
 def test_what_cannot_be_thawed_is_refused(bare_machine, tmp_path):
     fails(bare_machine.sealpoint("doctor", "--thaw", tmp_path), 2, "neither a PID nor")
+    fails(bare_machine.sealpoint("doctor", "--thaw", "9" * 5000), 2, "neither a PID nor")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     fails(bare_machine.sealpoint("doctor", "--thaw", gone.pid), 2, f"no process {gone.pid}")

@@ -19,6 +19,7 @@ from sealpoint.errors import UsageError
 from sealpoint.podman.broker import Broker
 from sealpoint.podman.place import PREFIX, Place
 from sealpoint.podman.tasks import Tasks
+from sealpoint.process import Held
 
 StartWorkload = Callable[..., harness.Workload]
 
@@ -81,12 +82,12 @@ def test_a_dump_leaves_the_tree_stopped_with_its_images_where_the_command_wants_
     elsewhere.mkdir()
     running = workload("secret")
     before = running.assert_intact()
-    tasks = Tasks(running.pid)
+    tasks = Tasks(Held(running.pid))
     with rpc.directory_descriptor(elsewhere) as fd, Broker(place.socket, handler := Handler(fd)):
         reply = call(place, rpc.DUMP, pid=running.pid, leave_running=True, **places)
     assert reply.success, reply
     assert handler.asked == ["dump", "post-dump", "success"]
-    assert stopped(running)
+    sealed.wait_until(lambda: stopped(running), "the kernel has stopped it")
     assert list(images.iterdir()) == []
     assert (elsewhere / "inventory.img").exists()
     tasks.resume()
@@ -112,11 +113,11 @@ def test_no_file_of_criu_lets_the_tree_run_on(
     options: dict[str, object] = {"config_file": str(file)} if where == "request" else {}
     monkeypatch.setenv("HOME", str(tmp_path if where == "home" else tmp_path / "nowhere"))
     running = workload("secret")
-    tasks = Tasks(running.pid)
+    tasks = Tasks(Held(running.pid))
     with Broker(place.socket, Handler()):
         reply = call(place, rpc.DUMP, pid=running.pid, **options, **places)
     assert reply.success, reply
-    assert stopped(running)
+    sealed.wait_until(lambda: stopped(running), "the kernel has stopped it")
     tasks.resume()
 
 
@@ -124,7 +125,7 @@ def test_what_was_stopped_before_stays_so(workload: StartWorkload) -> None:
     running = workload("secret")
     os.kill(running.pid, signal.SIGSTOP)
     sealed.wait_until(lambda: stopped(running), "it is stopped")
-    tasks = Tasks(running.pid)
+    tasks = Tasks(Held(running.pid))
     tasks.resume()
     assert stopped(running)
     os.kill(running.pid, signal.SIGCONT)
@@ -183,7 +184,7 @@ def test_nothing_restored_runs_before_the_command_has_approved(
     before = running.assert_intact()
     with Broker(place.socket, Handler()):
         assert call(place, rpc.DUMP, pid=running.pid, **places).success
-    Tasks(running.pid).kill()
+    Tasks(Held(running.pid)).kill()
     running.wait_gone()
     with Broker(place.socket, handler := Handler(refuses=refuses)):
         reply = call(place, rpc.RESTORE, **places)

@@ -119,6 +119,18 @@ def test_success_without_anything_done_is_no_success(
     running.assert_continues(before)
 
 
+def test_a_process_that_has_the_pid_since_is_not_dumped_for_it(
+    dropin: dropin_tools.DropIn, places: Places, images: Path, tmp_path: Path, criu: Path
+) -> None:
+    with lying.too_late(tmp_path, criu) as late:
+        dropin.configure(criu=str(late.path))
+        reply = rpc_faults.dump(dropin, places, late.pid)
+        late.skip_unless_taken()
+        rpc_faults.assert_refused(reply, places.log("dump.log"), "has ended meanwhile")
+        assert late.stranger_runs()
+    assert os.listdir(images) == []
+
+
 def test_an_older_process_that_the_answer_names_as_restored_is_left_alone(
     dropin: dropin_tools.DropIn,
     workload: StartWorkload,

@@ -17,6 +17,7 @@ from sealpoint.criu import schema
 from sealpoint.dropin import criu_config
 from sealpoint.dropin.descriptors import Freezer, Journal
 from sealpoint.dropin.proxy import Proxy, request_type
+from sealpoint.process import Held
 
 import rpc  # isort: skip
 
@@ -96,7 +97,7 @@ class Ends:
         for end in (self.engine, self.criu):
             end.settimeout(10)
         self.ended = os.pidfd_open(os.getpid())
-        proxy = Proxy(near, far, self.ended, os.getpid())
+        proxy = Proxy(near, far, self.ended)
         self.thread = threading.Thread(target=proxy.run)
         self.thread.start()
 
@@ -221,7 +222,7 @@ def test_options_that_are_garbage_do_no_more_than_be_refused(junk: bytes, kind: 
             mock.patch.object(session.configuration, "SYSTEM_PATH", "/nowhere/config.toml"),
             pytest.raises(session.RefusedError),
         ):
-            session.start(data + struct.pack("<B", 0x18) + b"\x01", 2**22 + 1, near, ended)
+            session.start(data + struct.pack("<B", 0x18) + b"\x01", Held(2**22 + 1), near, ended)
     finally:
         os.close(ended)
         os.chdir(here)

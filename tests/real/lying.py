@@ -5,9 +5,17 @@ Behind each that was led elsewhere is the real CRIU, which works on images in an
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import harness
+import pytest
 import sealed
 
 _WORDS = """case $1 in --version) exec {criu} --version; esac
@@ -83,6 +91,96 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
         link.send(json.dumps(message).encode())
         link.recv(65536)
 """
+
+_TOO_LATE = """#!{python} -I
+import os, signal, socket, sys, time
+if "swrk" in sys.argv:
+    socket.socket(fileno=os.dup(int(sys.argv[-1]))).recv(1 << 20, socket.MSG_PEEK)
+if ("swrk" in sys.argv or "dump" in sys.argv) and not os.path.exists({mark!r}):
+    os.kill({pid}, signal.SIGKILL)
+    while os.path.exists("/proc/{pid}"):
+        time.sleep(0.001)
+    reader, writer = os.pipe()
+    if os.fork() == 0:  # what CRIU dumps is no child of its
+        for _ in range(200):
+            with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+                file.write(str({pid} - 1))
+            child = os.fork()
+            if child == 0:
+                os.setsid()
+                os.chdir("/")
+                null = os.open("/dev/null", os.O_RDWR)
+                for number in range(3):
+                    os.dup2(null, number)
+                os.closerange(3, 1024)
+                time.sleep(600)
+                os._exit(0)
+            if child == {pid}:
+                os.write(writer, b"1")
+                break
+            os.kill(child, signal.SIGKILL)
+        os._exit(0)
+    os.close(writer)
+    taken = os.read(reader, 1)
+    os.close(reader)
+    os.wait()
+    with open({mark!r}, "wb") as file:
+        file.write(taken)
+os.execv({criu!r}, ["criu", *sys.argv[1:]])
+"""
+
+# Nobody is to wait for the child: the kernel lets go of its pid at once.
+_MORTAL = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+child = os.fork()
+if child == 0:
+    os.setsid()
+    os.dup2(os.open("/dev/null", os.O_RDWR), 1)
+    while True:
+        time.sleep(600)
+os.write(1, b"%d\\n" % child)
+while True:
+    signal.pause()
+"""
+
+
+@dataclass
+class TooLate:
+    """A CRIU that finds another process with the pid: the one that was asked for ended meanwhile.
+
+    pid: of the process; path: the CRIU.
+    """
+
+    pid: int
+    path: Path
+    _mark: Path
+
+    def skip_unless_taken(self) -> None:
+        """Somebody else may have been faster, or nobody may choose pids here."""
+        if self._mark.read_bytes() != b"1":
+            pytest.skip("pids cannot be chosen here")
+
+    def stranger_runs(self) -> bool:
+        """Whether whoever has the pid now was left alone."""
+        return harness.process_state(self.pid) in ("R", "S")
+
+
+@contextlib.contextmanager
+def too_late(directory: Path, criu: Path) -> Iterator[TooLate]:
+    """By RPC, as typed, and for sealpoint's own commands."""
+    mark = directory / "taken"
+    with subprocess.Popen([sys.executable, "-I", "-c", _MORTAL], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        text = _TOO_LATE.format(python=sys.executable, criu=str(criu), pid=pid, mark=str(mark))
+        path = _executable(directory / "criu-too-late", text)
+        try:
+            yield TooLate(pid, path, mark)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            parent.kill()
 
 
 def typed(directory: Path, criu: Path, elsewhere: Path, *, silent: bool) -> Path:

@@ -289,6 +289,33 @@ def test_a_restore_of_other_images_leaves_nothing_that_runs(
 
 
 @pytest.mark.parametrize("door", ["stream", "mount"])
+def test_a_process_that_has_the_pid_since_is_not_dumped_for_it(
+    sealpoint: sealed.Sealpoint,
+    dropin: typed.DropIn,
+    keys: sealed.Keys,
+    out: Path,
+    tmp_path: Path,
+    criu: Path,
+    door: str,
+) -> None:
+    """The process that was asked for ends before CRIU looks: workload and names would be those of another."""
+    with lying.too_late(tmp_path, criu) as late:
+        if door == "stream":
+            dump = ["dump", "-t", late.pid, "-o", out, "--criu", late.path, *keys.seal]
+            done = sealpoint.run(*dump)
+            late.skip_unless_taken()
+            said = done.fails(6).err
+        else:
+            dropin.configure(criu=f'"{late.path}"')
+            status, said = dropin.run("dump", "-t", late.pid, "-D", out.parent)
+            late.skip_unless_taken()
+            assert status != 0, said
+        assert "has ended meanwhile" in said
+        assert late.stranger_runs()
+    assert os.listdir(out.parent) == []
+
+
+@pytest.mark.parametrize("door", ["stream", "mount"])
 def test_a_dump_of_another_tree_is_no_success(
     workload: StartWorkload,
     sealpoint: sealed.Sealpoint,

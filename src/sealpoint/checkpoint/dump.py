@@ -8,8 +8,8 @@ makes CRIU undo the dump, and the tree runs on.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +36,7 @@ from sealpoint.criu.run import CriuRun, check_options
 from sealpoint.errors import CriuError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.preamble import Preamble
+from sealpoint.process import Held
 from sealpoint.store.output import Target
 
 _POLL = 0.05  # seconds between progress reports
@@ -81,20 +82,18 @@ class DumpResult(NamedTuple):
     criu: dict[str, int]
 
 
-def check_process(pid: int) -> None:
+def check_process(tree: Held) -> None:
     """Raises UsageError, SystemEnvironmentError."""
-    if not 0 < pid < 2**31:  # to kill(2) a group or everybody, or no pid at all
-        raise UsageError(f"there is no process {pid}")
     try:
-        os.kill(pid, 0)
+        signal.pidfd_send_signal(tree.fd, 0)
     except ProcessLookupError:
-        raise UsageError(f"there is no process {pid}") from None
+        raise UsageError(f"there is no process {tree.pid}") from None
     except PermissionError:
         raise SystemEnvironmentError(
-            f"not permitted to dump process {pid}", hint="run as root"
+            f"not permitted to dump process {tree.pid}", hint="run as root"
         ) from None
-    if process.state(pid) == "Z":
-        raise UsageError(f"process {pid} has ended: only its parent has not noticed yet")
+    if tree.state == "Z":
+        raise UsageError(f"process {tree.pid} has ended: only its parent has not noticed yet")
 
 
 class Dump:
@@ -104,12 +103,14 @@ class Dump:
     about to be.
     """
 
-    def __init__(self, request: DumpRequest, out: Target) -> None:
+    def __init__(self, request: DumpRequest, out: Target, tree: Held | None = None) -> None:
+        """tree: the process, by whoever has held it before; stays open."""
         self.roots = RootKeys.generate()
         self.preamble: Preamble | None = None
         self.confirmed = False
         self._request = request
         self._out = out
+        self._tree = tree
         self._origin_digest: bytes | None = None
         self._captured = 0
         self._error: BaseException | None = None
@@ -119,7 +120,13 @@ class Dump:
         """Raises SealpointError; the tree then runs on and nothing is left under the output's name."""
         request = self._request
         check_options(request.options)
-        check_process(request.pid)
+        # Held before anything is looked up by its number: at the gate it must still have it.
+        with contextlib.nullcontext(self._tree) if self._tree else Held(request.pid) as tree:
+            check_process(tree)
+            return self._run(tree, report)
+
+    def _run(self, tree: Held, report: Report) -> DumpResult:
+        request = self._request
         started = time.monotonic()
         sealing = request.sealing
         with sealing.into(self._out, roots=self.roots, observe=request.scan) as sealer:
@@ -130,7 +137,7 @@ class Dump:
                 capture = Capture(directory.path, sealer.builder, pages, root=root)
                 try:
                     with process.DeferredSignals() as signals:
-                        criu = self._capture(directory, capture, sealer, report, signals)
+                        criu = self._capture(tree, directory, capture, sealer, report, signals)
                 finally:
                     capture.close()
                 stats = criu.stats("dump")
@@ -156,6 +163,7 @@ class Dump:
 
     def _capture(
         self,
+        tree: Held,
         directory: PrivateDir,
         capture: Capture,
         sealer: Sealer,
@@ -164,7 +172,7 @@ class Dump:
     ) -> CriuRun:
         request = self._request
         try:
-            return self._run_criu(directory, capture, sealer, report, signals)
+            return self._run_criu(tree, directory, capture, sealer, report, signals)
         except BaseException as error:
             # Only now, when the gate's thread has ended, is it certain whether the file got its name.
             if request.track is not None:
@@ -174,10 +182,11 @@ class Dump:
                 error.hint = f"the sealed file was kept as {kept}"
             raise
 
-    def _complete(self, capture: Capture, sealer: Sealer) -> bool:
+    def _complete(self, tree: Held, capture: Capture, sealer: Sealer) -> bool:
         """All images are in the file, and it is on the disk: whether the tree may end.  Called by the gate's thread."""
         request, builder = self._request, sealer.builder
         try:
+            tree.require()
             capture.wait_complete()
             self._captured = int(time.time())
             if request.store is not None:
@@ -204,6 +213,7 @@ class Dump:
 
     def _run_criu(
         self,
+        tree: Held,
         directory: PrivateDir,
         capture: Capture,
         sealer: Sealer,
@@ -212,7 +222,7 @@ class Dump:
     ) -> CriuRun:
         request, builder = self._request, sealer.builder
 
-        complete = partial(self._complete, capture, sealer)
+        complete = partial(self._complete, tree, capture, sealer)
 
         def commit() -> bool:
             # When no signal can undo it any more: a file that has its name is one whose process may end.
@@ -230,8 +240,7 @@ class Dump:
             arguments.append("--leave-running")
         with (
             Caller("dump", request.options, streams=False) as caller,
-            contextlib.closing(process.Held(request.pid)) as tree,
-            NetworkLock(request.pid) as network,
+            NetworkLock(tree) as network,
             Gate(
                 directory.path, "post-dump", complete, before=caller.scripts, confirm=commit
             ) as gate,
@@ -320,7 +329,7 @@ def _is_echo(error: BaseException) -> bool:
     return isinstance(error, CriuError | ConnectionError) and not isinstance(error, NoEvidenceError)
 
 
-def _no_gate(tree: process.Held) -> SealpointError:
+def _no_gate(tree: Held) -> SealpointError:
     return CriuError(
         f"criu dump reported success without asking whether the checkpoint is complete: no file is made; {tree.fate}",
         hint="the criu that ran is not CRIU, or was led elsewhere",

@@ -68,6 +68,7 @@ class Sender:
         self._link = link
         self._request = request
         self._session = b""
+        self._tree = process.Held(request.dump.pid)  # for all rounds
         self._rounds: list[Round] = []
         self._track: Track | None = None  # of the round before
         self._dump: Dump | None = None
@@ -147,7 +148,7 @@ class Sender:
         if leave_running and request.sealing.compression == "auto":
             # It follows what is waited for, and of the link nothing is seen here: what costs little.
             request = request._replace(sealing=request.sealing.compressed("lz4"))
-        self._dump = Dump(request, out)
+        self._dump = Dump(request, out, self._tree)
         return self._dump.run(report)
 
     def _await_ready(self, _: bytes, origin_digest: bytes) -> bool:

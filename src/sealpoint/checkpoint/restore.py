@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -161,9 +160,9 @@ class Restore:
 
         ghosts = Ghosts(self._checkpoint)
         process.become_subreaper()
-        before = set(process.children(os.getpid()))
         arguments = ["--restore-detached"] if request.detach else []
         with (
+            process.Children() as before,
             Caller("restore", request.options, streams=not request.detach) as caller,
             Gate(
                 directory.path, "post-restore", approve, before=caller.scripts, confirm=confirm

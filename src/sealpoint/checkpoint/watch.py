@@ -51,11 +51,12 @@ class Watch:
             raise UsageError(f"there is no directory {request.directory}")
         self._request = request
         self._before: Track | None = None
+        self._tree = process.Held(request.dump.pid)  # for hours: its number could become another's
 
     def run(self) -> Iterator[Taken]:
         """Each checkpoint when it is durable.  Raises SealpointError: the first cannot be made, or several in a row."""
         request, failures = self._request, 0
-        check_process(request.dump.pid)
+        check_process(self._tree)
         while True:
             began = time.monotonic()
             try:
@@ -77,7 +78,7 @@ class Watch:
 
     def _lives(self) -> bool:
         try:
-            check_process(self._request.dump.pid)
+            check_process(self._tree)
         except SealpointError:
             return False
         return True
@@ -92,7 +93,8 @@ class Watch:
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         path = _free(f"{request.directory}/{name}")
         with OutputFile(path) as out:
-            result = Dump(request.dump._replace(leave_running=True, track=track), out).run()
+            dump = request.dump._replace(leave_running=True, track=track)
+            result = Dump(dump, out, self._tree).run()
         self._before = track
         stored, pages = track.changed
         return Taken(path, result, stored, pages)

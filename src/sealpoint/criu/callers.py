@@ -34,11 +34,11 @@ class Callers:
         self._known: dict[_Caller, process.Held] = {}
         self._own = os.stat("/proc/self/ns/user").st_ino
 
-    def follow(self, pid: int) -> None:
-        """What descends from this process belongs to the restore.  It must not have been waited for yet."""
+    def follow(self, top: process.Held) -> None:
+        """What descends from this process belongs to the restore.  A copy of its pidfd is kept."""
         with self._lock:
-            if all(top.pid != pid for top in self._tops):
-                self._tops.append(process.Held(pid))
+            if top.exists and not any(t.pid == top.pid and t.exists for t in self._tops):
+                self._tops.append(process.Held.of(top.fd))
 
     def dismiss(self) -> None:
         """All that was restored is complete, and may run soon: from now on root only."""

@@ -23,6 +23,7 @@ from sealpoint import ownership
 from sealpoint.criu.environment import environment
 from sealpoint.errors import PolicyError
 from sealpoint.names import text
+from sealpoint.process import Held
 
 _CLONE_NEWNET: Final = 0x40000000
 _NETLINK_NETFILTER: Final = 12
@@ -43,13 +44,13 @@ _SECONDS: Final = 10.0  # for iptables, which waits for others that change the s
 
 
 class NetworkLock:
-    """That of the tree with the root `pid`, from before its dump on."""
+    """That of the tree with this root, from before its dump on."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, root: Held) -> None:
         self._namespace = -1
         self._removed = False
         try:
-            fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            fd = root.namespace("net")
         except OSError:
             return  # no such process: CRIU will say so
         own = os.stat("/proc/self/ns/net")

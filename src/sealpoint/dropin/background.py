@@ -12,6 +12,7 @@ from typing import Self
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.names import printable
+from sealpoint.process import Held
 
 Ready = Callable[[], None]
 
@@ -70,7 +71,8 @@ class Launch:
             with open(fd, "w") as file:
                 file.write(f"{child}")
         except OSError as error:
-            os.kill(child, signal.SIGKILL)
+            with Held(child) as held:  # which nobody has waited for
+                held.send(signal.SIGKILL)
             say(f"Error (sealpoint): cannot write {self._pidfile}: {error.strerror}")
             return False
         return True

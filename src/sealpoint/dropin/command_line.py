@@ -33,13 +33,12 @@ from sealpoint.dropin.inherited import release_descriptors
 from sealpoint.dropin.leftovers import Leftovers
 from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
 from sealpoint.errors import SealpointError
-from sealpoint.names import printable, proc
+from sealpoint.names import printable
 from sealpoint.store import page_server
 from sealpoint.store.page_server import PageServerOutput
 
 _PATIENCE = 60.0  # seconds for the helper to be ready
 _KILL_PATIENCE = 2.0  # seconds after CRIU's end in which a killed tree begins to end
-_PF_EXITING = 0x4  # in field 9 of /proc/PID/stat (linux/sched.h)
 _MAX_MESSAGE = 65536
 _PREFIX = "sealpoint-gate-"
 
@@ -116,7 +115,8 @@ def _become(
 ) -> NoReturn:
     """Run CRIU; end as it has ended, or with 1 if the helper does not say that all is well.  Raises SealpointError."""
     if line.has("restore-sibling"):
-        _send(link, {"started": True}, os.pidfd_open(os.getpid()))
+        with process.Held(os.getpid()) as this:
+            _send(link, {"started": True}, this.fd)
         try:
             os.fchdir(images)
             typed_child.become(real, arguments, signal.pthread_sigmask(signal.SIG_BLOCK, ()))
@@ -124,14 +124,15 @@ def _become(
             raise SealpointError(f"cannot run {real}: {error.strerror}") from None
     child = typed_child.Child(real, arguments, lambda: os.fchdir(images))
     _send(link, {"started": True}, child.pidfd)
-    release_descriptors([link.fileno()])  # whoever waits for the end of a pipe waits for CRIU alone
+    # Whoever waits for the end of a pipe waits for CRIU alone.
+    release_descriptors(sorted((link.fileno(), child.pidfd)))
     code = child.wait()
     _send(link, {"status": code})
     well, passed = _outcome(link)
     if code == 0 and not well:
         code = 1
         if line.command == "restore" and not passed:
-            process.kill_descendants(set())  # nobody vouches for what runs
+            process.kill_descendants()  # nobody vouches for what runs
     if script:
         gates.remove(os.path.dirname(script))  # if the helper was killed
     typed_child.end_as(code)
@@ -212,6 +213,7 @@ class _Helper:
         self._line = line
         self._place = _absolute(line.work) if line.work is not None else images
         self._said = False
+        # From before anything is looked up by its number.
         self._tree = process.Held(line.pid if line.command != "restore" else 0)
         config = configuration.load_system()
         try:
@@ -245,7 +247,7 @@ class _Helper:
         self._action = "post-dump"
 
     def run(self, link: socket.socket) -> None:
-        with NetworkLock(self._line.pid) as network:
+        with NetworkLock(self._tree) as network:
             try:
                 if self._run(link) and isinstance(self._work, DumpWork):
                     network.remove()
@@ -305,6 +307,7 @@ class _Helper:
         """CRIU has ended; returns whether all is well.  status: None if it is not known."""
         try:
             if self._line.command == "pre-dump" and status == 0:
+                self._tree.require()
                 self._work.complete()
                 passed = True
             self._work.ended(success=passed)
@@ -320,6 +323,8 @@ class _Helper:
 
     def _decide(self) -> bool:
         try:
+            if self._action == "post-dump":
+                self._tree.require()
             self._work.notified(self._action)
         except BaseException as error:  # noqa: BLE001 - said where CRIU's own errors are said
             self._failed(error)
@@ -337,7 +342,7 @@ class _Helper:
         if self._line.leave_running or self._line.command != "dump":
             return True
         deadline = time.monotonic() + _KILL_PATIENCE
-        while not _is_ending(self._line.pid):
+        while not self._tree.is_ending:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.01)
@@ -368,12 +373,3 @@ def _page_server(line: CommandLine) -> PageServerOutput | None:
     if line.has("ps-socket"):
         return page_server.over(line.number("ps-socket"))
     return page_server.to(line.values.get("address", ""), line.number("port"))
-
-
-def _is_ending(pid: int) -> bool:
-    """Whether a process is gone, or on its way: with much memory that takes a while."""
-    try:
-        fields = proc(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()
-    except OSError:
-        return True
-    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)

@@ -12,15 +12,16 @@ from typing import Any, Final
 
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.names import printable, text
+from sealpoint.process import Held
 
 _PIDFD_GETFD: Final = 438
 _DEFAULT_LOG: Final = "criu.log"
 
 
 class Descriptors:
-    """parent: pid of the process in which the request's numbers count."""
+    """parent: the process in which the request's numbers count."""
 
-    def __init__(self, parent: int) -> None:
+    def __init__(self, parent: Held) -> None:
         self._parent = parent
 
     @staticmethod
@@ -55,7 +56,7 @@ class Descriptors:
                 setattr(options, name, self._copy(getattr(options, name)))
 
     def _directory(self, number: int) -> int:
-        # Through a pidfd and a descriptor of ours: a path with the engine's pid could be another's by now.
+        # By a descriptor of ours: a path with the engine's pid could be another's by now.
         copy = self._copy(number)
         try:
             return self._open(f"/proc/self/fd/{copy}")
@@ -71,20 +72,17 @@ class Descriptors:
             raise SystemEnvironmentError(f"cannot open the engine's directory: {reason}") from None
 
     def _copy(self, number: int) -> int:
-        try:
-            pidfd = os.pidfd_open(self._parent)
-        except OSError as error:
-            raise SystemEnvironmentError(f"the engine has ended: {error.strerror}") from None
-        try:
-            return copy_descriptor(pidfd, number)
-        finally:
-            os.close(pidfd)
+        return copy_descriptor(self._parent, number)
 
 
-def copy_descriptor(pidfd: int, number: int) -> int:
-    """A descriptor of another process, as one of ours.  Raises SystemEnvironmentError."""
+def copy_descriptor(owner: Held, number: int) -> int:
+    """A descriptor of the engine's or CRIU's, as one of ours.  Raises SystemEnvironmentError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    if not owner.runs:
+        raise SystemEnvironmentError(
+            "a descriptor that the request names cannot be had: the engine has ended"
+        )
+    fd: int = libc.syscall(_PIDFD_GETFD, owner.fd, number, 0)
     if fd < 0:
         raise SystemEnvironmentError("cannot take over a descriptor of the engine")
     return fd

@@ -5,15 +5,15 @@ Standard library only: the guard is forked before anything else runs, and waits.
 
 from __future__ import annotations
 
+import errno
 import os
-import select
 import signal
 import socket
 import threading
 import time
 from typing import Final, NoReturn
 
-from sealpoint import process
+from sealpoint.process import Held
 
 _PATIENCE: Final = 10.0  # seconds for what was killed to be gone
 _TASK, _DAEMON, _DONE = b"t", b"d", b"q"
@@ -28,61 +28,38 @@ class Tree:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tasks: dict[int, int] = {}  # pid: pidfd
+        self._tasks: list[Held] = []
 
-    def add(self, pid: int) -> None:
-        """Raises OSError: there is no such process."""
+    def add(self, pidfd: int) -> None:
+        """A copy of it is kept.  Raises OSError: there is no such process."""
         with self._lock:
-            if pid not in self._tasks:
-                self._tasks[pid] = os.pidfd_open(pid)
+            task = Held.of(pidfd)
+            there = task.exists
+            if there and not any(t.pid == task.pid and t.exists for t in self._tasks):
+                self._tasks.append(task)
+            else:
+                task.close()
+        if not there:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
     def kill(self) -> None:
         """SIGKILL to every task and to what it has started since; returns when they are gone."""
         with self._lock:
-            for pidfd in self._tasks.values():
-                _signal(pidfd, signal.SIGSTOP)  # so that none forks while we look
-            victims = {pid for pid, pidfd in self._tasks.items() if not _gone(pidfd, 0)}
-            queue = list(victims)
-            while queue:
-                for child in process.children(queue.pop()):
-                    if child not in victims:
-                        victims.add(child)
-                        queue.append(child)
-                        _kill(child, signal.SIGSTOP)
-            for pid in victims - self._tasks.keys():
-                _kill(pid, signal.SIGKILL)
+            for task in self._tasks:
+                task.send(signal.SIGSTOP)  # so that none forks while we look
+            for task in self._tasks:
+                for victim in task.tree(signal.SIGSTOP):
+                    victim.send(signal.SIGKILL)
             deadline = time.monotonic() + _PATIENCE
-            for pidfd in self._tasks.values():
-                _signal(pidfd, signal.SIGKILL)
-            for pidfd in self._tasks.values():
-                _gone(pidfd, max(0.0, deadline - time.monotonic()))
+            for task in self._tasks:
+                task.ended(max(0.0, deadline - time.monotonic()))
 
     def release(self) -> None:
         """Nothing waits for us any more."""
         with self._lock:
-            for pidfd in self._tasks.values():
-                os.close(pidfd)
+            for task in self._tasks:
+                task.close()
             self._tasks.clear()
-
-
-def _signal(pidfd: int, number: int) -> None:
-    try:
-        signal.pidfd_send_signal(pidfd, number)
-    except OSError:
-        pass  # it has ended
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except OSError:
-        pass
-
-
-def _gone(pidfd: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 class Guard:
@@ -105,18 +82,16 @@ class Guard:
         theirs.close()
         return cls(ours)
 
-    def watch(self, daemon: int, device: int) -> None:
-        """The real daemon, a child of ours, which shall not outlive us, and the device of the mount that it reads.
+    def watch(self, daemon: Held, device: int) -> None:
+        """The real daemon, which shall not outlive us, and the device of the mount that it reads.
 
         As long as that is open somewhere, a read of the daemon waits, and the daemon brings and closes nothing.
         """
-        pidfd = os.pidfd_open(daemon)
-        self._send(_DAEMON, [pidfd, device])
-        os.close(pidfd)
+        self._send(_DAEMON, [daemon.fd, device])
 
-    def add(self, pid: int) -> None:
+    def add(self, task: Held) -> None:
         """A task."""
-        self._send(_TASK + str(pid).encode(), [])
+        self._send(_TASK, [task.fd])
 
     def done(self) -> None:
         """All pages are where they belong, or the tree is gone."""
@@ -137,26 +112,25 @@ def _guard(link: socket.socket) -> NoReturn:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    tree, daemon = Tree(), -1
+    tree, daemon = Tree(), Held(0)
     while True:
         try:
             data, descriptors, _, _ = socket.recv_fds(link, 64, 16)
         except OSError:
             data, descriptors = b"", []
-        if data[:1] == _TASK:
+        if data[:1] == _TASK and descriptors:
             try:
-                tree.add(int(data[1:]))
+                tree.add(descriptors[0])
             except OSError:
-                continue  # it has ended
+                pass  # it has ended
+            os.close(descriptors[0])
         elif data[:1] == _DAEMON and descriptors:
-            daemon = descriptors[0]
+            daemon = Held.of(descriptors[0])
         elif data[:1] == _DONE:
             os._exit(0)
         else:
             break
-    if daemon >= 0:
-        _signal(daemon, signal.SIGSTOP)
+    daemon.send(signal.SIGSTOP)
     tree.kill()
-    if daemon >= 0:
-        _signal(daemon, signal.SIGKILL)
+    daemon.send(signal.SIGKILL)
     os._exit(0)

@@ -7,6 +7,7 @@ itself (CRIU's uffd.c).  A restore through the drop-in first asks whether this d
 from __future__ import annotations
 
 import array
+import contextlib
 import hmac
 import os
 import socket
@@ -15,23 +16,26 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
+from sealpoint import process
 from sealpoint.errors import PolicyError, SystemEnvironmentError
 from sealpoint.format.statement import ParentRef
+from sealpoint.process import Held
 
 NAME: Final = "lazy-pages.socket"  # CRIU's
 _MAGIC: Final = b"\x89SEALLP\n"  # no pid, and no word of CRIU's
 _YES: Final = b"1"
 _ASK_SIZE: Final = len(_MAGIC) + 16 + 32
 _PATIENCE: Final = 20.0  # seconds for an answer
+_SO_PASSPIDFD, _SCM_PIDFD = 76, 4  # linux/socket.h; since Linux 6.5
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
 @dataclass(slots=True)
 class Message:
-    """What one process sent at once.  sender: its pid, as the kernel says; descriptors: now ours."""
+    """What one process sent at once.  sender: that process, as the kernel says; descriptors: now ours."""
 
     data: bytes
-    sender: int
+    sender: Held
     descriptors: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -58,6 +62,8 @@ class Listener:
             if os.path.lexists(self._path):
                 os.unlink(self._path)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_PASSPIDFD, 1)
             self._socket.bind(self._path)
             self._socket.listen(10)
         except OSError as error:
@@ -153,23 +159,38 @@ def connect(directory: int) -> socket.socket:
 
 def receive(connection: socket.socket) -> Message:
     """What one process sent; empty at the end.  Raises OSError."""
-    space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4 * 4)
+    space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4) + socket.CMSG_SPACE(4 * 4)
     data, ancillary, _, _ = connection.recvmsg(4096, space, socket.MSG_CMSG_CLOEXEC)
-    message = Message(data, 0)
+    arrived, pid, pidfd = process.now(), 0, -1
+    message = Message(data, Held(0))
     for level, kind, payload in ancillary:
         if level != socket.SOL_SOCKET:
             continue
         if kind == socket.SCM_CREDENTIALS:
-            message.sender = _CREDENTIALS.unpack(payload[: _CREDENTIALS.size])[0]
-        elif kind == socket.SCM_RIGHTS:
+            pid = _CREDENTIALS.unpack(payload[: _CREDENTIALS.size])[0]
+        elif kind in (socket.SCM_RIGHTS, _SCM_PIDFD):
             numbers = array.array("i")
             numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
-            message.descriptors += numbers
+            if kind == socket.SCM_RIGHTS:
+                message.descriptors += numbers
+            elif numbers and numbers[0] >= 0:
+                pidfd = numbers[0]
+    message.sender = _sender(pid, pidfd, arrived)
     return message
 
 
+def _sender(pid: int, pidfd: int, arrived: int) -> Held:
+    """By the pidfd, which is closed, or -1: then it is the pid's process, unless that has started since it arrived."""
+    if pidfd < 0:
+        return process.not_after(Held(pid), arrived)
+    try:
+        return Held.of(pidfd)
+    finally:
+        os.close(pidfd)
+
+
 def forward(connection: socket.socket, message: Message) -> None:
-    """Send it on, and let go of its descriptors.  Raises OSError.
+    """Send it on, and let go of its descriptors and its sender.  Raises OSError.
 
     The descriptor came with the last byte: bytes before it, which the kernel may have joined with it, go alone, because
     CRIU reads them without looking for a descriptor, which would then be lost.
@@ -182,5 +203,6 @@ def forward(connection: socket.socket, message: Message) -> None:
             connection.sendall(message.data[:-1])
         socket.send_fds(connection, [message.data[-1:]], message.descriptors)
     finally:
+        message.sender.close()
         for fd in message.descriptors:
             os.close(fd)

@@ -94,7 +94,8 @@ class _Daemon:
     def run(self, ready: background.Ready) -> int:
         with PrivateDir() as private:
             daemon = self._start(private)
-            self._guard.watch(daemon.pid, self._work.server.device)
+            with process.Held(daemon.pid) as held:  # a child of ours that nobody has waited for
+                self._guard.watch(held, self._work.server.device)
             try:
                 _await_socket(private, daemon)
                 with lazy_link.Listener(self._directory, self._work.reference) as link:
@@ -134,7 +135,7 @@ class _Daemon:
             with link.accept() as restore, lazy_link.connect(private.fd) as daemon:
                 while message := lazy_link.receive(restore):
                     if message.descriptors:
-                        self._tree.add(message.sender)
+                        self._tree.add(message.sender.fd)
                         self._guard.add(message.sender)
                     lazy_link.forward(daemon, message)
         except OSError as error:

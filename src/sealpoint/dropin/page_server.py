@@ -23,6 +23,7 @@ from sealpoint.dropin.descriptors import Descriptors, Journal, copy_descriptor
 from sealpoint.dropin.inherited import release_descriptors
 from sealpoint.errors import PolicyError, SealpointError, UsageError
 from sealpoint.keys import TrustPolicy
+from sealpoint.process import Held
 from sealpoint.store import guests, page_server
 from sealpoint.store.guests import Guest, Guests
 from sealpoint.store.page_server import Received
@@ -96,7 +97,7 @@ def _serve_guests(
             raise guest.error
 
 
-def answer(data: bytes, parent: int) -> tuple[int, bytes]:
+def answer(data: bytes, parent: Held) -> tuple[int, bytes]:
     """A page server in a process of its own, for a request by RPC; its pid, and the answer for the engine.
 
     Forks: no other thread may run.  parent: in whose descriptors numbers count.  Raises Exception; what is wrong is in
@@ -112,7 +113,7 @@ def answer(data: bytes, parent: int) -> tuple[int, bytes]:
         response = schema.message("criu_resp")(type=request.type, success=True)
         policy = _policy(configuration.load_system())
         if options.ps.HasField("fd"):
-            number = copy_descriptor(os.pidfd_open(parent), options.ps.fd)
+            number = copy_descriptor(parent, options.ps.fd)
             with socket.socket(fileno=number) as given:
                 response.ps.pid = _forked(given, images, journal, policy, listens=False)
         else:

@@ -11,9 +11,9 @@ import array
 import os
 import select
 import socket
-import struct
 from typing import TYPE_CHECKING, Final
 
+from sealpoint import process
 from sealpoint.dropin.criu_config import RefusedError
 from sealpoint.dropin.requests import Requests
 from sealpoint.names import printable, proc_lines, text
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sealpoint.dropin.session import Session
 
-    Start = Callable[[bytes, int, socket.socket, int], tuple[Session, bytes]]
+    Start = Callable[[bytes, process.Held, socket.socket, int], tuple[Session, bytes]]
 
 _MAX: Final = 1024 * 1024  # of one datagram; requests with many external mounts can be large
 _NOTIFY = 6
@@ -41,8 +41,8 @@ _EINVAL: Final = 22
 class Proxy:
     """Between two sockets.
 
-    engine: the engine's end of its socket; criu: our end of CRIU's; ended: pidfd of CRIU; parent: pid of the engine's
-    process; start: what makes a session, by default `session.start`; requests: what they may hold.
+    engine: the engine's end of its socket; criu: our end of CRIU's; ended: pidfd of CRIU; start: what makes a session,
+    by default `session.start`; requests: what they may hold.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class Proxy:
         engine: socket.socket,
         criu: socket.socket,
         ended: int,
-        parent: int,
         start: Start | None = None,
         requests: Requests | None = None,
-        guard: int = 0,
+        guard: socket.socket | None = None,
     ) -> None:
-        """guard: pid of this process's parent, if that has to leave the container's cgroups as well."""
+        """guard: what else has to leave the container's cgroups, and takes orders (`shim.obey`)."""
         self._engine = engine
         self._criu = criu
         self._ended = ended
         self._guard = guard
         self._criu_left = False
-        self._parent = _peer(engine) or parent
+        with process.Held.of(ended) as younger:  # the engine has started it
+            self._parent = process.peer(engine, younger.started)
         self._start = start
         self._requests = requests or Requests()
         self._session: Session | None = None
@@ -78,6 +78,7 @@ class Proxy:
                     self._refuse(self._session.kind, reason)
             if self._session is not None:
                 self._session.close(criu_left=self._criu_left)
+            self._parent.close()
 
     def _pass_on(self) -> None:
         poll = select.poll()
@@ -176,7 +177,7 @@ class Proxy:
             pass  # nobody is there to be told
 
 
-def _note(data: bytes, parent: int, reason: str, kind: str) -> None:
+def _note(data: bytes, parent: process.Held, reason: str, kind: str) -> None:
     """Where people look: in CRIU's log, if the request says where that is."""
     from sealpoint.criu import schema
     from sealpoint.dropin.descriptors import Descriptors, Journal
@@ -260,18 +261,11 @@ def _send(target: socket.socket, data: bytes, fds: list[int]) -> None:
     target.sendmsg([data], ancillary)
 
 
-def _peer(connection: socket.socket) -> int:
-    """Pid of the process that made the engine's socket pair: there CRIU would look up descriptors."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    pid: int = struct.unpack("3i", raw)[0]
-    return pid
-
-
-def _cgroups(pid: int) -> list[str]:
-    """Files by which a process enters the cgroups of `pid`."""
+def _cgroups(held: process.Held) -> list[str]:
+    """Files by which a process enters the cgroups of another."""
     found = []
     try:
-        lines = proc_lines(f"/proc/{pid}/cgroup")
+        lines = held.look(lambda pid: proc_lines(f"/proc/{pid}/cgroup"))
     except OSError:
         return []
     for line in lines:
@@ -285,17 +279,21 @@ def _cgroups(pid: int) -> list[str]:
     return found
 
 
-def _go_home(procs: list[str], guard: int) -> None:
+def _go_home(procs: list[str], guard: socket.socket | None) -> None:
     """Leave the container's cgroups, into which the engine may have moved CRIU and what it forked.
 
     There /dev/fuse may be forbidden, and the container's memory limit and its kill would reach this process.  The guard
-    goes with it, if it still is the parent.
+    goes first: when this returns, both are out.
     """
-    words = ["0", str(guard)] if guard and os.getppid() == guard else ["0"]
+    if guard is not None and procs:
+        try:
+            guard.send(os.fsencode("\0".join(procs)))
+            guard.recv(1)
+        except OSError:
+            pass  # it is gone
     for path in procs:
-        for word in words:
-            try:
-                with open(path, "w") as file:
-                    file.write(word)
-            except OSError:
-                continue
+        try:
+            with open(path, "w") as file:
+                file.write("0")
+        except OSError:
+            continue

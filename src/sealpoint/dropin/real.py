@@ -137,13 +137,14 @@ def _await_exec(pid: int) -> None:
 
 
 def _end_restored(pid: int) -> str:
-    try:
-        name = proc(f"/proc/{pid}/comm").removesuffix("\n")
-    except OSError:
-        return "the restored process is not there"
-    if name != "sleep":
-        return "the restored process is another one"
-    os.kill(pid, signal.SIGKILL)
+    with process.Held(pid) as held:
+        try:
+            name = held.look(lambda number: proc(f"/proc/{number}/comm")).removesuffix("\n")
+        except OSError:
+            return "the restored process is not there"
+        if name != "sleep":
+            return "the restored process is another one"
+        held.send(signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):  # where somebody else reaps for us
         os.waitpid(pid, 0)
     return ""

@@ -18,6 +18,7 @@ from sealpoint import names
 from sealpoint.dropin import shim
 
 if TYPE_CHECKING:
+    from sealpoint import process
     from sealpoint.dropin.session import Session
 
 _KINDS: Final = {1: "dump", 2: "restore"}
@@ -107,7 +108,7 @@ class Remote:
 
 
 def start(
-    address: str, data: bytes, parent: int, criu: socket.socket, ended: int
+    address: str, data: bytes, parent: process.Held, criu: socket.socket, ended: int
 ) -> tuple[Session, bytes]:
     """As `session.start`, for a dump or restore request.  Raises RefusedError."""
     from sealpoint import process
@@ -126,7 +127,7 @@ def start(
 
 
 def _start(
-    address: str, data: bytes, parent: int, criu: socket.socket, ended: int, journal: Any
+    address: str, data: bytes, parent: process.Held, criu: socket.socket, ended: int, journal: Any
 ) -> tuple[Session, bytes]:
     from sealpoint import process
     from sealpoint.criu import schema
@@ -143,6 +144,7 @@ def _start(
     journal.open(work_directory, names.text(options.log_file))
     _check(request)
     os.chdir("/")
+    tree = process.Held(options.pid)
     remote = Remote(address, _KINDS[request.type])
     try:
         images = remote.images if remote.images >= 0 else directory
@@ -154,9 +156,9 @@ def _start(
             engine_listens=options.notify_scripts,
             journal=journal,
             freezer=Freezer(names.text(options.freeze_cgroup)),
-            network=NetworkLock(options.pid),
+            network=NetworkLock(tree),
             leftovers=Leftovers(ended, images, work_directory),
-            tree=process.Held(options.pid),
+            tree=tree,
             remarks=[],
         )
         options.notify_scripts = True

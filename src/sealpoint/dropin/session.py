@@ -15,6 +15,7 @@ from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal, copy_descriptor
 from sealpoint.dropin.leftovers import Leftovers
 from sealpoint.errors import SealpointError, UsageError
+from sealpoint.process import Held
 
 if TYPE_CHECKING:
     from sealpoint.store.page_server import PageServerOutput
@@ -68,7 +69,7 @@ class Session:
         freezer: Freezer,
         network: NetworkLock,
         leftovers: Leftovers,
-        tree: process.Held,
+        tree: Held,
         remarks: list[str],
     ) -> None:
         self.kind = kind
@@ -97,6 +98,7 @@ class Session:
             self._answered = True
             if response.success and self.kind in _PRE_DUMPS:  # which has no hook before its end
                 try:
+                    self._tree.require()
                     self._work.complete()
                 except BaseException as error:  # noqa: BLE001 - the engine gets it in CRIU's answer
                     self._fail(error)
@@ -126,8 +128,11 @@ class Session:
 
     def _notification(self, response: Any, data: bytes) -> bytes:
         self._leftovers.named(response.notify.pid)
+        script = names.text(response.notify.script)
         try:
-            self._work.notified(names.text(response.notify.script))
+            if script == "post-dump" and self._tree.pid > 0:
+                self._tree.require()
+            self._work.notified(script)
         except BaseException as error:  # noqa: BLE001 - the engine gets it in CRIU's answer
             self._fail(error)
             self._answer(success=False)
@@ -186,7 +191,7 @@ def _reason(error: BaseException) -> str:
 
 
 def start(
-    data: bytes, parent: int, criu: socket.socket, ended: int
+    data: bytes, parent: Held, criu: socket.socket, ended: int
 ) -> tuple[Session | None, bytes]:
     """A session for a dump, pre-dump or restore request, and the request as the real CRIU shall get it.
 
@@ -206,7 +211,7 @@ def start(
 
 
 def _start(
-    data: bytes, parent: int, criu: socket.socket, ended: int, journal: Journal
+    data: bytes, parent: Held, criu: socket.socket, ended: int, journal: Journal
 ) -> tuple[Session | None, bytes]:
     request = schema.message("criu_req").FromString(data)
     options = request.opts
@@ -217,7 +222,8 @@ def _start(
     _check(options, request.type)
     config = configuration.load_system()
     freezer = Freezer(names.text(options.freeze_cgroup))
-    network = NetworkLock(options.pid)
+    tree = Held(options.pid)  # from before anything is looked up by its number
+    network = NetworkLock(tree)
     remarks: list[str] = []
     os.chdir("/")  # the engine's directory shall not be busy because of us
     from sealpoint.dropin.increments import Step
@@ -271,7 +277,7 @@ def _start(
             freezer=freezer,
             network=network,
             leftovers=leftovers,
-            tree=process.Held(options.pid),
+            tree=tree,
             remarks=remarks,
         )
         options.notify_scripts = True
@@ -291,14 +297,15 @@ def _page_server(options: Any, criu: int) -> PageServerOutput | None:
     from sealpoint.store import page_server
 
     if options.ps.HasField("fd"):
-        out = page_server.over(copy_descriptor(criu, options.ps.fd))
+        with Held.of(criu) as owner:
+            out = page_server.over(copy_descriptor(owner, options.ps.fd))
     else:
         out = page_server.to(names.text(options.ps.address), options.ps.port)
     options.ClearField("ps")
     return out
 
 
-def page_server(data: bytes, parent: int) -> tuple[int, bytes]:
+def page_server(data: bytes, parent: Held) -> tuple[int, bytes]:
     """Starts a page server of ours instead of CRIU's; its pid, and the answer for the engine.  Raises RefusedError."""
     from sealpoint.dropin import page_server as server
 
@@ -308,7 +315,7 @@ def page_server(data: bytes, parent: int) -> tuple[int, bytes]:
         raise RefusedError(_reason(error)) from error
 
 
-def redirect(data: bytes, parent: int) -> bytes:
+def redirect(data: bytes, parent: Held) -> bytes:
     """A request that leads no memory anywhere, with descriptor numbers that CRIU finds in this process.
 
     Raises RefusedError.

@@ -170,13 +170,13 @@ def _own(path: str) -> str:
 def _interpose(number: int, memory: int, requests: Requests, start: Start | None) -> None:
     """Put the helper between the engine's socket, descriptor `number`, and this process."""
     ours, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    engine, criu = os.getppid(), os.getpid()
+    criu = os.getpid()
     child = os.fork()
     if child == 0:
         # Twice, so that what follows is nobody's child: neither the engine nor CRIU may wait for it.
         if os.fork() == 0:
             ours.close()
-            _guard(number, helpers, (engine, criu), memory, requests, start)
+            _guard(number, helpers, criu, memory, requests, start)
         os._exit(0)
     helpers.close()
     os.waitpid(child, 0)
@@ -191,7 +191,7 @@ def _interpose(number: int, memory: int, requests: Requests, start: Start | None
 def _guard(
     number: int,
     link: socket.socket,
-    pids: tuple[int, int],
+    criu: int,
     memory: int,
     requests: Requests,
     start: Start | None,
@@ -202,16 +202,21 @@ def _guard(
     cannot be the parent: before it ends it waits for every child that it has.
     """
     try:
-        ended = os.pidfd_open(pids[1])  # now, while that process waits for the helper
+        ended = os.pidfd_open(criu)  # now, while that process waits for the helper
+        orders, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         helper = os.fork()
         if helper == 0:
-            _helper(number, link, pids, memory, requests, start)
+            orders.close()
+            _helper(number, link, ended, helpers, memory, requests, start)
         os.setsid()
-        release_descriptors([ended])
+        release_descriptors(sorted((ended, orders.fileno())))
         _spare_from_oom()
         poll = select.poll()
         poll.register(ended, select.POLLIN)
-        poll.poll()
+        poll.register(orders, select.POLLIN)
+        while not any(fd == ended for fd, _ in poll.poll()):
+            if not obey(orders):
+                poll.unregister(orders)
         os.waitpid(helper, 0)
     finally:
         os._exit(0)
@@ -226,30 +231,44 @@ def _spare_from_oom() -> None:
         pass
 
 
+def obey(orders: socket.socket) -> bool:
+    """Enter the cgroups that the helper names, and answer; whether there is a helper."""
+    try:
+        data = orders.recv(1 << 16)
+        for path in filter(None, data.split(b"\0")):
+            try:
+                with open(path, "w") as file:
+                    file.write("0")  # the writer itself: no number could become another's
+            except OSError:
+                continue
+        orders.send(b"1")
+    except OSError:
+        return False
+    return bool(data)
+
+
 def _helper(
     number: int,
     link: socket.socket,
-    pids: tuple[int, int],
+    ended: int,
+    guard: socket.socket,
     memory: int,
     requests: Requests,
     start: Start | None,
 ) -> NoReturn:
-    """pids: of the engine and of what becomes CRIU."""
+    """ended: pidfd of what becomes CRIU; guard: takes orders."""
     code = 1
-    engine, criu = pids
-    guard = os.getppid()
     try:
         os.setsid()
-        ended = os.pidfd_open(criu)  # now, while that process waits for us
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         socket.send_fds(link, [b"1"], [far.fileno()])
         far.close()
         link.close()
-        keep = sorted({number, near.fileno(), ended, memory})
+        keep = sorted({number, near.fileno(), ended, memory, guard.fileno()})
         release_descriptors(keep)
         from sealpoint.dropin.proxy import Proxy
 
-        Proxy(socket.socket(fileno=number), near, ended, engine, start, requests, guard).run()
+        Proxy(socket.socket(fileno=number), near, ended, start, requests, guard).run()
         code = 0
     except BaseException as error:  # noqa: BLE001 - there is nobody to raise to
         _log(f"helper: {type(error).__name__}")

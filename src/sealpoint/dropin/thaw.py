@@ -6,43 +6,67 @@ process is out of scope.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
+from typing import Final
 
 from sealpoint.criu.network_lock import NetworkLock
 from sealpoint.errors import SystemEnvironmentError, UsageError
-from sealpoint.names import proc, proc_lines, unmangle
+from sealpoint.names import proc_lines, unmangle
+from sealpoint.process import Held
 
 _ROOT = "/"
+_MEMBERS: Final = "cgroup.procs"
+_DIGITS: Final = 20  # no pid has so many
 
 
 def thaw(target: str) -> list[str]:
     """`target`: a PID or the directory of a cgroup.  Returns what was done.  Raises SealpointError."""
-    if target.isascii() and target.isdigit():
-        pid = int(target)
-        groups = _groups_of(pid)
-        pids = {pid}
-    elif os.path.isfile(os.path.join(target, "cgroup.procs")):
-        groups, pids = [os.path.abspath(target)], set()
-    else:
-        raise UsageError(f"{target} is neither a PID nor the directory of a cgroup")
-    done = [f"thawed {group}" for group in groups if _thaw(group)]
-    for group in groups:
-        with open(os.path.join(group, "cgroup.procs")) as file:
-            pids |= {int(line) for line in file}
-    done += [f"continued process {pid}" for pid in sorted(pids) if _continue(pid)]
-    with NetworkLock(min(pids, default=0)) as network:
-        if network.remove():
+    is_pid = target.isascii() and target.isdigit() and len(target) < _DIGITS
+    with Held(int(target) if is_pid else 0) as given, contextlib.ExitStack() as stack:
+        if is_pid:
+            groups = _groups_of(given)
+        elif os.path.isfile(os.path.join(target, _MEMBERS)):
+            groups = [os.path.abspath(target)]
+        else:
+            raise UsageError(f"{target} is neither a PID nor the directory of a cgroup")
+        done = [f"thawed {group}" for group in groups if _thaw(group)]
+        network: NetworkLock | None = None
+        for task in _tasks(given, groups):
+            if network is None:
+                network = stack.enter_context(NetworkLock(task))
+            if task.state == "T" and task.send(signal.SIGCONT):  # not to one that a debugger holds
+                done.append(f"continued process {task.pid}")
+        if network is not None and network.remove():
             done.append("took CRIU's network lock away")
     return done
 
 
-def _groups_of(pid: int) -> list[str]:
+def _tasks(given: Held, groups: list[str]) -> Iterator[Held]:
+    """The process and those of the cgroups, by their pids; each is held until the next one is asked for."""
+    pids = {pid for group in groups for pid in _members(group)}
+    for pid in sorted(pids | {given.pid}):
+        with Held(pid) as task:
+            # Once more, now that its pid cannot become another's.
+            if (pid == given.pid and given.exists) or (
+                any(pid in _members(group) for group in groups) and task.exists
+            ):
+                yield task
+
+
+def _members(group: str) -> set[int]:
+    with open(os.path.join(group, _MEMBERS)) as file:
+        return {int(line) for line in file}
+
+
+def _groups_of(held: Held) -> list[str]:
     """Directories of the process's freezer cgroups, v1 and v2, but for the roots, which cannot be frozen."""
     try:
-        lines = proc_lines(f"/proc/{pid}/cgroup")
+        lines = held.look(lambda pid: proc_lines(f"/proc/{pid}/cgroup"))
     except OSError:
-        raise UsageError(f"there is no process {pid}") from None
+        raise UsageError(f"there is no process {held.pid}") from None
     mounts = _mounts()
     groups = []
     for line in lines:
@@ -52,7 +76,7 @@ def _groups_of(pid: int) -> list[str]:
             continue
         if path != _ROOT and kind in mounts:
             group = mounts[kind] + path
-            if os.path.isfile(os.path.join(group, "cgroup.procs")):
+            if os.path.isfile(os.path.join(group, _MEMBERS)):
                 groups.append(group)
     return groups
 
@@ -86,15 +110,3 @@ def _thaw(group: str) -> bool:
             raise SystemEnvironmentError(f"cannot thaw {group}: {error.strerror}") from None
         return True
     return False
-
-
-def _continue(pid: int) -> bool:
-    """SIGCONT to a stopped process; not to one that a debugger holds."""
-    try:
-        state = proc(f"/proc/{pid}/stat").rsplit(")", 1)[1].split()[0]
-        if state != "T":
-            return False
-        os.kill(pid, signal.SIGCONT)
-    except (OSError, IndexError):
-        return False
-    return True

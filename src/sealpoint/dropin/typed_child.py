@@ -47,7 +47,8 @@ class Child:
                 become(program, arguments, mask)
             finally:
                 os._exit(127)
-        self.pidfd = os.pidfd_open(self.pid)
+        self._criu = process.Held(self.pid)  # which nobody has waited for
+        self.pidfd = self._criu.fd
 
     def wait(self) -> int:
         """Until CRIU has ended; its exit status, negative if a signal ended it."""
@@ -58,7 +59,7 @@ class Child:
                 if code is not None:
                     return code
             elif told.si_code != _FROM_TERMINAL:
-                os.kill(self.pid, told.si_signo)  # which is not reaped yet: it is surely CRIU
+                self._criu.send(told.si_signo)
 
     def _look(self) -> int | None:
         """What became of the children.  CRIU's status if it has ended."""

@@ -134,14 +134,24 @@ def checkpoint(
 ) -> CheckpointResult:
     """Raises SealpointError; the container runs on then, and nothing is left under the output's name."""
     check_options(request.options)
-    container = request.podman.running(request.name)
+    container, root = request.podman.hold(request.name)
+    with contextlib.closing(Tasks(root)) as tasks:
+        return _checkpoint(request, out, container, tasks, report)
+
+
+def _checkpoint(
+    request: CheckpointRequest,
+    out: OutputFile,
+    container: Container,
+    tasks: Tasks,
+    report: Report,
+) -> CheckpointResult:
     network = any(o.startswith("--tcp-established") for o in request.options)
     if network and not request.leave_running and not container.own_network:
         raise UsageError(
             "--tcp-established: the container shares its network, so its peers would hear of its end",
             hint="add --leave-running",
         )
-    tasks = Tasks(container.pid)
     with Place() as place:
         place.install_relay(request.criu)
         os.mkfifo(place.archive, 0o600)

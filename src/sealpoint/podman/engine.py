@@ -13,6 +13,7 @@ from typing import Any, Final
 from sealpoint import ownership
 from sealpoint.criu.environment import environment
 from sealpoint.errors import CriuError, PolicyError, SystemEnvironmentError, UsageError
+from sealpoint.process import Held
 
 _PATIENCE: Final = 300.0  # seconds for a call that is no checkpoint
 _MAX_LINES: Final = 4  # of what podman said, in an error
@@ -136,6 +137,19 @@ class Podman:
         if status != "running" or pid <= 0:
             raise UsageError(f"container {name} does not run: it is {status}")
         return container
+
+    def hold(self, name: str) -> tuple[Container, Held]:
+        """As `running`, and its first process, to be closed.  Raises UsageError, PodmanError."""
+        container = self.running(name)
+        root = Held(container.pid)
+        try:
+            # Podman names a number: whoever holds that process must hear once more that it is the one.
+            if self.running(container.id).pid != container.pid or not root.runs:
+                raise UsageError(f"container {name} has ended meanwhile, or was started anew")
+        except BaseException:
+            root.close()
+            raise
+        return container, root
 
 
 def check_options(options: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import Final
 
-from sealpoint import process
+from sealpoint.process import Held
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914  # linux/sockios.h
 _IFF_UP: Final = 1
@@ -19,45 +19,41 @@ _CLONE_NEWNET: Final = 0x40000000
 
 
 class Tasks:
-    """All processes below a container's first one.  Those that were stopped before stay stopped."""
+    """All processes below a container's first one, which is held.  Those that were stopped before stay stopped."""
 
-    def __init__(self, root: int) -> None:
-        self._root = os.pidfd_open(root)
-        self._pid = root
-        self._before = {pid for pid in self._all() if process.state(pid) == "T"}
-
-    def _all(self) -> list[int]:
-        found = [self._pid]
-        for pid in found:
-            found += process.children(pid)
-        return found
+    def __init__(self, root: Held) -> None:
+        self._root = root
+        self._before = [Held.of(task.fd) for task in root.tree() if task.state == "T"]
 
     def resume(self) -> None:
         """SIGCONT to what was stopped since.  Children first: their parents shall not see them stopped."""
-        for pid in reversed(self._all()):
-            if pid not in self._before and process.state(pid) == "T":
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+        for task in self._root.tree():
+            before = any(held.pid == task.pid and held.exists for held in self._before)
+            if task.state == "T" and not before:
+                task.send(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL to the first process, which ends all in its pid namespace."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._root, signal.SIGKILL)
+        self._root.send(signal.SIGKILL)
 
     def silence(self) -> None:
         """Take down the interfaces of its network namespace: peers of its connections shall not hear of its end."""
         pid = os.fork()
         if pid == 0:
             try:
-                _interfaces_down(self._pid)
+                _interfaces_down(self._root)
             finally:
                 os._exit(0)
         os.waitpid(pid, 0)
 
+    def close(self) -> None:
+        """Let go of them."""
+        for held in (self._root, *self._before):
+            held.close()
 
-def _interfaces_down(pid: int) -> None:
-    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    if ctypes.CDLL(None, use_errno=True).setns(namespace, _CLONE_NEWNET) != 0:
+
+def _interfaces_down(root: Held) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(root.namespace("net"), _CLONE_NEWNET) != 0:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         for _, name in socket.if_nameindex():
