@@ -61,6 +61,33 @@ def test_ten_cases_at_most_may_differ_each_with_a_reason(tmp_path: Path) -> None
             zdtm_cases.differences(file)
 
 
+def test_all_tests_of_a_suite_are_run_in_the_flavours_that_they_name(tmp_path: Path) -> None:
+    described = {
+        "pipe00": None,
+        "mntns_open": "{'flavor': 'ns uns', 'flags': 'suid'}",
+        "vt": "{'flavor': 'h', 'flags': 'noauto'}",
+        "mnt_ext_dev": "os.getenv('ZDTM_NO_SUCH') and {} or {'flags': 'noauto'}",  # they are expressions
+    }
+    for directory in ("static", "transition"):
+        (tmp_path / "zdtm" / directory).mkdir(parents=True)
+    for name, text in described.items():
+        program = tmp_path / "zdtm" / "static" / name
+        for path in (program, program.with_name(f"{name}.hook"), program.with_name(f"{name}.c")):
+            path.write_text("")
+            path.chmod(0o644 if path.suffix == ".c" else 0o755)
+        if text:
+            program.with_name(f"{name}.desc").write_text(text)
+    places = zdtm_cases.everything(tmp_path)
+    plain = {str(case): place for case, place in places.items() if not case.options}
+    assert plain == {
+        "static/pipe00 h": "machine",
+        "static/mntns_open ns": "machine",
+        "static/mntns_open uns": "vm",
+    }
+    options = {option for case in places for option in case.options}
+    assert {"--rpc", "--pre", "--page-server", "--lazy-pages", "--freezecg", "--join-ns"} <= options
+
+
 class Scripted:
     """In place of side_by_side.Runner: what each run finds for PIPE, stock and drop-in."""
 
