@@ -220,7 +220,6 @@ def test_ctrl_c_while_starting_is_no_traceback():
 HEAVY = {
     "cryptography",
     "google",
-    "rich",
     "lz4",
     "zstandard",
     "blake3",
@@ -252,7 +251,7 @@ def test_info_without_a_key_starts_no_machinery_of_contents():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     modules = {m.split(".")[0] for m in done.stderr.splitlines()[-1].split()}
-    assert not modules & {"google", "rich", "lz4", "zstandard"}
+    assert not modules & {"google", "lz4", "zstandard"}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
