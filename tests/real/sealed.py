@@ -124,6 +124,18 @@ class Running:
     def signal(self, number: int, *, group: bool = False) -> None:
         (os.killpg if group else os.kill)(self.pid, number)
 
+    def notices(self, number: int) -> None:
+        """Send a signal that it handles, and wait until one of its threads has got it."""
+        self.signal(number)
+        mask = 1 << (number - 1)
+
+        def got() -> bool:
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+            pending = [line.split()[1] for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+            return not any(int(word, 16) & mask for word in pending)
+
+        wait_until(got, "the signal has arrived")
+
     def criu(self) -> int:
         """The CRIU that it runs, once it does."""
 

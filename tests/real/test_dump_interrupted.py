@@ -177,8 +177,10 @@ def test_killed_before_criu_does_anything(
     hold.reached()
     if whom == "criu":
         os.kill(command.criu(), signal.SIGKILL)
+    elif whom == "sealpoint":
+        command.signal(signal.SIGKILL)
     else:
-        command.signal(signal.SIGTERM if "SIGTERM" in whom else signal.SIGKILL)
+        command.notices(signal.SIGTERM)  # else CRIU may have dumped before it runs again
     hold.go()
     code = command.wait().code
     sealpoint.settle()
