@@ -37,7 +37,7 @@ def sealing(**changes):
 
 @pytest.fixture
 def sealed(home):
-    sp.seal("images", "app.sealed", sealing())
+    sp.seal("images", "app.sealed", sealing(), as_files=True)
     return home
 
 
@@ -116,7 +116,7 @@ def test_the_configuration_says_whom_to_believe_where_the_call_does_not(sealed):
 
 @pytest.mark.parametrize("trust", [None, [], ["keys/signer.pub"]])
 def test_unsigned_is_said_by_itself(home, trust):
-    sp.seal("images", "app.sealed", sealing(signer=None, unsigned=True))
+    sp.seal("images", "app.sealed", sealing(signer=None, unsigned=True), as_files=True)
     with pytest.raises(sp.PolicyError):
         sp.Checkpoint.open("app.sealed", trust=trust)
     sp.Checkpoint.open("app.sealed", trust=trust, allow_unsigned=True).close()
@@ -143,6 +143,7 @@ ERRORS = {
     ),
     "absent source": (lambda: sp.seal("absent", "x.sealed", sealing()), sp.SealpointError),
     "absent directory": (lambda: sp.seal("images", "absent/x.sealed", sealing()), sp.SealpointError),
+    "it is no checkpoint": (lambda: sp.seal("images", "x.sealed", sealing()), sp.FileError),
     "it exists": (lambda: sp.seal("images", "app.sealed", sealing()), sp.UsageError),
     "no such process": (lambda: sp.dump(2**31 - 1, "x.sealed", sealing(), criu=sys.executable), sp.SealpointError),
     "another workload": (

@@ -52,7 +52,7 @@ from sealpoint.keys import (
     passphrase_recipient,
 )
 from sealpoint.process import protect
-from sealpoint.store.output import OutputFile
+from sealpoint.store.output import Destination, destination
 
 __all__ = [
     "Checkpoint",
@@ -207,24 +207,26 @@ def dump(
 ) -> DumpResult:
     """Dump the process tree of `pid` with CRIU into one sealed file.
 
-    The tree ends when the file is complete and durable, unless `leave_running`.  If anything fails, it runs on, and no
-    file is left.  workload: opaque public name of what is dumped.  force: replace an existing file.  options: of CRIU.
+    The tree ends when the file is complete and durable, unless `leave_running`, or the output is not a file but a pipe,
+    a socket or a device.  If anything fails, it runs on, and no file is left.  workload: opaque public name of what is
+    dumped.  force: replace an existing file.  options: of CRIU.
     state: directory of the state store.
 
     Raises UsageError, CriuError, SystemEnvironmentError, IdentityError.
     """
     with _public():
         config = configuration.load()
+        where = _destination(output)
         request = DumpRequest(
             pid=pid,
             criu=_criu(config, criu),
             sealing=sealing,
-            leave_running=leave_running,
+            leave_running=leave_running or where.streams,
             options=tuple(options),
             workload=workload,
             criu_log=None if criu_log is None else os.fspath(criu_log),
         )
-        with OutputFile(os.fspath(output), force=force) as out:
+        with where.open(force=force) as out:
             result = Dump(request, out).run()
         try:
             mark = Mark(result.checkpoint_id, result.captured, 1)
@@ -267,13 +269,17 @@ def restore(
         return Restore(request, inner.files()).run()
 
 
-def seal(path: Path, output: Path, sealing: Sealing, *, force: bool = False) -> SealResult:
+def seal(
+    path: Path, output: Path, sealing: Sealing, *, force: bool = False, as_files: bool = False
+) -> SealResult:
     """Seal a directory of images, or an engine's archive, that exists in the clear; it stays as it is.
+
+    The images must be a complete checkpoint of a known kind.  as_files: whatever is there is sealed as it is.
 
     Raises UsageError, FileError, SystemEnvironmentError.
     """
-    with _public(), OutputFile(os.fspath(output), force=force) as out:
-        return seal_into(os.fspath(path), out, sealing)
+    with _public(), _destination(output).open(force=force) as out:
+        return seal_into(os.fspath(path), out, sealing, as_files=as_files)
 
 
 @contextmanager
@@ -284,6 +290,11 @@ def _public() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise SystemEnvironmentError(f"{where}{error.strerror or error}") from error
+
+
+def _destination(output: Path) -> Destination:
+    """The name "-" is that of a file here: a library does not write to its caller's standard output unasked."""
+    return destination(os.path.abspath(os.fspath(output)))
 
 
 def _policy(

@@ -7,6 +7,7 @@ import functools
 import gzip
 import io
 import os
+import struct
 import tarfile
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.progress import silent
 from sealpoint.checkpoint.seal import seal
 from sealpoint.checkpoint.sealing import Sealing
+from sealpoint.criu import pagemap
+from sealpoint.criu.pagemap import PAGE, PARENT, PRESENT, Pagemap
 from sealpoint.format.constants import Suite
 from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import load_identity, load_recipient, load_signer, load_trust
@@ -61,9 +64,25 @@ class Keys:
         return load_trust([self.trust_path])
 
 
-def seal_path(keys: Keys, source, target, *, metadata=(), **options):
+def a_pre_dump(memory: bytes, parent: int = 0) -> dict[str, bytes]:
+    """The smallest whole set of images: of one task, with `memory` in it; `parent`: so many pages are in a parent."""
+    table = Pagemap(1)
+    data = memory.ljust(-(-len(memory) // PAGE) * PAGE, b"\0")
+    table.add(16, len(data) // PAGE, PRESENT)
+    if parent:
+        table.add(1024, parent, PARENT)
+    entry = b"\x08\x02"  # version 2
+    return {
+        "inventory.img": struct.pack("<II", 0x58313116, len(entry)) + entry,
+        "pagemap-1.img": pagemap.encode(table),
+        "pages-1.img": data,
+    }
+
+
+def seal_path(keys: Keys, source, target, *, metadata=(), as_files=True, **options):
+    """What most tests seal is no checkpoint of CRIU's."""
     with OutputFile(str(target), force=True) as out:
-        return seal(str(source), out, keys.sealing(metadata, **options))
+        return seal(str(source), out, keys.sealing(metadata, **options), as_files=as_files)
 
 
 def seal_objects(keys: Keys, target, objects, *, metadata=(), **finish) -> None:

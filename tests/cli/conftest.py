@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
 
-from checkpoint_helpers import Keys, attributes, seal_objects
+from checkpoint_helpers import Keys, a_pre_dump, attributes, seal_objects
 
 OBJECTS = {
     "inventory.img": (b"inventory", attributes()),
@@ -116,8 +116,8 @@ def sealing(keys):
 
 @pytest.fixture
 def images():
-    """An image directory."""
+    """An image directory: the smallest pre-dump that there is."""
     os.mkdir("images")
-    Path("images/inventory.img").write_bytes(b"inventory")
-    Path("images/pages-1.img").write_bytes(b"secret" * 1000)
+    for name, data in a_pre_dump(b"secret" * 1000).items():
+        Path("images", name).write_bytes(data)
     return "images"

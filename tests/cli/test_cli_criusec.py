@@ -179,7 +179,7 @@ def test_a_dump_in_an_engines_archive_is_read_as_well(cli, key):
 
 
 def test_a_signature_on_what_nobody_signed_takes_a_word(cli, dump, key, sealing):
-    arguments = ("convert", dump, "-o", "s.sealed", "-i", key, *sealing)
+    arguments = ("convert", dump, "-o", "s.sealed", "-i", key, "--as-files", *sealing)
     done = cli(*arguments)
     assert done.code == 5
     assert "--allow-unsigned" in done.err
@@ -194,7 +194,10 @@ def test_a_sealed_file_made_of_a_dump_names_it_and_opens_to_the_plain_images(
 ):
     import blake3
 
-    done = cli("convert", dump, "-o", "s.sealed", "-i", key, *sealing, "--allow-unsigned", "--json")
+    done = cli(
+        *("convert", dump, "-o", "s.sealed", "-i", key, *sealing),
+        *("--as-files", "--allow-unsigned", "--json"),
+    )
     assert done.code == 0, done.err
     checkpoint = json.loads(done.out)["checkpoint"]
     info = json.loads(cli("info", "s.sealed", "--json").out)
@@ -217,7 +220,7 @@ def test_a_sealed_file_made_of_a_dump_names_it_and_opens_to_the_plain_images(
 
 
 def test_sealed_to_criusec_and_back_loses_nothing(cli, dump, key, certificate, sealing, opening):
-    cli("convert", dump, "-o", "s.sealed", "-i", key, *sealing, "--allow-unsigned")
+    cli("convert", dump, "-o", "s.sealed", "-i", key, *sealing, "--allow-unsigned", "--as-files")
     to = ("convert", "s.sealed", "-o", "again", "--format", "criusec", "--tls-cert", certificate)
     done = cli(*to, *opening)
     assert done.code == 0, done.err

@@ -139,7 +139,7 @@ def test_mistakes_are_told_with_their_line(cli, billing, configure, text, proble
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to others")
 @pytest.mark.parametrize("option", ["--trust", "-i", "-r", "--sign"])
-def test_what_the_command_line_names_is_used_with_a_warning(cli, keys, tmp_path, option):
+def test_what_the_command_line_names_is_used_with_a_warning(cli, images, keys, tmp_path, option):
     files = {
         "--trust": keys.trust_path,
         "-i": keys.identity_path,
@@ -149,10 +149,8 @@ def test_what_the_command_line_names_is_used_with_a_warning(cli, keys, tmp_path,
     theirs = tmp_path / "theirs"
     shutil.copy(files[option], theirs)
     theirs.chmod(0o600)
-    Path("images").mkdir()
-    Path("images/inventory.img").write_bytes(b"x")
     named = files | {option: str(theirs)}
-    seal = ["seal", "images", "-r", named["-r"], "--sign", named["--sign"], "--force", "-o", "s"]
+    seal = ["seal", images, "-r", named["-r"], "--sign", named["--sign"], "--force", "-o", "s"]
     verify = ["verify", "s", "-i", named["-i"], "--trust", named["--trust"]]
     for owner in (0, 65534):
         os.chown(theirs, owner, owner)

@@ -18,29 +18,31 @@ def test_seal_then_open_says_what_was_done(cli, images, sealing, opening):
     result = cli("seal", images, "-o", "s", *sealing)
     assert result.code == 0
     assert result.err == ""
-    assert "images sealed into s: 2 objects, 5.87 KiB in" in result.out
+    assert "images sealed into s: 3 objects, 8.04 KiB in" in result.out
+    assert "\na pre-dump: memory only\n" in result.out
     assert b"secret" not in Path("s").read_bytes()
     assert os.stat("s").st_mode & 0o777 == 0o600
     result = cli("open", "s", "-o", "o", *opening)
     assert (result.code, result.err) == (0, "")
-    assert result.out == "2 objects, 5.87 KiB, in the clear in o\n"
+    assert result.out == "3 objects, 8.04 KiB, in the clear in o\n"
     assert Path("o/pages-1.img").read_bytes() == Path("images/pages-1.img").read_bytes()
 
 
 def test_json_results(cli, images, sealing, opening):
     result = cli("seal", images, "-o", "s", *sealing, "--json")
     values = json.loads(result.out)
-    assert values["objects"] == 2
-    assert values["plain_size"] == 6009
+    assert values["objects"] == 3
+    assert values["kinds"] == {"": "pre-dump"}
+    assert values["plain_size"] == 8228
     assert values["file_size"] == os.stat("s").st_size
     assert (len(values["checkpoint"]), len(values["origin"])) == (32, 64)
     values = json.loads(cli("open", "s", "-o", "o", *opening, "--json").out)
-    assert values == {"output": "o", "objects": 2, "size": 6009}
+    assert values == {"output": "o", "objects": 3, "size": 8228}
 
 
 def test_an_archive_goes_through_pipes_without_touching_a_disk(program, sealing, opening):
     archive = make_tar(member("checkpoint/pages-1.img", b"secret" * 1000))
-    done = program("seal", "-", "-o", "-", *sealing, input=archive)
+    done = program("seal", "-", "-o", "-", "--as-files", *sealing, input=archive)
     assert done.code == 0
     assert "standard output: 1 objects" in done.err
     Path("s").write_bytes(done.out.encode(errors="surrogateescape"))
@@ -110,7 +112,7 @@ def test_the_output_does_not_lie_in_the_directory_that_is_sealed(cli, images, se
         result = cli("seal", images, "-o", output, *sealing)
         assert result.code == 2
         assert "would lie in" in result.err
-    assert listing(images) == {"inventory.img", "pages-1.img"}
+    assert listing(images) == {"inventory.img", "pagemap-1.img", "pages-1.img"}
 
 
 def test_a_missing_directory_is_named(cli, images, sealing, opening, sealed):
@@ -228,7 +230,7 @@ def test_a_hostile_name_does_not_steer_the_terminal(cli, keys, opening):
 
 def test_headers_that_are_not_kept_are_a_warning(cli, sealing):
     Path("a.tar").write_bytes(make_tar(member("a", pax_headers={"SCHILY.acl.access": "u"})))
-    result = cli("seal", "a.tar", "-o", "s", *sealing)
+    result = cli("seal", "a.tar", "-o", "s", "--as-files", *sealing)
     assert result.code == 0
     assert "warning: the archive's SCHILY.acl.access headers were not kept" in result.err
 
@@ -275,6 +277,6 @@ def test_an_archive_is_recognised_by_content_not_by_name(cli, sealing, opening):
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         tar.addfile(*[member("a", b"1")[0], io.BytesIO(b"1")])
     Path("archive.zip").write_bytes(out.getvalue())
-    assert cli("seal", "archive.zip", "-o", "s", *sealing).code == 0
+    assert cli("seal", "archive.zip", "-o", "s", "--as-files", *sealing).code == 0
     assert cli("open", "s", "-o", "o.tar.gz", *opening).code == 0
     assert list(read_tar(Path("o.tar.gz").read_bytes())) == ["a"]

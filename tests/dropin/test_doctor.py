@@ -276,7 +276,7 @@ def test_a_mount_is_told_and_one_without_its_server_too(machine, keys, tmp_path)
     images.mkdir()
     place.mkdir()
     (images / "inventory.img").write_bytes(b"x")
-    assert machine.sealpoint("seal", images, "-o", file, *keys.sealing).code == 0
+    assert machine.sealpoint("seal", images, "-o", file, *keys.sealing, "--as-files").code == 0
     server = machine.start(*SEALPOINT, "mount", "--foreground", file, place, *keys.opening)
     try:
         deadline = time.monotonic() + 30

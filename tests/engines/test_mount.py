@@ -81,7 +81,7 @@ def archive(tmp_path: Path, sealpoint: sealed.Sealpoint, keys: sealed.Keys) -> P
     path = tmp_path / "archive.tar"
     path.write_bytes(data.getvalue())
     file = tmp_path / "archive.sealed"
-    sealpoint.run("seal", path, "-o", file, *keys.seal).ok()
+    sealpoint.run("seal", path, "-o", file, *keys.seal, "--as-files").ok()
     return file
 
 
@@ -368,7 +368,14 @@ def test_the_server_stays_small_with_a_large_file(
         for number in range(512):
             file.write(number.to_bytes(8, "big") + block[8:])
     sealpoint.run(
-        "seal", source, "-o", tmp_path / "large.sealed", *keys.seal, "--compress", "none"
+        "seal",
+        source,
+        "-o",
+        tmp_path / "large.sealed",
+        *keys.seal,
+        "--as-files",
+        "--compress",
+        "none",
     ).ok()
     mount(tmp_path / "large.sealed").ok()
     with open(point / "large", "rb", buffering=0) as file:

@@ -70,7 +70,7 @@ def test_pages_that_criu_does_not_ask_for_are_verified_all_the_same(
     sealpoint.run("open", file, "-o", plain, *keys.open).ok()
     with (plain / "pages-1.img").open("ab") as pages:
         pages.write(secrets.token_bytes(5 << 20))
-    sealpoint.run("seal", plain, "-o", file, "--force", *keys.seal).ok()
+    sealpoint.run("seal", plain, "-o", file, "--force", "--as-files", *keys.seal).ok()
     offset, size = frames_of(keys, file, "pages-1.img")[-1]
     flip(file, offset + size // 2)
     assert_refused(restore(dropin, places), places.log("restore.log"))

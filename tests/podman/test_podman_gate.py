@@ -67,8 +67,8 @@ def container(
         (plain / "spec.dump").write_text("{}")
         file = tmp_path / "web.sealed"
 
-        def seal() -> None:
-            sealpoint.run("seal", plain, "-o", file, "--force", *keys.seal).ok()
+        def seal(*more: str) -> None:
+            sealpoint.run("seal", plain, "-o", file, "--force", *keys.seal, *more).ok()
 
         seal()
         return Sealed(file, plain, running, before, seal)
@@ -104,7 +104,7 @@ def test_pages_that_criu_does_not_ask_for_are_verified_all_the_same(
     name = "checkpoint/pages-1.img"
     with (it.plain / name).open("ab") as pages:
         pages.write(secrets.token_bytes(5 << 20))
-    it.seal()
+    it.seal("--as-files")
     offset, size = frames_of(keys, it.file, name)[-1]
     flip(it.file, offset + size // 2)
     assert restore(it.file).code != 0

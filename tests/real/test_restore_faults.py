@@ -138,7 +138,9 @@ def test_what_is_no_process_checkpoint(
 ) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a").write_text("dear")
-    sealpoint.run("seal", tmp_path / "letters", "-o", tmp_path / "x.sealed", *keys.seal).ok()
+    arguments = ("seal", tmp_path / "letters", "-o", tmp_path / "x.sealed", *keys.seal)
+    sealpoint.run(*arguments).fails(2, "holds no images of CRIU", "--as-files")
+    sealpoint.run(*arguments, "--as-files").ok()
     sealpoint.run("restore", tmp_path / "x.sealed", *keys.open).fails(3, "no process checkpoint")
 
 

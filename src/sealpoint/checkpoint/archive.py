@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import base64
 import os
-import stat
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol
 
+from sealpoint.checkpoint import whole
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder
+from sealpoint.checkpoint.gather import Gathering
 from sealpoint.checkpoint.progress import Progress, Report
 from sealpoint.checkpoint.tar import TarReader
-from sealpoint.criu.roles import SUMMARY_NAME, role_of
+from sealpoint.checkpoint.whole import Taken
+from sealpoint.criu.roles import SUMMARY_NAME, is_pages, role_of
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.attributes import check as check_attributes
 from sealpoint.format.constants import MAGIC
 from sealpoint.format.manifest import check_name
 
 if TYPE_CHECKING:
+    from sealpoint.checkpoint.seen import Passing
     from sealpoint.checkpoint.tar import Member, Source
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -38,21 +42,32 @@ class Contents(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """properties: for the manifest; ignored: keys of an archive's pax headers that were not kept."""
+    """properties: for the manifest; ignored: keys of an archive's pax headers that were not kept.
+
+    kinds: of sets of images, by what their names begin with; parentless: sets whose parent is not within reach.
+    """
 
     properties: dict[str, str]
     ignored: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    parentless: tuple[str, ...] = ()
 
 
-def seal_path(path: str, builder: CheckpointBuilder, report: Report) -> Sealed:
+def seal_path(
+    path: str, builder: CheckpointBuilder, report: Report, *, as_files: bool = False
+) -> Sealed:
     """Add everything in `path` ("-" is an archive from standard input) to the builder.
 
-    Raises UsageError (not something that can be sealed), FileError (damaged archive), SystemEnvironmentError.
+    It must be sets of images, each of them whole; as_files: it may be anything.
+
+    Raises UsageError (not something that can be sealed), FileError (a damaged archive, a set that is not whole),
+    SystemEnvironmentError.
     """
-    adder = Adder(builder, report)
+    taken = Taken(as_files=as_files)
+    adder = Adder(builder, report, taken)
     try:
         if path != "-" and os.path.isdir(path):
-            adder.directory(path, "")
+            Gathering(path, taken, adder.add).run()
             sealed = Sealed({"layout": "directory"})
         elif path == "-":
             if os.isatty(0):
@@ -69,31 +84,39 @@ def seal_path(path: str, builder: CheckpointBuilder, report: Report) -> Sealed:
         raise SystemEnvironmentError(f"cannot read {name}: {error.strerror or error}") from None
     if not builder.count:
         raise UsageError(f"{path} is empty: there is nothing to seal", hint=_WANTED)
-    return sealed
+    kinds = taken.judge("standard input" if path == "-" else path)
+    properties = sealed.properties | whole.properties(kinds)
+    return replace(sealed, properties=properties, kinds=kinds, parentless=taken.parentless())
 
 
-def seal_archive(file: IO[bytes], name: str, builder: CheckpointBuilder, report: Report) -> Sealed:
+def seal_archive(
+    file: IO[bytes], name: str, builder: CheckpointBuilder, report: Report, taken: Taken
+) -> Sealed:
     """Add the members of an archive to a builder that may have other objects; `name` is for messages.
 
     file: buffered, so that it can be peeked into.  Raises UsageError, FileError.
     """
-    return Adder(builder, report).archive(file, name)
+    return Adder(builder, report, taken).archive(file, name)
 
 
 class Adder:
-    """Adds objects of any size to a builder: small ones go into packs, large ones are streamed."""
+    """Adds objects of any size to a builder: small ones go into packs, large ones are streamed.
 
-    def __init__(self, builder: CheckpointBuilder, report: Report) -> None:
+    taken: is told of all of them.
+    """
+
+    def __init__(self, builder: CheckpointBuilder, report: Report, taken: Taken) -> None:
         self._builder = builder
         self._report = report
+        self._taken = taken
         self._names: set[str] = set()
 
     def add(
         self, name: str, source: Contents | None, size: int, attributes: dict[str, Any] | None
-    ) -> None:
+    ) -> int:
         """One object of `size` bytes, as far as is known before it is read; `source` is None for what has no contents.
 
-        Raises FileError, UsageError.
+        Returns how many bytes it has.  Raises FileError, UsageError.
         """
         check_name(name)
         if attributes is not None:
@@ -106,24 +129,44 @@ class Adder:
             raise FileError(f"archive member {name!r} occurs twice")
         self._names.add(name)
         if source is None:
+            if attributes is None or attributes["type"] != "directory":
+                self._taken.stub(name)
             self._builder.add(name, b"", attributes)
-            return
+            return 0
+        passing = self._taken.image(name)
+        done = self._contents(name, source, size, attributes, _Watched(passing, name))
+        if passing is not None:
+            passing.end()
+        return done
+
+    def _contents(
+        self,
+        name: str,
+        source: Contents,
+        size: int,
+        attributes: dict[str, Any] | None,
+        watched: _Watched,
+    ) -> int:
         limit = PACK_LIMIT[role_of(name)]
         head = _read(source, size + 1 if size <= limit else _HEAD)
+        watched.saw(head)
         if len(head) <= size <= limit:
             self._builder.add(name, head, attributes)
-            return
+            return len(head)
         self._builder.summary.observe(name, head)
-        large = self._builder.large(name, attributes)
+        large, done = self._builder.large(name, attributes), len(head)
         try:
             large.write(head)
-            while got := source.readinto(large.space()):
+            while got := source.readinto(space := large.space()):
+                watched.saw(space[:got])
                 large.wrote(got)
+                done += got
                 self._progress()
             large.finish()
         except BaseException:
             large.abandon()
             raise
+        return done
 
     def _progress(self) -> None:
         pipeline = self._builder.pipeline
@@ -132,35 +175,6 @@ class Adder:
                 pipeline.plain_bytes, zero=pipeline.zero_bytes, compressed=pipeline.compressed_bytes
             )
         )
-
-    def directory(self, path: str, prefix: str) -> None:
-        with os.scandir(path) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
-                name = prefix + _utf8(entry.name)
-                self._member(entry.path, name, entry.stat(follow_symlinks=False))
-
-    def _member(self, path: str, name: str, status: os.stat_result) -> None:
-        attributes = {
-            "type": "file",
-            "mode": str(stat.S_IMODE(status.st_mode)),
-            "uid": str(status.st_uid),
-            "gid": str(status.st_gid),
-            "mtime": str(max(0, status.st_mtime_ns)),
-        }
-        if stat.S_ISREG(status.st_mode):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            with open(fd, "rb", buffering=0) as file:
-                self.add(name, file, status.st_size, attributes)
-        elif stat.S_ISDIR(status.st_mode):
-            self.add(name, None, 0, attributes | {"type": "directory"})
-            self.directory(path, name + "/")
-        elif stat.S_ISLNK(status.st_mode):
-            link = _utf8(os.readlink(path))
-            self.add(name, None, 0, attributes | {"type": "symlink", "link": link})
-        else:
-            raise UsageError(
-                f"{path} is neither file, directory nor link", hint="only those can be sealed"
-            )
 
     def archive(self, file: IO[bytes], path: str) -> Sealed:
         magic = file.peek(len(MAGIC))[: len(MAGIC)]  # type: ignore[attr-defined]
@@ -216,6 +230,7 @@ class Adder:
             attributes["group"] = member.group
         if member.kind in ("symlink", "hardlink"):
             attributes["link"] = member.link
+            self._taken.link(name, member.link)
         if member.kind in ("character", "block"):
             attributes |= {"major": str(member.major), "minor": str(member.minor)}
         if member.xattrs:
@@ -223,6 +238,22 @@ class Adder:
                 key: base64.b64encode(value).decode() for key, value in member.xattrs.items()
             }
         self.add(name, tar if member.kind == "file" else None, member.size, attributes)
+
+
+class _Watched:
+    """Contents of an image as they pass; of pages only how many."""
+
+    def __init__(self, passing: Passing | None, name: str) -> None:
+        self._passing = passing
+        self._pages = is_pages(name.rpartition("/")[2])
+
+    def saw(self, data: bytes | memoryview) -> None:
+        if self._passing is None:
+            return
+        if self._pages:
+            self._passing.count(len(data))
+        else:
+            self._passing.add(data)
 
 
 def _read(source: Contents, size: int) -> bytes:
@@ -245,14 +276,3 @@ def _decoder_errors(compression: str) -> tuple[type[Exception], ...]:
 
         return (zstandard.ZstdError,)
     return ()
-
-
-def _utf8(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise FileError(
-            f"the name '{text}' is not UTF-8, and a sealed file holds no others",
-            hint="rename it, or leave it out",
-        ) from None
-    return text

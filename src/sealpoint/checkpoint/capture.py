@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from sealpoint.checkpoint import evidence
 from sealpoint.checkpoint.beside import PagesTarget
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder
+from sealpoint.checkpoint.evidence import Kind
 from sealpoint.checkpoint.seen import Passing, Seen
 from sealpoint.criu import stream
 from sealpoint.criu.roles import is_pages, role_of
@@ -58,6 +59,7 @@ class Capture:
         self._error: BaseException | None = None
         self._stopped = False
         self._seen = Seen()
+        self.kind: Kind | None = None  # once the images are complete
         self._readers: list[threading.Thread] = []
         self._selector.register(self._listener, selectors.EVENT_READ, "listener")
         self._selector.register(self._wake, selectors.EVENT_READ, "wake")
@@ -78,7 +80,7 @@ class Capture:
             self._changed.wait_for(lambda: self._open == 0 or self._error is not None)
         if self._error is not None:
             raise self._error
-        evidence.require(self._seen, evidence.WHOLE, root=self._root)
+        self.kind = evidence.require(self._seen, evidence.WHOLE, root=self._root)
 
     def fail(self, error: BaseException) -> None:
         """Stop receiving: CRIU sees closed pipes."""

@@ -69,6 +69,7 @@ class CaptureFilesystem(Filesystem):
         self._open = 0
         self._filling: _Image | None = None
         self._space = _NOWHERE
+        self.kind: Kind | None = None  # once the images are complete
         self.error: BaseException | None = None
         self.on_error: OnError = lambda _: None
 
@@ -81,7 +82,7 @@ class CaptureFilesystem(Filesystem):
         """
         self.wait_closed()
         parent = {name for name, _ in self._parent or ()}
-        evidence.require(self._seen, kinds, parent=parent, root=root)
+        self.kind = evidence.require(self._seen, kinds, parent=parent, root=root)
 
     def wait_closed(self) -> None:
         """Until every image that CRIU created was closed.  Raises what went wrong."""

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from sealpoint import process
+from sealpoint.checkpoint import whole
 from sealpoint.checkpoint.beside import PagesTarget
 from sealpoint.checkpoint.builder import CheckpointBuilder
 from sealpoint.checkpoint.capture import Capture, as_sealpoint_error
@@ -189,17 +190,16 @@ class Dump:
             tree.require()
             capture.wait_complete()
             self._captured = int(time.time())
+            properties = {**request.properties, **whole.properties({"": str(capture.kind)})}
             if request.store is not None:
                 request.store.finish(builder)
             if request.track is not None:
-                self._origin_digest = request.track.finish(
-                    builder, self._captured, dict(request.properties)
-                )
+                self._origin_digest = request.track.finish(builder, self._captured, properties)
             else:
                 self._origin_digest = sealer.finish(
                     workload=request.workload,
                     captured=self._captured,
-                    properties=dict(request.properties),
+                    properties=properties,
                 )
             sealer.sync()
             if request.acknowledge is not None:

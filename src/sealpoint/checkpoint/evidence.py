@@ -125,7 +125,7 @@ def require(
         problems = (f"it is of the kind {kind}, not {wanted}",)
     if problems:
         raise NoEvidenceError(
-            f"what CRIU wrote here is not a complete checkpoint: {_said(problems)}"
+            f"what CRIU wrote here is not a complete checkpoint: {said(problems)}"
         )
     assert kind is not None
     return kind
@@ -158,10 +158,24 @@ def require_opened(seen: Seen, opened: Container[str], *, lazy: bool = False) ->
     left = sorted(name for name in needed(seen, lazy=lazy) if name not in opened)
     if left:
         problems = [f"it never read {name}" for name in left]
-        raise NoEvidenceError(f"what CRIU restored is not this checkpoint: {_said(problems)}")
+        raise NoEvidenceError(f"what CRIU restored is not this checkpoint: {said(problems)}")
 
 
-def _said(problems: Collection[str]) -> str:
+def lacking(seen: Seen) -> Iterator[str]:
+    """Memory that pagemaps count and that is not among these images: a restored tree would have zeros there."""
+    for name, sums in sorted(seen.counted.items()):
+        pages = f"pages-{sums.pages_id}.img"
+        size = seen.sizes.get(pages, 0)
+        if size < sums.stored:
+            yield f"{pages} has {size} bytes, of which {name} counts {sums.stored}"
+        if sums.parent:
+            yield f"{name} counts {sums.parent} pages that are in a parent"
+        if sums.lazy:
+            yield f"{name} counts {sums.lazy} pages that are still on the machine that dumped"
+
+
+def said(problems: Collection[str]) -> str:
+    """The first few of them, in words."""
     text = "; ".join(list(problems)[:_SAID])
     more = len(problems) - _SAID
     return f"{text}; and {more} more" if more > 0 else text

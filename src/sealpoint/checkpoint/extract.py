@@ -25,8 +25,8 @@ from sealpoint.checkpoint.progress import Progress, Report
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.opened import OpenFile, Scratch
-from sealpoint.store.naming import NO_EXCHANGE, exchange
-from sealpoint.store.output import OutputFile, open_output, write_all
+from sealpoint.store.naming import NO_EXCHANGE, PARTIAL, exchange, temporary_name
+from sealpoint.store.output import OutputFile, destination, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 def is_archive_name(path: str) -> bool:
     """Whether an output path asks for an archive rather than a directory."""
-    return path == "-" or path.endswith(_ARCHIVES)
+    return destination(path).streams or path.endswith(_ARCHIVES)
 
 
 def _check_space(directory: str, size: int) -> None:
@@ -140,15 +140,16 @@ def extract_tar(
 
 
 def write_tar(items: list[Item], path: str, report: Report, *, force: bool) -> None:
-    """Write a tar archive: plain, gzip or zstd by its name; "-" is plain to standard output."""
+    """Write a tar archive: plain, gzip or zstd by its name; plain into a pipe.  See `store.output.destination`."""
     for item in items:
         tar.encode(item.member)  # what cannot be archived fails before anything is made
     contents = _Contents(items, report)
-    with open_output(path, force=force) as out:
+    where = destination(path)
+    with where.open(force=force) as out:
         if isinstance(out, OutputFile):
             compresses = not path.endswith(".tar")
             _check_space(os.path.dirname(out.path), contents.total // (8 if compresses else 1))
-        write, finish = _compressor(path, out)
+        write, finish = _compressor("" if where.streams else path, out)
         for item in items:
             write(tar.encode(item.member))
             for piece in contents.pieces(item):
@@ -246,8 +247,7 @@ class _Place:
         elif not os.path.isdir(base):
             raise UsageError(f"there is no directory {base}")
         self.parent = self._target if self._inside else base
-        self._beside = f"{self.parent}/.{name[:200]}.{os.urandom(6).hex()}"
-        self.temporary = self._beside + ".partial"
+        self.temporary = f"{self.parent}/{temporary_name(name, PARTIAL)}"
 
     def _check_replaceable(self, source: str) -> None:
         for keep in map(os.path.realpath, (".", os.path.expanduser("~"), source)):
@@ -272,7 +272,7 @@ class _Place:
             else:
                 self._old = self.temporary
                 return
-            self._old = self._beside + ".old"
+            self._old = self.temporary.removesuffix(PARTIAL) + ".old"
             os.rename(self._target, self._old)
         try:
             os.rename(self.temporary, self._target)

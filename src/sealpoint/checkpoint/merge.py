@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sealpoint.checkpoint import pages_file
+from sealpoint.checkpoint import pages_file, whole
 from sealpoint.checkpoint.beside import PagesTarget
 from sealpoint.checkpoint.builder import PACK_LIMIT, CheckpointBuilder, LargeObject
 from sealpoint.checkpoint.chunk_table import can_be_stored
@@ -22,7 +22,7 @@ from sealpoint.criu.pagemap import PAGE
 from sealpoint.criu.roles import role_of
 from sealpoint.errors import UsageError
 from sealpoint.format.manifest import Entry
-from sealpoint.format.opened import OpenFile
+from sealpoint.format.opened import OpenFile, Scratch
 from sealpoint.store.output import Target
 
 
@@ -50,6 +50,10 @@ def merge(
     """
     count = len(files) if count is None else count
     flat = Flat(files)
+    properties = pages_file.copied_properties(files[0])
+    if count == len(files):
+        whole.require_alone(files[0])
+        properties |= whole.properties(_kinds(flat, properties))
     if count < len(files) and count >= len(flat.deltas) + 1:
         raise UsageError("increments that CRIU made cannot be merged in part", hint="flatten them")
     with sealing.into(out) as sealer:
@@ -67,10 +71,24 @@ def merge(
             derived_from=reference,
             parent=None if parent is None else parent.reference,
             chain=None if parent is None else (parent.origin.chain_root, top.chain_sequence),
-            properties=pages_file.copied_properties(files[0]),
+            properties=properties,
         )
         sealer.commit()
     return MergeResult(sealer.checkpoint_id, digest, sealer.size)
+
+
+def _kinds(flat: Flat, properties: dict[str, str]) -> dict[str, str]:
+    """Of the sets of images in the new file.  Raises FileError where pages of them would be missing."""
+    scratch = Scratch()
+    taken = whole.Taken.of(
+        flat.top.entries,
+        {image.name: image.size for image in flat.images.values()},
+        lambda name: flat.read(flat.images[name], scratch),
+    )
+    taken.require_pages()
+    if whole.FILES in whole.recorded(properties).values():
+        return {}  # nobody vouched for more than their pages
+    return {prefix: kind for prefix, (kind, _) in taken.verdicts().items()}
 
 
 class _Merge:

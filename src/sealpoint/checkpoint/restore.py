@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sealpoint import process
-from sealpoint.checkpoint import pages_file
+from sealpoint.checkpoint import pages_file, whole
 from sealpoint.checkpoint.evidence import NoEvidenceError
 from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.ghosts import Ghosts
@@ -75,6 +75,7 @@ def check_restorable(checkpoint: OpenFile) -> None:
         if any(name.startswith("checkpoint/") for name in checkpoint.entries):
             hint = "it is an engine's archive: open it (sealpoint open FILE -o ARCHIVE.tar) and give it to the engine"
         raise FileError("this sealed file holds no process checkpoint", hint=hint)
+    whole.require_alone(checkpoint)
     if pages_file.lacks_pages(checkpoint):
         raise FileError("the memory of this checkpoint lies in a separate file")
     if "pstree.img" not in checkpoint.entries:

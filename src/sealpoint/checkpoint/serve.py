@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from sealpoint.checkpoint import evidence
+from sealpoint.checkpoint import evidence, whole
 from sealpoint.checkpoint.flat import Flat, Image, Runs
 from sealpoint.checkpoint.seen import Seen
 from sealpoint.criu import stream
@@ -71,6 +71,7 @@ class Serve:
             passing = self._seen.image(name)
             passing.count(self._flat.images[name].size)
             passing.end()
+        whole.require_pages(self._seen)
         self._thread.start()
 
     def approve(self) -> None:

@@ -10,6 +10,7 @@ import click
 from sealpoint.cli import encrypted, keyring, notice, options
 from sealpoint.cli.printable import echo_json, printable
 from sealpoint.cli.reading import Reading, reads_checkpoint
+from sealpoint.cli.seal import in_words
 from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 from sealpoint.errors import PolicyError, UsageError
 
@@ -31,9 +32,20 @@ if TYPE_CHECKING:
 @seals_checkpoint(
     "A sealed file (- for standard output), or a directory to be made.", metavar="FILE|DIR"
 )
+@click.option(
+    "--as-files",
+    is_flag=True,
+    help="Seal what is there as it is, also if it is not a complete checkpoint.",
+)
 @options.json_option
 def command(
-    source: str, *, wanted: str, reading: Reading, seal: SealOptions, as_json: bool
+    source: str,
+    *,
+    wanted: str,
+    reading: Reading,
+    seal: SealOptions,
+    as_files: bool,
+    as_json: bool,
 ) -> None:
     """Convert a dump in the CRIUsec format to a sealed file or to plain images, or a checkpoint to the CRIUsec format.
 
@@ -50,6 +62,8 @@ def command(
     Keys that are not named here are those of config.toml.
     """
     keyring.check_standard_input(source, seal.passphrase_file)
+    if as_files and wanted != "sealed":
+        raise UsageError("--as-files is for sealed files: nothing else is checked to be complete")
     if wanted == "criusec":
         _to_criusec(source, reading, seal, as_json=as_json)
         return
@@ -62,10 +76,12 @@ def command(
         force = seal.force
         encrypted.open_plain(source, seal.output, (), reading, force=force, as_json=as_json)
     else:
-        _to_sealed(source, reading, seal, as_json=as_json)
+        _to_sealed(source, reading, seal, as_files=as_files, as_json=as_json)
 
 
-def _to_sealed(source: str, reading: Reading, seal: SealOptions, *, as_json: bool) -> None:
+def _to_sealed(
+    source: str, reading: Reading, seal: SealOptions, *, as_files: bool, as_json: bool
+) -> None:
     from sealpoint.cli.bar import Bar
     from sealpoint.inspect import convert
 
@@ -78,14 +94,17 @@ def _to_sealed(source: str, reading: Reading, seal: SealOptions, *, as_json: boo
     with encrypted.open_dump(source, reading) as dump:
         encrypted.check(source, dump)
         with seal.open_output() as out, Bar(f"sealing {source}") as bar:
-            checkpoint = convert.seal_source(dump, out, prepared, report=bar)
+            checkpoint, kinds = convert.seal_source(
+                dump, out, prepared, as_files=as_files, report=bar
+            )
     encrypted.warn_unsigned(source)
     if as_json:
-        values = {"output": seal.output, "checkpoint": checkpoint.hex()}
+        values = {"output": seal.output, "checkpoint": checkpoint.hex(), "kinds": kinds}
         echo_json(values, err=seal.piped)
     else:
         click.echo(
-            f"{printable(source)} sealed into {seal.where}\ncheckpoint {checkpoint.hex()}",
+            f"{printable(source)} sealed into {seal.where}\n{in_words(kinds)}\n"
+            f"checkpoint {checkpoint.hex()}",
             err=seal.piped,
         )
 

@@ -35,14 +35,15 @@ def command(
     from sealpoint.errors import UsageError
     from sealpoint.inspect.coredump import write_core
     from sealpoint.inspect.source import images, split_place
-    from sealpoint.store.output import OutputFile
+    from sealpoint.store.output import destination
 
-    if output == "-":
+    where = destination(output)
+    if where.streams and not where.discards:
         raise UsageError("a core has holes, so it goes into a file", hint="name one with -o")
     path, directory = split_place(file)
     with (
         reading.source(path) as opened,
-        OutputFile(output, force=force) as out,
+        where.open(force=force) as out,
         Bar(f"writing {output}") as bar,
     ):
         core = write_core(images(opened, directory), pid, out, bar.counter())

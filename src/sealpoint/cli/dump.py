@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--kill-after",
     type=click.Choice(["ack"]),
-    help="With -o -: end the tree once the receiver's acknowledgement (restore --ack) arrives on standard input.",
+    help="With -o - or another pipe: end the tree once the receiver's acknowledgement (restore --ack) arrives on "
+    "standard input.",
 )
 @click.option(
     "--ack-timeout", type=numbers.SECONDS, default=600.0, show_default=True, metavar="SECONDS"
@@ -128,7 +129,9 @@ def _check(seal: SealOptions, *, kill_after: bool, leave_running: bool) -> None:
     if not kill_after:
         return
     if not seal.piped:
-        raise UsageError("--kill-after ack is for -o -: a file is durable before the tree ends")
+        raise UsageError(
+            "--kill-after ack is for -o - and other pipes: a file is durable before the tree ends"
+        )
     if leave_running:
         raise UsageError("--kill-after and --leave-running contradict each other")
     if "-" in (seal.passphrase_file, seal.sign_passphrase_file):
@@ -238,7 +241,7 @@ def _track(
     if parent is None:
         track.start(None)
         return track
-    if output != "-" and os.path.exists(output) and os.path.samefile(parent, output):
+    if os.path.isfile(output) and os.path.samefile(parent, output):
         raise UsageError("the increment would replace its parent", hint="name another output")
     policy = keyring.configured().policy(more=signing.signers, allow_unsigned=not signing.signers)
     try:

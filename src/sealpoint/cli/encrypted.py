@@ -84,6 +84,7 @@ def open_plain(
     from sealpoint.checkpoint import extract
     from sealpoint.cli.bar import Bar
     from sealpoint.inspect import convert
+    from sealpoint.store.output import destination
 
     require_leave(path, reading)
     with open_dump(path, reading) as source:
@@ -106,7 +107,7 @@ def open_plain(
                 extract.write_directory(items, output, bar, force=force, source=path)
     warn_unsigned(path)
     size = sum(item.member.size for item in items)
-    err = output == "-"
+    err = destination(output).streams
     if as_json:
         values = {"output": output, "objects": len(items), "size": size}
         echo_json(values, err=err)

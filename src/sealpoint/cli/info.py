@@ -100,7 +100,7 @@ def _public(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _private(opened: OpenFile) -> dict[str, Any]:
-    from sealpoint.checkpoint import summary
+    from sealpoint.checkpoint import summary, whole
     from sealpoint.criu.roles import SUMMARY_NAME
     from sealpoint.format.constants import Role
 
@@ -109,6 +109,7 @@ def _private(opened: OpenFile) -> dict[str, Any]:
     metadata = opened.manifests[Role.METADATA]
     return {
         "layout": metadata.properties.get("layout", "dump"),
+        "kinds": whole.recorded(metadata.properties),
         "processes": overview.get("tasks", []),
         "container": overview.get("container", {}),
         "objects": [
@@ -153,6 +154,8 @@ def _print(file: str, values: dict[str, Any]) -> None:
         rows.append(
             ("header", "a rekey was interrupted; finish it with: sealpoint rekey FILE --repair")
         )
+    for prefix, kind in values.get("kinds", {}).items():
+        rows.append(("images", f"{prefix}: {kind}" if prefix else kind))
     for name, value in rows:
         click.echo(f"{name:<11} {printable(value)}")
     if "objects" in values:

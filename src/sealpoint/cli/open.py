@@ -48,7 +48,9 @@ def command(
         return
     from sealpoint.checkpoint import extract
     from sealpoint.cli.bar import Bar
+    from sealpoint.store.output import destination
 
+    piped = destination(output).streams
     with reading.open(file, alone=True) as checkpoint, Bar(f"opening {file}") as bar:
         opened = checkpoint.file()
         entries = extract.select(opened, only)
@@ -63,9 +65,9 @@ def command(
         notice.warn("this is an increment: pages that its parents have are not in it (flatten)")
     if as_json:
         values = {"output": output, "objects": len(entries), "size": size}
-        echo_json(values, err=output == "-")
+        echo_json(values, err=piped)
     else:
         click.echo(
             f"{len(entries)} objects, {notice.show_size(size)}, in the clear in {printable(output)}",
-            err=output == "-",
+            err=piped,
         )

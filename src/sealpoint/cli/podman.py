@@ -124,7 +124,6 @@ def checkpoint_command(
     notice.protect()
     from sealpoint.cli.bar import Bar
     from sealpoint.podman.checkpoint import CheckpointRequest, checkpoint
-    from sealpoint.store.output import OutputFile
 
     prepared = seal.sealing()
     states = state_directory(told.state)
@@ -138,10 +137,7 @@ def checkpoint_command(
         workload=_named(workload, states),
         sealing=prepared,
     )
-    with (
-        OutputFile(seal.output, force=seal.force) as out,
-        Bar(f"checkpointing {container}") as bar,
-    ):
+    with seal.open_output() as out, Bar(f"checkpointing {container}") as bar:
         result = checkpoint(request, out, bar)
     note_newest(states, result.workload, result)
     if as_json:

@@ -78,12 +78,12 @@ def merging(sealing: Sealing) -> Callable[[Checkpoint, int, int], None]:
     """What `retention.prune` merges with."""
     from sealpoint.checkpoint.merge import merge
     from sealpoint.cli.bar import Bar
-    from sealpoint.store.output import OutputFile
+    from sealpoint.store.output import open_output
 
     def make(checkpoint: Checkpoint, first: int, count: int) -> None:
         files = checkpoint.whole()
         path = checkpoint.links[first].path
-        with OutputFile(path, force=True) as out, Bar(f"merging into {path}") as bar:
+        with open_output(path, force=True) as out, Bar(f"merging into {path}") as bar:
             merge(files[first:], out, sealing, count=count, report=bar)
 
     return make

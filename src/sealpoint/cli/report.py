@@ -29,13 +29,14 @@ def command(*, file: str, output: str, force: bool, reading: Reading) -> None:
     from sealpoint.inspect.report import collect
     from sealpoint.inspect.report_page import render
     from sealpoint.inspect.source import images, split_place
-    from sealpoint.store.output import open_output
+    from sealpoint.store.output import destination
 
+    where = destination(output)
     path, directory = split_place(file)
     with reading.source(path) as opened:
         page = render(collect(images(opened, directory)))
-    with open_output(output, force=force) as out:
+    with where.open(force=force) as out:
         out.write(page.encode())
         out.commit()
-    if output != "-":
+    if not where.streams:
         click.echo(f"{printable(output)}: {notice.show_size(len(page.encode()))}")

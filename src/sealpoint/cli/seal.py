@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Final
 
 import click
 
@@ -15,11 +17,19 @@ from sealpoint.errors import UsageError
 @click.command()
 @click.argument("path", metavar="PATH|-")
 @seals_checkpoint(A_FILE)
+@click.option(
+    "--as-files",
+    is_flag=True,
+    help="Seal what is there as it is, also if it is not a complete checkpoint.",
+)
 @options.json_option
-def command(path: str, *, seal: SealOptions, as_json: bool) -> None:
+def command(path: str, *, seal: SealOptions, as_files: bool, as_json: bool) -> None:
     """Seal an existing image directory or engine archive (tar, tar.gz or tar.zst, recognised by content).
 
     With - an archive is read from standard input. PATH itself stays as it is: in the clear, until you remove it.
+
+    The images must be complete: a dump, an increment whose parent is there, a pre-dump, pages alone; an archive
+    may hold several. Links to files inside the directory are followed, other links are refused.
 
     \b
     Example:
@@ -31,7 +41,7 @@ def command(path: str, *, seal: SealOptions, as_json: bool) -> None:
     from sealpoint.checkpoint.seal import seal as run
     from sealpoint.cli.bar import Bar
 
-    if os.path.isdir(path) and _inside(seal.output, path):
+    if not seal.piped and os.path.isdir(path) and _inside(seal.output, path):
         raise UsageError(f"{seal.output} would lie in the directory that is to be sealed")
     if encrypted.is_dump(path):
         notice.warn(
@@ -40,9 +50,14 @@ def command(path: str, *, seal: SealOptions, as_json: bool) -> None:
         )
     prepared = seal.sealing()
     with seal.open_output() as out, Bar(f"sealing {path}") as bar:
-        result = run(path, out, prepared, report=bar)
+        result = run(path, out, prepared, as_files=as_files, report=bar)
     for key in result.ignored:
         notice.warn(f"the archive's {key} headers were not kept")
+    for prefix in result.parentless:
+        notice.warn(
+            f"the parent of the images in {printable(prefix) or 'the archive'} is not in the archive: "
+            "whether it has their other pages was not checked"
+        )
     if as_json:
         values = {
             "checkpoint": result.checkpoint_id.hex(),
@@ -50,19 +65,39 @@ def command(path: str, *, seal: SealOptions, as_json: bool) -> None:
             "objects": result.objects,
             "plain_size": result.plain_size,
             "file_size": result.file_size,
+            "kinds": dict(result.kinds),
         }
         echo_json(values, err=seal.piped)
     else:
         click.echo(
             f"{printable(path)} sealed into {seal.where}: {result.objects} objects, "
             f"{notice.show_size(result.plain_size)} in {notice.show_size(result.file_size)}\n"
-            f"checkpoint {result.checkpoint_id.hex()}",
+            f"{in_words(result.kinds)}\ncheckpoint {result.checkpoint_id.hex()}",
             err=seal.piped,
         )
 
 
+_MEANING: Final = {
+    "full": "a complete dump",
+    "old layout": "a complete dump in the layout before files.img",
+    "increment": "an increment: it restores only with its parent",
+    "lazy": "a lazy dump: its other pages are still on the machine that dumped",
+    "deduplicated": "a dump of which pages were freed: they are in a later one",
+    "pre-dump": "a pre-dump: memory only",
+    "pages": "pages alone, of a dump whose other images are elsewhere",
+    "CRIUsec": "an encrypted dump, which was not checked",
+    "files": "files as they are, which were not checked",
+}
+
+
+def in_words(kinds: Mapping[str, str]) -> str:
+    """What was sealed, a line for each set of images."""
+    return "\n".join(
+        f"{printable(prefix)}{': ' if prefix else ''}{_MEANING[kind]}"
+        for prefix, kind in kinds.items()
+    )
+
+
 def _inside(output: str, directory: str) -> bool:
-    if output == "-":
-        return False
     top = os.path.realpath(directory)
     return os.path.commonpath([top, os.path.realpath(os.path.dirname(output) or ".")]) == top

@@ -16,7 +16,7 @@ from sealpoint.format.constants import Suite
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.sealing import Sealing
-    from sealpoint.store.output import OutputFile, OutputPipe
+    from sealpoint.store.output import Destination, OutputFile, OutputPipe
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,26 @@ class SealOptions:
             compression=self.compress or config.compress or "auto",
         )
 
+    @functools.cached_property
+    def target(self) -> Destination:
+        """Where the sealed file goes, as it was when this was first asked.  Raises UsageError."""
+        from sealpoint.store.output import destination
+
+        return destination(self.output)
+
     @property
     def piped(self) -> bool:
-        """Whether the sealed file goes to standard output, so that words have to go elsewhere."""
-        return self.output == "-"
+        """Whether the sealed file goes into a pipe or the like, so that words have to go to standard error."""
+        return self.target.streams
 
     @property
     def where(self) -> str:
         """The output, for people."""
-        return "standard output" if self.piped else printable(self.output)
+        return printable(self.target.label)
 
     def open_output(self) -> AbstractContextManager[OutputFile | OutputPipe]:
         """What the sealed file is written to.  Raises UsageError, SystemEnvironmentError."""
-        from sealpoint.store.output import open_output
-
-        return open_output(self.output, force=self.force)
+        return self.target.open(force=self.force)
 
 
 _FIELDS: Final = tuple(field.name for field in fields(SealOptions))

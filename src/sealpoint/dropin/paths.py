@@ -112,10 +112,11 @@ def process_path(pid: int) -> str | None:
 def processes(name: str) -> list[int]:
     """Pids of the programs of that name."""
     found = []
+    comm = os.fsdecode(os.fsencode(name)[:15])  # as the kernel cuts it
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                if proc(f"/proc/{entry}/comm").removesuffix("\n") == name[:15]:
+                if proc(f"/proc/{entry}/comm").removesuffix("\n") == comm:
                     found.append(int(entry))
     return sorted(found)
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from sealpoint import config as configuration
 from sealpoint import process
-from sealpoint.checkpoint import evidence, pages_file, peer
+from sealpoint.checkpoint import evidence, pages_file, peer, whole
 from sealpoint.checkpoint.access import signing_by
 from sealpoint.checkpoint.admission import Admission, describe
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
@@ -192,10 +192,12 @@ class DumpWork:
         if self._out.committed:
             return
         self._filesystem.wait_complete(self._kinds, root=self._root)
-        main, properties = self._sealers[0], {}
+        main, properties = self._sealers[0], whole.properties({"": str(self._filesystem.kind)})
         for pages in self._sealers[1:]:
-            digest = pages.finish(properties={"layout": pages_file.LAYOUT})
-            properties = pages_file.properties(ParentRef(pages.checkpoint_id, digest))
+            digest = pages.finish(
+                properties={"layout": pages_file.LAYOUT} | whole.properties({"": Kind.PAGES})
+            )
+            properties |= pages_file.properties(ParentRef(pages.checkpoint_id, digest))
             pages.sync()
         self._increment.finish(main.builder, self._filesystem, properties)
         main.sync()
@@ -269,6 +271,7 @@ class RestoreWork:
             flat = self._checkpoint.flat
             self._view = View(flat)
             self._seen = flat.observe()
+            whole.require_pages(self._seen)
             others = any(_USER_NAMESPACE.fullmatch(name) for name in flat.images)
             callers = Callers(siblings=siblings) if others else None
             self.server = FuseServer(self._view, read_only=True, callers=callers)

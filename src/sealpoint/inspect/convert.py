@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import blake3
 
+from sealpoint.checkpoint import whole
 from sealpoint.checkpoint.archive import Adder
 from sealpoint.checkpoint.extract import Item
 from sealpoint.checkpoint.progress import Progress, Report, silent
@@ -90,21 +91,29 @@ def seal_source(
     out: Target,
     sealing: Sealing,
     *,
+    as_files: bool = False,
     report: Report = silent,
-) -> bytes:
-    """Write the plain images into a sealed file derived from the dump; returns the new checkpoint's id.
+) -> tuple[bytes, dict[str, str]]:
+    """Write the plain images into a sealed file derived from the dump; returns the new checkpoint's id, and what it is.
+
+    as_files: also if they are not a complete checkpoint.
 
     Raises SealpointError; nothing is then left under the output's name.
     """
     with sealing.into(out) as sealer:
-        adder = Adder(sealer.builder, report)
+        taken = whole.Taken(as_files=as_files)
+        adder = Adder(sealer.builder, report, taken)
         for name in source.names():
             if name != SUMMARY_NAME:
                 adder.add(name, Pieces(source.chunks(name)), source.size(name), None)
+        kinds = taken.judge(
+            source.label, hint="to keep what is there as it is, use --as-files or --format plain"
+        )
+        properties = {"layout": "directory", "converted-from": "criusec"}
         sealer.finish(
             kind="derived",
             derived_from=reference(source),
-            properties={"layout": "directory", "converted-from": "criusec"},
+            properties=properties | whole.properties(kinds),
         )
         sealer.commit()
-    return sealer.checkpoint_id
+    return sealer.checkpoint_id, kinds

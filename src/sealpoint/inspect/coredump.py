@@ -10,6 +10,7 @@ The core is plaintext: the caller decides where it may go.  Only x86-64.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from sealpoint.inspect.memory import PAGE, AddressSpace
 if TYPE_CHECKING:
     from sealpoint.inspect.memory import Extent, Mapping
     from sealpoint.inspect.source import Images
-    from sealpoint.store.output import OutputFile
+    from sealpoint.store.output import OutputFile, OutputPipe
 
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
@@ -72,7 +73,7 @@ class Core:
 def write_core(
     images: Images,
     pid: int,
-    out: OutputFile,
+    out: OutputFile | OutputPipe,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Core:
     """Write the core of one task; the caller commits.  Raises FileError, UsageError, IdentityError."""
@@ -107,7 +108,8 @@ def write_core(
     for segment in segments:
         stored += _write_segment(space, segment, position, out, progress)
         position += segment.stored
-    os.ftruncate(out.fd, position)
+    if stat.S_ISREG(os.fstat(out.fd).st_mode):
+        os.ftruncate(out.fd, position)
     return Core(len(threads), len(segments), position, stored)
 
 
@@ -115,7 +117,7 @@ def _write_segment(
     space: AddressSpace,
     segment: Segment,
     position: int,
-    out: OutputFile,
+    out: OutputFile | OutputPipe,
     progress: Callable[[int], None],
 ) -> int:
     """Returns how many bytes were written; what is not stronger than a hole is left one."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from sealpoint.checkpoint import evidence, whole
 from sealpoint.checkpoint.archive import Adder
 from sealpoint.checkpoint.pages_file import copied_properties
 from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.checkpoint.sealing import Sealing
 from sealpoint.criu.roles import SUMMARY_NAME
-from sealpoint.errors import IdentityError
+from sealpoint.errors import FileError, IdentityError
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.store.output import Target
 
@@ -25,7 +26,8 @@ def rewrite(
     """Write `source` with the objects `replaced` to `out`; returns the id of the new checkpoint.
 
     All else is kept: names, attributes, order, time of capture, workload, place in a chain.  The objects are decrypted
-    and encrypted chunk by chunk.  Raises SealpointError; nothing is then left under the output's name.
+    and encrypted chunk by chunk.  Raises SealpointError, FileError among them where the images would no longer belong
+    together; nothing is then left under the output's name.
     """
     opened, origin = source.opened, source.checkpoint.authentic.origin
     if not opened.has_memory:
@@ -33,8 +35,11 @@ def rewrite(
             f"{source.label}: the identity given opens metadata only, and a new file needs all of it",
             hint=f"use the identity of: {', '.join(source.memory_recipients())}",
         )
+    properties = copied_properties(opened)
+    before = whole.recorded(properties)
     with sealing.into(out) as sealer:
-        adder = Adder(sealer.builder, report)
+        taken = whole.Taken(as_files=whole.FILES in before.values())
+        adder = Adder(sealer.builder, report, taken)
         for entry in sorted(opened.entries.values(), key=lambda e: e.number):
             if entry.name == SUMMARY_NAME:
                 continue  # the builder makes its own
@@ -47,17 +52,49 @@ def rewrite(
             else:
                 pieces = Pieces(opened.read(entry))
                 adder.add(entry.name, pieces, entry.size, entry.attributes)
+        kinds = _kinds(source, taken, replaced)
+        if before:
+            properties |= whole.properties(kinds)
         sealer.finish(
             kind="derived",
             derived_from=source.checkpoint.authentic.reference,
             workload=origin.workload,
             parent=origin.parent,
             chain=(origin.chain_root, origin.chain_sequence) if origin.parent else None,
-            properties=copied_properties(opened),
+            properties=properties,
             captured=origin.captured,
         )
         sealer.commit()
     return sealer.checkpoint_id
+
+
+def _kinds(
+    source: SealedSource, taken: whole.Taken, replaced: Mapping[str, bytes]
+) -> dict[str, str]:
+    """Of the new sets of images.  Raises FileError where something is wrong that was not wrong before."""
+    if taken.as_files:
+        return {"": whole.FILES}
+    opened = source.opened
+    old = whole.Taken.of(
+        opened.entries,
+        {name: entry.size for name, entry in opened.entries.items()},
+        lambda name: opened.read(opened.entries[name]),
+    )
+    known = old.verdicts()
+    verdicts = taken.verdicts()
+    problems = [
+        prefix + problem
+        for prefix, (_, wrong) in verdicts.items()
+        for problem in wrong
+        if problem not in known.get(prefix, ("", []))[1]
+    ]
+    if problems:
+        raise FileError(
+            f"with {', '.join(sorted(replaced))} replaced, {source.label} is no longer a complete checkpoint: "
+            f"{evidence.said(problems)}",
+            hint="without --into, crit encode makes the image alone",
+        )
+    return {prefix: kind for prefix, (kind, _) in verdicts.items()}
 
 
 class Pieces:

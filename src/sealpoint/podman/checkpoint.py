@@ -15,12 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from sealpoint.checkpoint import whole
 from sealpoint.checkpoint.archive import seal_archive
 from sealpoint.checkpoint.builder import CheckpointBuilder, LargeObject
 from sealpoint.checkpoint.capture_fs import CaptureFilesystem
 from sealpoint.checkpoint.evidence import NoEvidenceError
 from sealpoint.checkpoint.progress import Report, silent
 from sealpoint.checkpoint.sealing import Sealing
+from sealpoint.checkpoint.whole import Taken
 from sealpoint.criu import mounts
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.errors import CriuError, SealpointError, UsageError
@@ -29,7 +31,7 @@ from sealpoint.podman.engine import Container, Podman, PodmanError, check_option
 from sealpoint.podman.guard import Guard
 from sealpoint.podman.place import Place
 from sealpoint.podman.tasks import Tasks
-from sealpoint.store.output import OutputFile
+from sealpoint.store.output import Target
 
 IMAGES: Final = "checkpoint/"  # where images are in podman's archives
 _ATTRIBUTES: Final = {"type": "file", "mode": str(0o600), "uid": "0", "gid": "0"}
@@ -130,7 +132,7 @@ class _Images:
 
 
 def checkpoint(
-    request: CheckpointRequest, out: OutputFile, report: Report = silent
+    request: CheckpointRequest, out: Target, report: Report = silent
 ) -> CheckpointResult:
     """Raises SealpointError; the container runs on then, and nothing is left under the output's name."""
     check_options(request.options)
@@ -179,7 +181,7 @@ def _checkpoint(
 
 def _run(
     request: CheckpointRequest,
-    out: OutputFile,
+    out: Target,
     container: Container,
     place: Place,
     guard: Guard,
@@ -193,6 +195,7 @@ def _run(
             images = _Images(filesystem, server)
             with Broker(place.socket, images):
                 properties = _archive(place, guard, images, sealer.builder, report)
+            properties |= whole.properties({IMAGES: str(filesystem.kind)})
             count, plain_size = sealer.builder.count, sealer.builder.size
             captured, workload = int(time.time()), request.workload(container.id)
             digest = sealer.finish(properties=properties, workload=workload, captured=captured)
@@ -237,7 +240,13 @@ def _archive(
     properties: dict[str, str] = {}
     with open(reader, "rb") as file:
         try:
-            properties = seal_archive(file, "podman's archive", builder, report).properties
+            taken = Taken()
+            properties = seal_archive(file, "podman's archive", builder, report, taken).properties
+            if strange := taken.verdicts():
+                where = ", ".join(prefix or "." for prefix in strange)
+                raise NoEvidenceError(
+                    f"podman's archive holds images that CRIU did not write here, in {where}"
+                )
         except SealpointError as error:
             failure = error
     waiter.join()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from sealpoint.checkpoint import evidence, tar
+from sealpoint.checkpoint import evidence, tar, whole
 from sealpoint.checkpoint.admission import Admission
 from sealpoint.checkpoint.flat import Flat
 from sealpoint.checkpoint.opening import Checkpoint
@@ -94,6 +94,7 @@ def restore(request: RestoreRequest, checkpoint: Checkpoint, admission: Admissio
         raise UsageError(f"there is a container {name} already", hint="give another --name")
     flat = checkpoint.flat
     seen = flat.observe(IMAGES)
+    whole.require_pages(seen)
     with Place() as place:
         place.install_relay(request.criu)
         argv = [*request.podman.command, "container", "restore", "--import", place.archive]

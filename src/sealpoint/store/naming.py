@@ -24,6 +24,9 @@ _NO_UNNAMED: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 _AT_FDCWD: Final = -100
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of renameat2
 PARTIAL: Final = ".partial"
+_REPLACEABLE: Final = (stat.S_IFREG, stat.S_IFLNK)
+_LONGEST: Final = 255  # bytes of a name
+_NAME_BYTES: Final = 200  # of a name in a temporary one, which may have 255
 
 
 class Place:
@@ -63,6 +66,11 @@ class Place:
         """Whether anything has the name."""
         return self._status() is not None
 
+    def is_replaceable(self) -> bool:
+        """Whether what has the name, if anything has, is a file or a link: neither a device nor a pipe."""
+        status = self._status()
+        return status is None or stat.S_IFMT(status.st_mode) in _REPLACEABLE
+
     def _status(self) -> os.stat_result | None:
         try:
             return os.stat(self.name, dir_fd=self._directory, follow_symlinks=False)
@@ -91,7 +99,7 @@ class Place:
         return fd
 
     def _random_name(self) -> str:
-        return f".{self.name[:200]}.{os.urandom(6).hex()}{PARTIAL}"
+        return temporary_name(self.name, PARTIAL)
 
     def commit(self, *, force: bool) -> None:
         """Give the file, which is durable, its name, and make that durable.
@@ -133,6 +141,8 @@ class Place:
         status = self._status()
         if status is not None and stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "it is a directory now", self.path)
+        if not self.is_replaceable():
+            raise OSError(errno.EINVAL, "it is not a regular file now", self.path)
         new = self._temporary
         if new is None:
             new = self._random_name()
@@ -190,13 +200,14 @@ class Place:
         """Another name for the file that was made here; the path that it has then, None if it has lost its own."""
         if not self.is_ours():
             return None
+        aside = os.fsdecode(os.fsencode(self.name)[: _LONGEST - len(suffix)]) + suffix
         try:
-            rename(self._directory, self.name, self.name + suffix)
+            rename(self._directory, self.name, aside)
         except OSError:
             return self.path
         with contextlib.suppress(OSError):
             os.fsync(self._directory)
-        return self.path + suffix
+        return os.path.join(os.path.dirname(self.path), aside)
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(OSError):
@@ -208,6 +219,12 @@ class Place:
             self._remove(self._temporary)
             self._temporary = None
         os.close(self._directory)
+
+
+def temporary_name(name: str, suffix: str) -> str:
+    """One that begins with a dot and the name, shortened if it must be, and that nobody else has."""
+    short = os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
+    return f".{short}.{os.urandom(6).hex()}{suffix}"
 
 
 def write_file(directory: int, name: str, data: bytes, *, replace: bool = True) -> None:

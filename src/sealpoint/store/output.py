@@ -1,4 +1,4 @@
-"""Writing a sealed file to a path or into a pipe.
+"""Writing a sealed file to a path or into a pipe; `destination` decides which of them a name stands for.
 
 A file appears under its name only when it is complete and durable; until then it has no name at all (O_TMPFILE) or, on
 file systems without that, a temporary one.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -25,6 +26,9 @@ _WRITE_BACK_STEP = 16 * 1024 * 1024  # bytes after which the kernel is asked to 
 _WRITE_BACK_AHEAD = (
     8  # steps that may be on their way to the disk before a write waits for the oldest
 )
+_MESSAGES = 2  # standard error
+_NULL = os.makedev(1, 3)  # /dev/null
+_MAX_LINKS = 40  # as the kernel has it
 _SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE = 1, 2
 
 
@@ -78,6 +82,8 @@ class OutputFile:
         self.path, self._force = self._place.path, force
         self.committed = False
         try:
+            if not self._place.is_replaceable():
+                raise UsageError(f"{path} is not a regular file", hint="name another")
             if not force and self._place.exists():
                 raise UsageError(f"{path} exists", hint="remove it or use --force")
             self.fd = self._place.create()
@@ -161,20 +167,26 @@ class OutputFile:
 
 
 class OutputPipe:
-    """A sealed file sent through a pipe or socket; durability is the reader's affair."""
+    """A sealed file sent through a pipe, a socket or a device; durability is the reader's affair."""
 
-    def __init__(self, fd: int, name: str = "standard output") -> None:
-        """Refuses a terminal."""
+    def __init__(self, fd: int, name: str = "standard output", *, owned: bool = False) -> None:
+        """Refuses a terminal.  owned: whether `close` closes `fd`."""
         if os.isatty(fd):
             raise UsageError(
                 "the output is binary: not written to a terminal",
                 hint="redirect it or use -o FILE",
             )
         self._standard = fd
+        self._owned = owned
         self._name = name
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._fd = _own_description(fd)
         self.committed = False
+
+    @property
+    def fd(self) -> int:
+        """Where it goes to."""
+        return self._fd
 
     def write(self, *buffers: Buffer) -> None:
         """Send."""
@@ -203,9 +215,11 @@ class OutputPipe:
         return None
 
     def close(self) -> None:
-        """The descriptor stays the caller's."""
+        """The descriptor stays the caller's, unless it is owned."""
         self._let_go()
         os.close(self._wake)
+        if self._owned:
+            os.close(self._standard)
 
     def _let_go(self) -> None:
         if self._fd != self._standard:
@@ -256,9 +270,124 @@ class Target(Protocol):
         """After a commit that turned out wrong; returns where what was written went."""
 
 
+class Destination:
+    """Where the output of a command goes, by the name that its user gave.
+
+    streams: what is written there is gone, and whoever wrote it does not learn what became of it: standard output, a
+    descriptor, a pipe, a socket, a device.  Else it is a file, new or to be replaced, of which either all is there or
+    nothing.  label: for messages.
+    """
+
+    def __init__(self, path: str, *, descriptor: int | None = None, kind: int = 0) -> None:
+        """kind: the type of file that is there, as in st_mode, where that is written into."""
+        self._path, self._descriptor, self._kind = path, descriptor, kind
+        self.streams = descriptor is not None or kind != 0
+        self.label = "standard output" if path == "-" else path
+
+    @property
+    def discards(self) -> bool:
+        """Whether it is /dev/null, by whatever name: nothing is kept, and any place in it can be written to."""
+        if not self.streams:
+            return False
+        try:
+            status = os.stat(self._path if self._descriptor is None else self._descriptor)
+        except OSError:
+            return False
+        return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL
+
+    def open(self, *, force: bool = False) -> OutputFile | OutputPipe:
+        """Waits for the reader of a named pipe.  Raises UsageError, SystemEnvironmentError."""
+        if self._descriptor is not None:
+            return OutputPipe(self._descriptor, self.label)
+        if not self._kind:
+            return OutputFile(self._path, force=force)
+        try:
+            fd = self._open()
+        except OSError as error:
+            raise SystemEnvironmentError(f"cannot open {self._path}: {error.strerror}") from None
+        try:
+            return OutputPipe(fd, self.label, owned=True)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _open(self) -> int:
+        place = os.open(self._path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if stat.S_IFMT(os.fstat(place).st_mode) != self._kind:
+                raise UsageError(f"{self._path} has become another file meanwhile")
+            where = f"/proc/self/fd/{place}"
+            if self._kind != stat.S_IFSOCK:
+                return os.open(where, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(where)
+                return connection.detach()
+        finally:
+            os.close(place)
+
+
+def destination(path: str) -> Destination:
+    """What `-o PATH` stands for: the one place that decides.
+
+    "-" and the descriptors of this process (/dev/fd/N, /dev/stdout) are written into, as are named pipes, sockets and
+    character devices such as /dev/null.  A link leads to the file that is replaced.  Raises UsageError for what is
+    neither written into nor replaced: a block device, a link to nothing, a descriptor that is not open.
+    """
+    number = 1 if path == "-" else _descriptor(path)
+    if number is not None:
+        _check_descriptor(path, number)
+        return Destination(path, descriptor=number)
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError:
+        if os.path.islink(path):
+            raise UsageError(
+                f"{path} is a link to nothing", hint="remove it, or name the file itself"
+            ) from None
+        return Destination(path)  # a new file, or whatever is wrong with that
+    if kind == stat.S_IFBLK:
+        raise UsageError(f"{path} is a block device, and stays as it is", hint="name a file")
+    if kind in (stat.S_IFREG, stat.S_IFDIR):
+        return Destination(os.path.realpath(path) if os.path.islink(path) else path)
+    return Destination(path, kind=kind)
+
+
+def _check_descriptor(path: str, number: int) -> None:
+    """Raises UsageError where a descriptor is none to be written into."""
+    if path == "-":
+        return  # as it is: whoever started us chose it
+    try:
+        mode = os.fstat(number).st_mode
+        access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError:
+        raise UsageError(f"{path}: descriptor {number} is not open") from None
+    if access == os.O_RDONLY:
+        raise UsageError(f"{path}: descriptor {number} is open for reading only")
+    if stat.S_ISBLK(mode):
+        raise UsageError(f"{path} is a block device, and stays as it is", hint="name a file")
+    if number == _MESSAGES:
+        raise UsageError(f"{path}: messages go there", hint="name another descriptor")
+
+
+def _descriptor(path: str) -> int | None:
+    """The number of the descriptor of this process that a path names, by whatever links; None if it names none."""
+    own = {os.path.realpath(f"/proc/{name}/fd") for name in ("self", "thread-self")}
+    for _ in range(_MAX_LINKS):
+        directory, name = os.path.split(path)
+        directory = os.path.realpath(directory or ".")
+        if directory in own:
+            return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else None
+        path = os.path.join(directory, name)
+        try:
+            path = os.path.join(directory, os.readlink(path))
+        except OSError:
+            return None
+    return None
+
+
 def open_output(path: str, *, force: bool = False) -> OutputFile | OutputPipe:
-    """A path, or "-" for standard output."""
-    return OutputPipe(1) if path == "-" else OutputFile(path, force=force)
+    """See `destination`."""
+    return destination(path).open(force=force)
 
 
 def _sync_range(fd: int, offset: int, size: int, flags: int) -> None:
