@@ -143,7 +143,7 @@ def checkpoint(
 
 def _checkpoint(
     request: CheckpointRequest,
-    out: OutputFile,
+    out: Target,
     container: Container,
     tasks: Tasks,
     report: Report,
