@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -225,3 +228,53 @@ def test_as_typed_paths_and_descriptors_are_those_of_stock_criu(
 
 def stock_environment() -> dict[str, str]:
     return {"PATH": os.environ["PATH"]}
+
+
+def in_terminal(
+    script: str, environment: dict[str, str]
+) -> tuple[subprocess.Popen[bytes], int, str]:
+    """A shell at the head of a session with a terminal; the other side of that, and the terminal's name."""
+    ours, theirs = os.openpty()
+    name = os.ttyname(theirs)
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", script],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no threads here
+    )
+    os.close(theirs)
+    return shell, ours, name
+
+
+def test_a_job_of_a_shell_is_restored_into_the_callers_terminal_although_nobody_waits_for_it(
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys, out: Path, place: Path
+) -> None:
+    there = place / "pid"
+    job = f"import os,time\nopen({str(there)!r},'w').write(f'{{os.getpid()}}.')\nwhile True: time.sleep(.1)"
+    plain = {"PATH": os.environ["PATH"]}
+    first, near, _ = in_terminal(f'{sys.executable} -c "$JOB" & wait', plain | {"JOB": job})
+    sealed.wait_until(lambda: there.exists() and there.read_text().endswith("."), "the job runs")
+    pid = int(there.read_text()[:-1])
+    sealpoint.run("dump", "-t", pid, "-o", out, *keys.seal, "--", "--shell-job").ok()
+    first.wait(sealed.TIMEOUT)
+    words = [*sealed.SEALPOINT, "restore", "--detach", str(out), *keys.open, "--", "--shell-job"]
+    script = f"{shlex.join(words)}; echo $? >code; mv code done; read line"
+    second, far, name = in_terminal(
+        f"cd {shlex.quote(str(place))}; {script}", sealpoint.environment
+    )
+    try:
+        sealed.wait_until((place / "done").exists, "it is restored")
+        assert (place / "done").read_text() == "0\n", os.read(far, 65536)
+        assert os.readlink(f"/proc/{pid}/fd/1") == name
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        os.write(far, b"\n")
+        second.wait(sealed.TIMEOUT)
+        os.close(near)
+        os.close(far)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)

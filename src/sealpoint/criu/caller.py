@@ -50,7 +50,7 @@ class Caller:
     """Context manager.  CRIU's options, as a CRIU in another directory must get them, and what goes with them.
 
     words: the options; scripts: the caller's action scripts, as commands of a shell; descriptors: for the child to
-    inherit.
+    inherit; terminal: CRIU needs the caller's standard input, from which a restored shell job gets its terminal.
     """
 
     def __init__(self, command: str, options: tuple[str, ...], *, streams: bool) -> None:
@@ -77,6 +77,7 @@ class Caller:
             self._copies.close()
             raise
         self._scripts(given)
+        self.terminal = self._restores and any(option.name == "shell-job" for option in given)
         self.words = (*words, *(self._command(operands) if executes else ()))
 
     def __enter__(self) -> Self:

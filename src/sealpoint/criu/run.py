@@ -147,7 +147,7 @@ class CriuRun:
             self.process = subprocess.Popen(
                 argv,
                 cwd=self.directory.path,
-                stdin=None if not self.own_group else subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if self.own_group and not caller.terminal else None,
                 stdout=self._early if self.own_group else None,
                 stderr=self._early if self.own_group else None,
                 env=environment(criu_fault=self.criu.fault),
