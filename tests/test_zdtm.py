@@ -16,7 +16,9 @@ import prepare
 import side_by_side
 import zdtm_cases
 
-PIPE, FORK = (zdtm_cases.parse(text) for text in ("static/pipe00 h --rpc", "transition/fork uns"))
+PIPE, FORK = (
+    zdtm_cases.parse(text) for text in ("static/pipe00 h --rpc", "transition/fork h --pre 2")
+)
 ARGUMENTS = argparse.Namespace(selected=False, no_vm=True, place=None, only=None)
 
 
@@ -82,7 +84,7 @@ def test_all_tests_of_a_suite_are_run_in_the_flavours_that_they_name(tmp_path: P
     assert plain == {
         "static/pipe00 h": "machine",
         "static/mntns_open ns": "machine",
-        "static/mntns_open uns": "vm",
+        "static/mntns_open uns": "machine",
     }
     options = {option for case in places for option in case.options}
     assert {"--rpc", "--pre", "--page-server", "--lazy-pages", "--freezecg", "--join-ns"} <= options
