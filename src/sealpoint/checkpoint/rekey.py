@@ -56,7 +56,9 @@ def rekey(path: str, request: RekeyRequest) -> RekeyResult:
     """Raises UsageError, IdentityError, FileError, PolicyError, SystemEnvironmentError."""
     changes = bool(request.add or request.add_metadata or request.remove)
     if not changes and not request.repair:
-        raise UsageError("nothing to change", hint="--add, --add-metadata, --remove or --repair")
+        raise UsageError(
+            "nothing to change", hint="give --add, --add-metadata, --remove or --repair"
+        )
     try:
         with Opening(request.policy).change(path, repair=request.repair) as (fd, authentic):
             return _rekey(fd, authentic, request, changes=changes)

@@ -75,7 +75,7 @@ def prune(
     Raises UsageError, and what opening a chain and merging raise; what was done before then stays done.
     """
     if last < 1 and daily < 1:
-        raise UsageError("nothing would be kept", hint="--keep-last, --keep-daily")
+        raise UsageError("nothing would be kept", hint="give --keep-last or --keep-daily")
     replaced: list[str] = []
     removed: list[str] = []
     while True:

@@ -23,7 +23,7 @@ _COMMANDS: Final = {
     "keygen": "Make an identity and its recipient, or a signer.",
     "dump": "Dump a process tree into one sealed file.",
     "restore": "Restore a process tree from a sealed file.",
-    "watch": "Take checkpoints of a process tree at regular times.",
+    "watch": "Take checkpoints of a process tree at regular intervals.",
     "migrate": "Move a process tree to another machine.",
     "receive": "Receive a process tree from another machine.",
     "seal": "Seal an image directory or an engine's archive.",
@@ -31,18 +31,18 @@ _COMMANDS: Final = {
     "convert": "Convert from and to the CRIUsec format.",
     "verify": "Check that a sealed file is intact and who signed it.",
     "info": "Show what a sealed file says about itself.",
-    "policy": "Say whether a sealed file would be trusted, and why.",
-    "chain": "Show the files that an increment continues.",
-    "flatten": "Make one file of an increment and its parents.",
-    "prune": "Merge increments that are no longer wanted into later ones.",
-    "store": "Keep equal memory of many checkpoints once.",
-    "state": "Let an older checkpoint of a workload be restored once.",
+    "policy": "Show whether a sealed file would be trusted, and why.",
+    "chain": "Show an increment and all its parents.",
+    "flatten": "Combine an increment and its parents into one file.",
+    "prune": "Merge old increments into later ones.",
+    "store": "Store memory that many checkpoints share only once.",
+    "state": "Allow one restore of an older checkpoint of a workload.",
     "rekey": "Change who can open a sealed file.",
     "secrets": "Report which secrets a checkpoint exposes, masked.",
-    "report": "Make one page about a checkpoint, to be read anywhere.",
+    "report": "Write a report about a checkpoint as one HTML page.",
     "coredump": "Write an ELF core of one process, for gdb.",
     "list": "List the checkpoints in a directory.",
-    "show": "Show in a line which container a checkpoint is of.",
+    "show": "Show a checkpoint's container and size in one line.",
     "inspect": "Show processes, files, sockets, mounts and statistics of a checkpoint.",
     "memparse": "Show or search the memory of a checkpoint's processes.",
     "diff": "Show what changed between two checkpoints.",
@@ -52,7 +52,7 @@ _COMMANDS: Final = {
     "podman": "Checkpoint and restore a podman container as one sealed file.",
     "install-criu": "Let every container engine on this machine seal its checkpoints.",
     "uninstall-criu": "Undo install-criu.",
-    "doctor": "Say what on this machine works, what leaks, and what is missing.",
+    "doctor": "Check what works on this machine, what leaks, and what is missing.",
     "completion": "Print a shell completion script.",
 }
 
@@ -84,7 +84,7 @@ class _Commands(click.Group):
 Exit codes:
     0  done
     1  a defect of sealpoint
-    2  usage: a wrong option or argument, or a request that makes no sense
+    2  usage: a wrong option or argument, or a request that cannot work
     3  a file is damaged or tampered with
     4  a key or passphrase does not fit
     5  policy says no: signer not trusted, certificate expired

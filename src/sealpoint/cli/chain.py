@@ -16,7 +16,7 @@ from sealpoint.cli.reading import Reading, reads_checkpoint
 @reads_checkpoint("parents", keys=False)
 @options.json_option
 def command(*, file: str, reading: Reading, as_json: bool) -> None:
-    """Show a file and all its parents, newest first, if the chain is complete and each is the file that the next names.
+    """Show a file and all its parents, newest first, and check that each is the file that the next one names.
 
     No decryption key is needed. Signatures are checked, frames are not: use verify for that.
 

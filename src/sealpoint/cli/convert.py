@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     help="What to write.",
 )
 @reads_checkpoint()
-@seals_checkpoint(
-    "A sealed file (- for standard output), or a directory to be made.", metavar="FILE|DIR"
-)
+@seals_checkpoint("A sealed file (- for standard output), or a new directory.", metavar="FILE|DIR")
 @click.option(
     "--as-files",
     is_flag=True,

@@ -39,7 +39,7 @@ def command(
     as_json: bool,
     reading: Reading,
 ) -> None:
-    """Show what changed between two checkpoints: processes that came and went, and what changed of the others.
+    """Show what changed between two checkpoints: processes that started or ended, and what changed in the others.
 
     \b
     Example:

@@ -79,8 +79,8 @@ def command(
     The tree ends when the sealed file is complete and durable (with -R, or to a pipe, it runs on). If anything fails,
     it runs on and no file is left.
 
-    An increment (--parent) needs its parents to be restored. If none is possible, the dump is a full one and says
-    so.
+    To restore an increment (--parent) you need its parents, too. If no increment is possible, the command makes a full
+    dump and says so.
 
     \b
     Example:

@@ -17,11 +17,11 @@ from sealpoint.errors import UsageError
 @seals_checkpoint(A_FILE)
 @options.json_option
 def command(*, file: str, reading: Reading, seal: SealOptions, as_json: bool) -> None:
-    """Make one sealed file of an increment and all its parents: it restores by itself, and stands for the increment.
+    """Combine an increment and all its parents into one sealed file, which restores by itself.
 
     A file that refers to a chunk store becomes one that does not.
 
-    It is sealed anew, to the recipients that you name, and signed by you. FILE and its parents stay as they are.
+    The result is sealed to the recipients that you name and signed with your key. FILE and its parents do not change.
 
     \b
     Example:

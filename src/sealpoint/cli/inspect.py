@@ -60,8 +60,8 @@ def command(
 ) -> None:
     """Show what is in checkpoints: sealed files, archives of engines, directories of images.
 
-    With a metadata identity everything works but command lines and environments: process names come from the summary
-    that the sealer wrote.
+    With a metadata identity, everything is shown but command lines and environments; process names then come from the
+    summary in the sealed file.
 
     \b
     Example:

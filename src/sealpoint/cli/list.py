@@ -18,7 +18,7 @@ from sealpoint.errors import SystemEnvironmentError
 def command(directory: str | None, *, as_json: bool, reading: Reading) -> None:
     """List the checkpoints in a directory (default: that of the kubelet): sealed files, archives, image directories.
 
-    Without -i only what is public of a sealed file is told, and its signature is checked but not judged.
+    Without -i, only the public part of a sealed file is shown; its signature is checked, but no signer is judged.
 
     \b
     Example:

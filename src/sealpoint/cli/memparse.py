@@ -56,7 +56,7 @@ def command(
     as_json: bool,
     reading: Reading,
 ) -> None:
-    """Show how much memory each process has; with --pid what is in it; with --search where something is.
+    """Show how much memory each process has. With --pid, show its contents; with --search, find something in it.
 
     Memory is decrypted piece by piece in RAM. What is written to a file is in the clear.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     default=4,
     show_default=True,
     metavar="N",
-    help="Copies of the memory while the tree runs, at most; each sends what has changed. 0: none.",
+    help="At most N copies of the memory while the tree runs; each sends what has changed. 0: none.",
 )
 @click.option(
     "--workload",
@@ -72,11 +72,11 @@ def command(
 ) -> None:
     """Move a process tree to another machine, sealed to its recipient.
 
-    Its memory is copied while it runs, then what has changed since, until little is left; then it is frozen for the
-    rest. The tree ends here when the other side has restored and verified it and has proved that it could open it; it
-    runs there only when it has ended here. If anything fails before, it runs on here.
+    The memory is copied while the tree runs, in rounds that send what has changed since the last one. When little is
+    left, the tree is frozen and the rest is sent. It ends here when the other side has restored and verified it, and
+    runs there only after it has ended here. If anything fails before that, it runs on here.
 
-    Run the second line of the example first, on the other machine.
+    Start the second command of the example first, on the other machine.
 
     \b
     Example:

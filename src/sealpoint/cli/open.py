@@ -16,7 +16,7 @@ from sealpoint.cli.reading import Reading, reads_checkpoint
     "--output",
     required=True,
     metavar="DIR|FILE.tar",
-    help="A directory to be made, or an archive by its ending (.tar, .tar.gz, .tar.zst); - is tar to standard output.",
+    help="A new directory, or an archive by its ending (.tar, .tar.gz, .tar.zst); - is tar to standard output.",
 )
 @reads_checkpoint("expect", "stores", "max_size")
 @click.option(
@@ -33,7 +33,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Open a sealed file: its objects, decrypted, in a directory or an archive. They are in the clear then.
+    """Open a sealed file: decrypt its objects into a directory or an archive, where they are in the clear.
 
     FILE may be a directory in which a CRIU with the CRIUsec patches made an encrypted dump.
 

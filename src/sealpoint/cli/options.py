@@ -76,7 +76,7 @@ store_option = click.option(
     "stores",
     multiple=True,
     metavar="DIR",
-    help="The chunk store that the file refers to, if it is not beside the file. Repeatable.",
+    help="The chunk store that the file refers to, unless it is beside the file. Repeatable.",
 )
 tenant_key_option = click.option(
     "--tenant-key", required=True, metavar="FILE", help="The key of the store's tenant."

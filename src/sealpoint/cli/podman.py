@@ -108,8 +108,8 @@ def checkpoint_command(
 ) -> None:
     """Checkpoint a running container: memory, changed files, volumes, settings, all in one sealed file.
 
-    It stands still until the file is complete and durable, and then ends (with -R, goes on). If anything fails, it runs
-    on and no file is left. Nothing of the checkpoint is written to a disk in the clear.
+    The container is frozen until the file is complete and durable. Then it ends, or with -R it runs on. If anything
+    fails, it runs on and no file is left. Nothing of the checkpoint is written to a disk in the clear.
 
     \b
     Example:

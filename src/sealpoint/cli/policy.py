@@ -32,7 +32,7 @@ def command() -> None:
 @reads_checkpoint(keys=False)
 @options.json_option
 def check(*, file: str, reading: Reading, as_json: bool) -> None:
-    """Say whether a sealed file would be trusted, and why: each statement, each signature, each signer trusted.
+    """Show whether a sealed file would be trusted, and why: each statement, each signature, each signer trusted.
 
     Every statement needs one reason. No decryption key is needed, and frames are not checked: use verify for that.
     Exit code 0 if the file is trusted, 5 if it is not.

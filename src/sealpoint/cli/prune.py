@@ -43,10 +43,10 @@ def command(
     seal: SealOptions,
     as_json: bool,
 ) -> None:
-    """Thin out the chain that ends with FILE. What is not kept is merged into the next newer one that is, and removed.
+    """Thin out the chain that ends with FILE: files that are not kept are merged into the next newer one and removed.
 
-    FILE itself is always kept, and so is what another file beside the chain continues. A merged file replaces the one
-    that it is made of, sealed anew, before anything is removed.
+    FILE is always kept, and so is every file that a file outside the chain continues. A merged file is sealed and in
+    place before anything is removed.
 
     \b
     Example:

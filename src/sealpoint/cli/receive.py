@@ -73,8 +73,9 @@ def command(
 ) -> None:
     """Receive one process tree from `sealpoint migrate`, and run it here.
 
-    It runs when everything has verified and the sender has said that it has ended there. If not, nothing of it runs.
-    Its sealed files are in --keep until it runs. What an earlier migration has left there is shown first.
+    The tree runs here when all of it has been verified and the sender has confirmed that it ended there. Otherwise
+    nothing of it runs. Until then, its sealed files are in --keep. The command first lists what an earlier migration
+    has left there.
 
     \b
     Example:

@@ -17,10 +17,10 @@ from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @reads_checkpoint(*ANY_KIND)
 def command(*, file: str, output: str, force: bool, reading: Reading) -> None:
-    """Make one page about a checkpoint: processes, memory maps, files, sockets, sizes, and who sealed it for whom.
+    """Write a report as one HTML page: processes, memory maps, files, sockets, sizes, and who sealed it for whom.
 
     The page needs no network and no other file, and holds no memory contents; it does hold names, paths and addresses.
-    With an identity that opens metadata only the memory maps are missing.
+    With an identity that opens only metadata, the memory maps are missing.
 
     \b
     Example:

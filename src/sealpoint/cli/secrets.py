@@ -45,7 +45,7 @@ def command(
     """Report which secrets a checkpoint exposes: keys, tokens and passwords in memory, environment and other objects.
 
     Secrets are masked. Memory is decrypted chunk by chunk and searched in RAM. What is found looks like a secret;
-    nothing is tried out. What is not found may be there all the same.
+    it is not tried out. There may be secrets that are not found.
 
     \b
     Example:

@@ -25,7 +25,7 @@ _COLUMNS = (
 @options.json_option
 @reads_checkpoint(*ANY_KIND)
 def command(checkpoints: tuple[str, ...], *, as_json: bool, reading: Reading) -> None:
-    """Show in a line which container a checkpoint is of, and how large it is.
+    """Show a checkpoint's container and size in one line.
 
     \b
     Example:

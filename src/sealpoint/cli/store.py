@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def command() -> None:
-    """Keep many checkpoints of similar processes: runs of pages that are the same are kept once.
+    """Keep many checkpoints of similar processes: pages that they share are stored only once.
 
     \b
     Example:
@@ -51,8 +51,8 @@ _also_option = click.option(
 def init(directory: str, tenant_key: str) -> None:
     """Make a chunk store in DIR, and the tenant key if FILE does not exist yet.
 
-    Who dumps into the store needs the tenant key, who restores from it does not. It opens only chunks whose pages one
-    has already; but it tells whether pages that one can guess are in the store: keep it secret.
+    You need the tenant key to dump into the store, but not to restore from it. The key opens only chunks whose pages
+    you already have, but it reveals whether a page that you can guess is in the store: keep it secret.
 
     \b
     Example:
@@ -89,10 +89,10 @@ def add(
     seal: SealOptions,
     as_json: bool,
 ) -> None:
-    """Make of each sealed FILE one in DIR that refers to the chunks of the store, which gets those that it lacks.
+    """Add sealed files to a store: each becomes a file in DIR that refers to chunks of the store.
 
-    It is sealed anew, to the recipients given, and signed by who does that. FILE stays as it is; an increment and its
-    parents become one whole checkpoint.
+    The new file is sealed to the recipients that you name and signed with your key. FILE stays as it is; an increment
+    and its parents become one full checkpoint.
 
     \b
     Example:
@@ -119,10 +119,10 @@ def convert(
     seal: SealOptions,
     as_json: bool,
 ) -> None:
-    """Make of the store OLD, and the sealed files in it, a store NEW of the present version.
+    """Convert the store OLD, and the sealed files in it, to a store NEW of the current version.
 
-    As `store add` does; OLD stays as it is, until you remove it. Files that NEW has already are skipped, so it can be
-    run again. In a store of version 1 the tenant key opens all chunks: give NEW another one.
+    This works as `store add` does. OLD stays as it is until you remove it. Files that NEW already has are skipped, so
+    you can run it again. In a store of version 1 the tenant key opens all chunks: use a new key for NEW.
 
     \b
     Example:

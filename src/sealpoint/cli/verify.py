@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 @reads_checkpoint("stores", "expect", "max_size")
 @options.json_option
 def command(*, file: str, reading: Reading, as_json: bool) -> None:
-    """Check structure, header, both signed statements and the hash of every frame; no decryption key is needed.
+    """Check structure, header, both signed statements and the hash of every frame. You need no key for this.
 
-    Chunks of a store that it refers to are compared with their hashes, too, if the store is beside it or named.
-    With -i every chunk and both manifests are authenticated, too. FILE may be the directory of a CRIUsec dump: then -i
-    is needed, and what that format cannot detect is said. Without a signer to trust, the signers are named and
-    the command ends with exit code 8: intact, but you have not said whom to trust.
+    If FILE refers to chunks of a store, they are compared with their hashes, if the store is beside FILE or named. With
+    -i, every chunk and both manifests are authenticated as well. FILE may be the directory of a CRIUsec dump; this
+    needs -i, and the command lists what that format cannot detect. If you name no signer to trust, the command shows
+    the signers and ends with exit code 8: the file is intact, but you have not said whom to trust.
 
     \b
     Example:

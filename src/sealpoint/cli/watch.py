@@ -68,11 +68,11 @@ def command(
     workload: str,
     as_json: bool,
 ) -> None:
-    """Take a checkpoint at regular times while the process tree runs: first all of it, then what has changed.
+    """Take checkpoints of a running process tree at regular intervals: a full one, then what has changed.
 
-    Each is a sealed file in DIR, named after the time, and continues the one before. It ends when the tree has ended.
-    Thinning out (--keep-last, --keep-daily) reads the files, so it needs an identity. Without it, this machine needs no
-    key that opens them.
+    Each checkpoint is a sealed file in DIR, named after the time, and continues the one before. The command ends when
+    the tree ends. Thinning out (--keep-last, --keep-daily) reads the files, so it needs an identity. Without it, this
+    machine needs no key that opens them.
 
     \b
     Example:

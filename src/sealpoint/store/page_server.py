@@ -68,7 +68,7 @@ class Received:
 def to(address: str, port: int) -> PageServerOutput:
     """Connect; to the loopback address if none is given.  Raises SystemEnvironmentError, UsageError."""
     if not 0 < port < 65536:
-        raise UsageError("the page server needs a port", hint="--port, between 1 and 65535")
+        raise UsageError("the page server needs a port", hint="give --port, between 1 and 65535")
     name = f"the page server {address or 'localhost'} port {port}"
     try:
         connection = socket.create_connection((address or "localhost", port), _CONNECT_PATIENCE)
