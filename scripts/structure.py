@@ -194,7 +194,7 @@ def traces() -> dict[str, set[str]]:
             signer=str(directory / "keys/signer.key"),
         )
         with Trace("CheckpointBuilder.large", "LargeObject.finish") as trace:
-            sealpoint.seal(str(images), sealed, sealing)
+            sealpoint.seal(str(images), sealed, sealing, as_files=True)
         found["a page into the file"] = trace.seen
         arguments = {"trust": [trust], "identities": [identity]}
         with sealpoint.Checkpoint.open(sealed, **arguments) as checkpoint:
