@@ -118,7 +118,7 @@ def chain(bench: Bench, rounds: int) -> dict[str, Any]:
 
 def digests() -> float:
     """GB of pages that are digested in a second, by one core."""
-    from sealpoint.checkpoint.matching import digests_of
+    from sealpoint.checkpoint.history.matching import digests_of
 
     data = memoryview(bytearray(os.urandom(64 * MIB)))
     times = []

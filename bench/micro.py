@@ -22,8 +22,8 @@ import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from bench.tools import say
-from sealpoint.checkpoint.access import authenticate, unwrap_with, wrap_for
-from sealpoint.checkpoint.builder import CheckpointBuilder
+from sealpoint.checkpoint.opening.access import authenticate, unwrap_with, wrap_for
+from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
 from sealpoint.criusec.cipher import PageDigest, Pages
 from sealpoint.format.codec import Coder
 from sealpoint.format.constants import CHUNK_SIZE, TAG_SIZE, Suite

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import far, findings, measure
-from bench import tools as bench_tools
+from bench import far, findings, measure, tools as bench_tools
 from bench.far import SSH_PORT, FarSide, wait_until
 from bench.findings import MIB, Figure, Findings, spread
 from bench.measure import BenchError

@@ -11,8 +11,8 @@ from typing import Any
 
 from bench import measure
 from bench.tools import Tools, say
-from sealpoint.checkpoint.access import signing_by
-from sealpoint.checkpoint.rekey import RekeyRequest, rekey
+from sealpoint.checkpoint.history.rekey import RekeyRequest, rekey
+from sealpoint.checkpoint.opening.access import signing_by
 from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import AddressSpace, pids
 from sealpoint.inspect.search import literal, search

@@ -124,7 +124,7 @@ def measured(tools: Tools, directory: Path, size: int, name: str) -> dict[str, A
 
 def speeds() -> dict[str, float]:
     """GB of pages that are cut and named in a second by one core; that are compared with chunks that are there."""
-    from sealpoint.checkpoint.chunking import Cutter
+    from sealpoint.checkpoint.sealing.chunking import Cutter
     from sealpoint.format import stored
     from sealpoint.format.codec import Coder
     from sealpoint.format.constants import Suite

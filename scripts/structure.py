@@ -118,7 +118,7 @@ class Code:
         """Modules with the three steps that every caller would otherwise repeat."""
         return {
             "build a sealer": self._callers("CheckpointBuilder"),
-            "join what lies beside a file": self._callers("pages_file.join", "separate_pages.join"),
+            "join what lies beside a file": self._callers("separate_pages.join"),
             "require trust of a policy": self._callers("require_trust"),
         }
 

@@ -21,14 +21,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from sealpoint import process
-from sealpoint.checkpoint.watch import Watch
+from sealpoint.checkpoint.live.watch import Watch
 from sealpoint.criu import mounts
 from sealpoint.criu.network_lock import NetworkLock
-from sealpoint.dropin import lazy_link, shim, thaw
-from sealpoint.dropin.descriptors import Descriptors
+from sealpoint.dropin import lazy_link, shim
+from sealpoint.dropin.descriptors import RequestDescriptors
 from sealpoint.dropin.lazy_guard import Tree
 from sealpoint.dropin.leftovers import Leftovers
 from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.machine import thaw
 from sealpoint.podman.engine import Podman
 from sealpoint.podman.tasks import Tasks
 from sealpoint.process import Held
@@ -447,7 +448,7 @@ def engine_case(*, old: bool) -> None:
     made, ours, latest = engine()
     with process.peer(ours, latest) as held:
         assert (held.pid, held.exists) == (made, True)
-        os.close(Descriptors(held)._copy(1))
+        os.close(RequestDescriptors(held)._copy(1))
     os.kill(made, signal.SIGKILL)
     os.waitpid(made, 0)
     while process.now() <= latest + 1:
@@ -456,7 +457,7 @@ def engine_case(*, old: bool) -> None:
     with process.peer(ours, latest) as held:
         assert not held.exists
         with raises(SystemEnvironmentError, "the engine has ended"):
-            Descriptors(held)._copy(1)
+            RequestDescriptors(held)._copy(1)
 
 
 @case
@@ -478,7 +479,7 @@ def descriptors_of_an_engine_that_ends_later() -> None:
     os.waitpid(made, 0)
     stranger(made)
     with raises(SystemEnvironmentError, "the engine has ended"):
-        Descriptors(held)._copy(1)
+        RequestDescriptors(held)._copy(1)
 
 
 @case

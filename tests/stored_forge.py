@@ -13,10 +13,9 @@ from typing import Any
 from blake3 import blake3
 from forge import SIGNER, Forge, Sealed, build_sample
 
-from sealpoint.checkpoint.chunk_table import TABLE_NAME, ChunkTable
-from sealpoint.checkpoint.delta import PageRuns
-from sealpoint.format import chunks as format_chunks
-from sealpoint.format import stored
+from sealpoint.checkpoint.tables.chunk_table import TABLE_NAME, ChunkTable
+from sealpoint.checkpoint.tables.delta import PageRuns
+from sealpoint.format import chunks as format_chunks, stored
 from sealpoint.format.codec import Coder
 from sealpoint.format.constants import Codec, Role, Suite
 from sealpoint.format.stored import Tenant

@@ -6,13 +6,12 @@ import contextlib
 import os
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sealpoint import config, keys
-from sealpoint.dropin import configure
 from sealpoint.errors import IdentityError, PolicyError, UsageError
 from sealpoint.keys.trust import SIGNER_USAGE
+from sealpoint.machine import configure
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
-from sealpoint.checkpoint.access import unwrap_with
-from sealpoint.checkpoint.with_chunks import WithChunks, check_references, refers
+from sealpoint.checkpoint.opening.access import unwrap_with
+from sealpoint.checkpoint.opening.stored_pages import WithChunks, check_references, refers
+from sealpoint.chunks.directory import ChunkFinder
 from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import StanzaKind
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.reader import SealedFile
 from sealpoint.keys import Identity, TrustedKey, TrustPolicy, hybrid, nist, scrypt, x25519
 from sealpoint.keys.rsa import RsaIdentity
-from sealpoint.store.chunk_directory import ChunkFinder
 
 HERE = Path(__file__).resolve().parent / "vectors"
 OUTCOMES = {

@@ -15,18 +15,22 @@ from types import TracebackType
 from typing import Self
 
 from sealpoint import config as configuration
-from sealpoint.checkpoint import opening
-from sealpoint.checkpoint.admission import Admission
-from sealpoint.checkpoint.dump import Dump, DumpRequest, DumpResult
-from sealpoint.checkpoint.expectation import Expectation
-from sealpoint.checkpoint.newest import Mark, Newest
-from sealpoint.checkpoint.opening import ImageData as Image
-from sealpoint.checkpoint.opening import Task
-from sealpoint.checkpoint.restore import Restore, RestoreRequest, RestoreResult
-from sealpoint.checkpoint.seal import SealResult
-from sealpoint.checkpoint.seal import seal as seal_into
-from sealpoint.checkpoint.sealing import Sealing
-from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
+from sealpoint.checkpoint import (
+    Admission,
+    Dump,
+    DumpRequest,
+    DumpResult,
+    Expectation,
+    ImageData as Image,
+    Restore,
+    RestoreRequest,
+    RestoreResult,
+    Sealing,
+    SealResult,
+    Task,
+    opener,
+    seal as seal_into,
+)
 from sealpoint.criu.binary import CriuBinary, Search
 from sealpoint.errors import (
     CriuError,
@@ -52,6 +56,8 @@ from sealpoint.keys import (
     passphrase_recipient,
 )
 from sealpoint.process import protect
+from sealpoint.state.chains import DEFAULT_STATE
+from sealpoint.state.newest import Mark, Newest
 from sealpoint.store.output import Destination, destination
 
 __all__ = [
@@ -93,7 +99,7 @@ Say = Callable[[str], None]
 class Checkpoint:
     """An authentic checkpoint: a sealed file, its parents, and what lies beside them.  A context manager."""
 
-    def __init__(self, checkpoint: opening.Checkpoint) -> None:
+    def __init__(self, checkpoint: opener.OpenedCheckpoint) -> None:
         """See `open`."""
         self._checkpoint = checkpoint
 
@@ -122,7 +128,7 @@ class Checkpoint:
         """
         with _public():
             config = configuration.load()
-            how = opening.Opening(
+            how = opener.Opening(
                 _policy(config, trust, allow_unsigned=allow_unsigned),
                 _keys(config, identities),
                 parents=tuple(os.fspath(p) for p in parents),
@@ -342,4 +348,4 @@ def _criu(config: configuration.Config, path: Path | None) -> CriuBinary:
 
 
 def _state(config: configuration.Config, state: Path | None) -> str:
-    return (config.state or DEFAULT_DIRECTORY) if state is None else os.fspath(state)
+    return (config.state or DEFAULT_STATE) if state is None else os.fspath(state)

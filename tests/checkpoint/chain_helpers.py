@@ -7,14 +7,14 @@ from pathlib import Path
 
 from checkpoint_helpers import Keys
 
-from sealpoint.checkpoint.access import wrap_for
-from sealpoint.checkpoint.builder import CheckpointBuilder
-from sealpoint.checkpoint.state import State
+from sealpoint.checkpoint.opening.access import wrap_for
+from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import PAGE, PARENT, PRESENT, Pagemap
 from sealpoint.format.constants import Suite
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter
+from sealpoint.state.chains import State
 from sealpoint.store.output import OutputFile
 
 NAME = "pagemap-1.img"

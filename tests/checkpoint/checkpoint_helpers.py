@@ -13,18 +13,18 @@ from pathlib import Path
 
 import zstandard
 
-from sealpoint.checkpoint import extract
-from sealpoint.checkpoint.access import CheckedFile, signing_by, wrap_for
-from sealpoint.checkpoint.builder import CheckpointBuilder
-from sealpoint.checkpoint.progress import silent
-from sealpoint.checkpoint.seal import seal
-from sealpoint.checkpoint.sealing import Sealing
+from sealpoint.checkpoint.opening import extract
+from sealpoint.checkpoint.opening.access import CheckedFile, signing_by, wrap_for
+from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
+from sealpoint.checkpoint.sealing.existing import seal
+from sealpoint.checkpoint.sealing.sealer import Sealing
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import PAGE, PARENT, PRESENT, Pagemap
 from sealpoint.format.constants import Suite
 from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import load_identity, load_recipient, load_signer, load_trust
 from sealpoint.keys.generate import generate, generate_signer
+from sealpoint.progress import silent
 from sealpoint.store.output import OutputFile
 
 

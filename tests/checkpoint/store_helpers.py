@@ -8,14 +8,14 @@ from pathlib import Path
 from chain_helpers import seal_images
 from checkpoint_helpers import Keys
 
-from sealpoint.checkpoint.chain import Chain
-from sealpoint.checkpoint.chunking import ChunkAdder
-from sealpoint.checkpoint.flat import Flat
-from sealpoint.checkpoint.merge import merge
+from sealpoint.checkpoint.history.merge import merge
+from sealpoint.checkpoint.opening.chain import Chain
+from sealpoint.checkpoint.opening.flat import Flat
+from sealpoint.checkpoint.sealing.chunking import ChunkAdder
+from sealpoint.chunks.directory import ChunkDirectory
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.format.constants import Suite
 from sealpoint.format.stored import Tenant
-from sealpoint.store.chunk_directory import ChunkDirectory
 from sealpoint.store.output import OutputFile
 
 KEY = bytes(range(32))

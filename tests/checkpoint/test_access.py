@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "keys"))
 
 from keys_helpers import DAY, NOW, ec_key, make_cert, pem
 
-from sealpoint.checkpoint.access import CheckedFile
+from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.errors import PolicyError
 from sealpoint.keys import load_signer, load_trust
 

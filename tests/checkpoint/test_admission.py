@@ -8,11 +8,11 @@ import pytest
 from chain_helpers import seal_images
 from checkpoint_helpers import Keys
 
-from sealpoint.checkpoint.admission import Admission, describe
-from sealpoint.checkpoint.newest import Newest
-from sealpoint.checkpoint.opening import Checkpoint
+from sealpoint.checkpoint.live.admission import Admission, describe_admitted
+from sealpoint.checkpoint.opening.opener import OpenedCheckpoint
 from sealpoint.criu import schema
 from sealpoint.errors import PolicyError
+from sealpoint.state.newest import Newest
 
 NOW = int(time.time())
 
@@ -40,7 +40,7 @@ def door(tmp_path, keys):
         path = tmp_path / f"{len(opened)}.sealed"
         finish = {"workload": "w", "captured": captured} | more.pop("finish", {})
         seal_images(by, path, contents or images(), **finish)
-        checkpoint = Checkpoint.open(
+        checkpoint = OpenedCheckpoint.open(
             str(path), trust=trust, identities=[by.identity], allow_unsigned=allow_unsigned
         )
         opened.append(checkpoint)
@@ -119,7 +119,7 @@ def test_what_is_restored_is_said(door, keys):
     door(1_700_000_000)
     checkpoint = door.last()
     identifier = checkpoint.origin.checkpoint_id.hex()
-    first, second = describe(checkpoint)
+    first, second = describe_admitted(checkpoint)
     assert first.startswith(
         f"workload 'w', checkpoint {identifier}, captured 2023-11-14 22:13:20 UTC, "
     )
@@ -131,7 +131,7 @@ def test_who_is_not_trusted_is_called_so(door, tmp_path):
     door(
         NOW, by=Keys(tmp_path / "stranger"), trust=(), allow_unsigned=True, finish={"workload": ""}
     )
-    first = describe(door.last())[0]
+    first = describe_admitted(door.last())[0]
     assert first.startswith("no workload, ")
     assert first.endswith("(not trusted)")
 
@@ -142,7 +142,7 @@ def test_what_a_file_or_a_signer_is_called_cannot_steer_a_terminal(door, keys):
     (signer,) = keys.policy.pinned
     trust = keys.policy._replace(pinned=(signer._replace(name="signer\x1b[2J\u202e"),))
     door(NOW, contents=contents, finish={"workload": nasty}, trust=trust)
-    lines = describe(door.last())
+    lines = describe_admitted(door.last())
     assert all(line.isprintable() for line in lines)
     assert "command 'x" in lines[1]
     assert "host 'h" in lines[1]

@@ -9,11 +9,10 @@ from array import array
 
 import pytest
 from chain_helpers import NAME, PAGES, Memory, Steps, seal_images
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from sealpoint.checkpoint.chain import Chain, claimed_id
-from sealpoint.checkpoint.flat import Flat, Runs
+from sealpoint.checkpoint.opening.chain import Chain, claimed_id
+from sealpoint.checkpoint.opening.flat import Flat, Runs
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import LAZY, PAGE, PARENT, PRESENT, Pagemap
 from sealpoint.errors import FileError, PolicyError, UsageError

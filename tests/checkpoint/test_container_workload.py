@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from sealpoint.checkpoint.container_workload import container_of, identify, workload_of
-from sealpoint.checkpoint.state import StateStore
+from sealpoint.state.chains import StateStore
+from sealpoint.state.container_workload import container_of, identify, workload_of
 
 ID = "3f" * 32
 OTHER = "ab" * 32

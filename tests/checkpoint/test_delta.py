@@ -6,24 +6,24 @@ import random
 
 import pytest
 from chain_helpers import seal_images
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from sealpoint.checkpoint import delta, matching
-from sealpoint.checkpoint.access import wrap_for
-from sealpoint.checkpoint.builder import CheckpointBuilder
-from sealpoint.checkpoint.chain import Chain, Link
-from sealpoint.checkpoint.delta import DELTA_NAME, Delta, PageRuns
-from sealpoint.checkpoint.flat import Flat
-from sealpoint.checkpoint.matching import Matcher, ParentPages, digests_of
-from sealpoint.checkpoint.state import StateStore
-from sealpoint.checkpoint.track import Track
+from sealpoint.checkpoint.history import matching
+from sealpoint.checkpoint.history.increments import Track
+from sealpoint.checkpoint.history.matching import Matcher, ParentPages, digests_of
+from sealpoint.checkpoint.opening.access import wrap_for
+from sealpoint.checkpoint.opening.chain import Chain, ChainLink
+from sealpoint.checkpoint.opening.flat import Flat
+from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
+from sealpoint.checkpoint.tables import delta
+from sealpoint.checkpoint.tables.delta import DELTA_NAME, Delta, PageRuns
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError, UsageError
 from sealpoint.format.constants import Suite
 from sealpoint.format.writer import SealedWriter
 from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.source import Access
+from sealpoint.state.chains import StateStore
 from sealpoint.store.output import OutputFile
 
 KEY = bytes(range(32))
@@ -54,7 +54,7 @@ class Dumps:
             track.start(None)
         else:
             with Chain.open(str(parent), self.keys.policy) as chain:
-                track.start(Link(str(parent), chain.top))
+                track.start(ChainLink(str(parent), chain.top))
         with OutputFile(str(path)) as out:
             writer = SealedWriter(
                 out, suite=Suite.AES_256_GCM, wrap=wrap_for([self.keys.recipient]),

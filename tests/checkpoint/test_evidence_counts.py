@@ -7,11 +7,10 @@ import struct
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from sealpoint.checkpoint import evidence
-from sealpoint.checkpoint.seen import Counted, Seen
+from sealpoint.checkpoint.tables import evidence
+from sealpoint.checkpoint.tables.seen import Counted, Seen
 from sealpoint.criu import pagemap, schema
 from sealpoint.criu.pagemap import LAZY, PAGE, PARENT, PRESENT, Pagemap
 

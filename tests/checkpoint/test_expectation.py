@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from chain_helpers import seal_images
 
-from sealpoint.checkpoint.expectation import Expectation
-from sealpoint.checkpoint.opening import Checkpoint
+from sealpoint.checkpoint.opening.expectation import Expectation
+from sealpoint.checkpoint.opening.opener import OpenedCheckpoint
 from sealpoint.errors import PolicyError, UsageError
 
 
@@ -36,11 +36,11 @@ def test_another_checkpoint_of_the_same_signer_is_refused(made, keys):
         {"expect": [another.reference.checkpoint_id.hex()[::-1], own.checkpoint_id.hex()]},
         {"workloads": ["billing"], "expect": [own.origin_digest.hex()]},
     ):
-        with Checkpoint.open(billing, trust=keys.policy, **expectation) as checkpoint:
+        with OpenedCheckpoint.open(billing, trust=keys.policy, **expectation) as checkpoint:
             assert checkpoint.origin.workload == "billing"
         for path in (other, nameless):
             with pytest.raises(PolicyError, match="another checkpoint was expected") as caught:
-                Checkpoint.open(path, trust=keys.policy, identities=unasked, **expectation)
+                OpenedCheckpoint.open(path, trust=keys.policy, identities=unasked, **expectation)
             assert path in caught.value.message
 
 
@@ -56,7 +56,7 @@ def test_another_checkpoint_of_the_same_signer_is_refused(made, keys):
 def test_every_kind_that_is_named_must_fit(made, keys, wrong):
     billing, _ = made("billing", "billing")
     with pytest.raises(PolicyError, match="another checkpoint was expected"):
-        Checkpoint.open(billing, trust=keys.policy, **wrong)
+        OpenedCheckpoint.open(billing, trust=keys.policy, **wrong)
 
 
 @pytest.mark.parametrize("reference", ["", "00", "0" * 31, "0" * 33, "x" * 32, "0" * 63, "٠" * 32])

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from sealpoint.checkpoint.gather import Gathering
-from sealpoint.checkpoint.whole import Taken
+from sealpoint.checkpoint.sealing.gather import Gathering
+from sealpoint.checkpoint.tables.whole import Taken
 from sealpoint.errors import FileError, UsageError
 
 CHANGES = {

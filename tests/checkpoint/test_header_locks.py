@@ -12,9 +12,9 @@ import time
 import pytest
 from checkpoint_helpers import attributes, seal_objects
 
-from sealpoint.checkpoint import rekey as rekeying
-from sealpoint.checkpoint.access import CheckedFile
-from sealpoint.checkpoint.rekey import RekeyRequest, rekey
+from sealpoint.checkpoint.history import rekey as rekeying
+from sealpoint.checkpoint.history.rekey import RekeyRequest, rekey
+from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.errors import FileError, SystemEnvironmentError
 from sealpoint.format.constants import PREAMBLE_SIZE
 from sealpoint.format.preamble import Preamble

@@ -8,10 +8,9 @@ import random
 import pytest
 from test_delta import Dumps, image
 
-from sealpoint.checkpoint import merge as module
-from sealpoint.checkpoint import retention
-from sealpoint.checkpoint.chain import Chain
-from sealpoint.checkpoint.opening import Opening
+from sealpoint.checkpoint.history import merge as module, retention
+from sealpoint.checkpoint.opening.chain import Chain
+from sealpoint.checkpoint.opening.opener import Opening
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.store.output import OutputFile
 

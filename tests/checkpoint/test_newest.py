@@ -11,9 +11,9 @@ import time
 import pytest
 from chain_helpers import seal_images
 
-from sealpoint.checkpoint.access import CheckedFile
-from sealpoint.checkpoint.newest import Mark, Newest
+from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.errors import PolicyError, SystemEnvironmentError
+from sealpoint.state.newest import Mark, Newest
 
 
 @pytest.fixture

@@ -27,10 +27,11 @@ from checkpoint_helpers import (
     seal_path,
 )
 
-from sealpoint.checkpoint import extract, tar
-from sealpoint.checkpoint.progress import silent
+from sealpoint.checkpoint.opening import extract
+from sealpoint.checkpoint.tables import tar
 from sealpoint.errors import FileError, IdentityError, SystemEnvironmentError, UsageError
 from sealpoint.format import manifest
+from sealpoint.progress import silent
 from sealpoint.store import output
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
@@ -66,7 +67,7 @@ def test_names_that_lead_out_are_refused_by_the_reader(keys, place, monkeypatch,
     sealed = place.parent / "sealed"
     with monkeypatch.context() as m:
         m.setattr(manifest, "check_name", lambda name: name)
-        m.setattr("sealpoint.checkpoint.builder.check_name", lambda name: name)
+        m.setattr("sealpoint.checkpoint.sealing.builder.check_name", lambda name: name)
         seal_objects(keys, sealed, {name: (b"evil", attributes()), "b": (b"", attributes())})
     for target in ("o", "o.tar"):
         with pytest.raises(FileError, match="relative path"):
@@ -341,7 +342,7 @@ SLOW = """
 import os, sys, time
 sys.path[:0] = {path!r}
 from checkpoint_helpers import Keys
-from sealpoint.checkpoint import extract
+from sealpoint.checkpoint.opening import extract
 real = extract._Contents.pieces
 def pieces(self, entry):
     for piece in real(self, entry):

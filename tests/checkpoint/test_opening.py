@@ -11,7 +11,7 @@ from chain_helpers import Memory, Steps, seal_images
 from checkpoint_helpers import Keys
 
 import sealpoint
-from sealpoint.checkpoint.opening import Checkpoint, Opening
+from sealpoint.checkpoint.opening.opener import OpenedCheckpoint, Opening
 from sealpoint.errors import FileError, IdentityError, PolicyError, UsageError
 from sealpoint.keys import load_trust
 
@@ -19,16 +19,22 @@ SOURCE = Path(sealpoint.__file__).parent
 # What only the opening does, and those others that have a reason.
 ALONE = {
     "require_trust": set(),
-    "CheckedFile.open": {"checkpoint/chain.py", "checkpoint/pages_file.py"},  # parents, pages
+    "CheckedFile.open": {
+        "checkpoint/opening/chain.py",
+        "checkpoint/opening/separate_pages.py",
+    },  # parents, pages
     "CheckedFile.of": set(),
     "Chain": set(),
     "Chain.open": set(),
-    "pages_file.join": set(),
+    "separate_pages.join": set(),
     "join": {"cli/open.py"},
-    "Flat": {"checkpoint/merge.py", "checkpoint/restore.py"},  # of files that were opened already
+    "Flat": {
+        "checkpoint/history/merge.py",
+        "checkpoint/live/restore.py",
+    },  # of files that were opened already
     # What a page server, which has no key, sees of a file.
-    "authenticate": {"checkpoint/access.py", "checkpoint/pages_file.py"},
-    "unwrap_with": {"checkpoint/access.py", "checkpoint/rekey.py"},
+    "authenticate": {"checkpoint/opening/access.py", "checkpoint/opening/separate_pages.py"},
+    "unwrap_with": {"checkpoint/opening/access.py", "checkpoint/history/rekey.py"},
 }
 
 
@@ -50,7 +56,7 @@ def test_no_module_goes_round_the_opening():
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
         name = str(path.relative_to(SOURCE))
-        if name == "checkpoint/opening.py":
+        if name == "checkpoint/opening/opener.py":
             continue
         for node in ast.walk(ast.parse(path.read_bytes())):
             what = called(node) if isinstance(node, ast.Call) else ""
@@ -71,8 +77,8 @@ def test_without_trust_nothing_is_opened(file, keys):
         load_trust([], allow_expired=True),
     ):
         with pytest.raises(PolicyError, match="no trusted signer"):
-            Checkpoint.open(file, trust=trust, identities=unasked)
-    with Checkpoint.open(file, allow_unsigned=True) as checkpoint:
+            OpenedCheckpoint.open(file, trust=trust, identities=unasked)
+    with OpenedCheckpoint.open(file, allow_unsigned=True) as checkpoint:
         assert checkpoint.origin.kind == "full"
     # A policy that only finds out who signed accepts everybody, whoever it names.
     naming = load_trust([keys.trust_path], names_only=True)
@@ -112,7 +118,7 @@ def test_keys_are_asked_for_when_the_file_is_authentic_and_once(file, keys, tmp_
 
 
 def test_no_identity_is_an_error_that_names_the_option(file, keys):
-    with Checkpoint.open(file, trust=keys.policy) as checkpoint:
+    with OpenedCheckpoint.open(file, trust=keys.policy) as checkpoint:
         with pytest.raises(UsageError, match="no identity"):
             checkpoint.files()
 
@@ -122,13 +128,15 @@ def test_metadata_alone_makes_no_other_file(tmp_path, keys):
 
     analyst = Keys(tmp_path / "analyst")
     seal_objects(keys, tmp_path / "m", {"inventory.img": (b"x", None)}, metadata=[analyst])
-    opened = Checkpoint.open(str(tmp_path / "m"), trust=keys.policy, identities=[analyst.identity])
+    opened = OpenedCheckpoint.open(
+        str(tmp_path / "m"), trust=keys.policy, identities=[analyst.identity]
+    )
     with opened as checkpoint, pytest.raises(IdentityError, match="only metadata"):
         checkpoint.whole()
 
 
 def test_an_image_is_read_up_to_a_limit(file, keys):
-    with Checkpoint.open(file, trust=keys.policy, identities=[keys.identity]) as checkpoint:
+    with OpenedCheckpoint.open(file, trust=keys.policy, identities=[keys.identity]) as checkpoint:
         with pytest.raises(FileError, match="larger than 3 bytes"):
             checkpoint.images["inventory.img"].read(3)
 

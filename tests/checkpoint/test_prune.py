@@ -9,16 +9,21 @@ import pytest
 from chain_helpers import NAME, PAGES, Memory, Steps, seal_images
 from test_chain import flat_of
 
-from sealpoint.checkpoint import prune as module
-from sealpoint.checkpoint.access import CheckedFile, signing_by
-from sealpoint.checkpoint.chain import Chain
-from sealpoint.checkpoint.prune import needed_pages, prune_parents, repair, unneeded_chunks
-from sealpoint.checkpoint.state import Layout, StateStore
+from sealpoint.checkpoint.history import freeing as module
+from sealpoint.checkpoint.history.freeing import (
+    needed_pages,
+    prune_parents,
+    repair,
+    unneeded_chunks,
+)
+from sealpoint.checkpoint.opening.access import CheckedFile, signing_by
+from sealpoint.checkpoint.opening.chain import Chain
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError, PolicyError, SealpointError
 from sealpoint.format.preamble import Preamble
 from sealpoint.format.writer import UNSIGNED
 from sealpoint.keys import load_signer, load_trust
+from sealpoint.state.chains import ImageLayout, StateStore
 
 CHUNK = 512  # pages
 
@@ -146,7 +151,7 @@ def test_what_is_needed_follows_from_the_pagemaps(steps):
     ],
 )
 def test_unneeded_chunks(size, needed, chunks):
-    assert unneeded_chunks(Layout(3, 2 * PAGE, size), needed) == chunks
+    assert unneeded_chunks(ImageLayout(3, 2 * PAGE, size), needed) == chunks
 
 
 def test_a_file_of_another_chain_is_left_alone(steps, store, tmp_path, keys):

@@ -12,12 +12,12 @@ from pathlib import Path
 import failing
 import pytest
 
-from sealpoint.checkpoint.newest import Mark, Newest
-from sealpoint.checkpoint.released import Released
-from sealpoint.checkpoint.state import NoStateError, State, StateStore
-from sealpoint.checkpoint.tracking import Tracking
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.format.statement import ParentRef
+from sealpoint.state.chains import NoStateError, State, StateStore
+from sealpoint.state.newest import Mark, Newest
+from sealpoint.state.released import Released
+from sealpoint.state.soft_dirty import Tracking
 
 ID = bytes(range(16))
 EXCHANGE = 2

@@ -8,8 +8,8 @@ import shutil
 import pytest
 from checkpoint_helpers import Keys, attributes, listing, seal_objects, seal_path
 
-from sealpoint.checkpoint.access import CheckedFile
-from sealpoint.checkpoint.rekey import RekeyRequest, rekey
+from sealpoint.checkpoint.history.rekey import RekeyRequest, rekey
+from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.errors import (
     FileError,
     IdentityError,

@@ -24,8 +24,8 @@ from checkpoint_helpers import (
     seal_path,
 )
 
-from sealpoint.checkpoint import summary
-from sealpoint.checkpoint.access import CheckedFile
+from sealpoint.checkpoint.opening.access import CheckedFile
+from sealpoint.checkpoint.tables import summary
 from sealpoint.criu.roles import SUMMARY_NAME, role_of
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import Role, Suite

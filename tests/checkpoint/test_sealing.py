@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from checkpoint_helpers import Keys, opened
 
-from sealpoint.checkpoint.access import CheckedFile
-from sealpoint.checkpoint.sealing import Sealing
+from sealpoint.checkpoint.opening.access import CheckedFile
+from sealpoint.checkpoint.sealing.sealer import Sealing
 from sealpoint.errors import IdentityError, SealpointError, UsageError
 from sealpoint.format.constants import Suite
 from sealpoint.store.output import OutputFile, OutputPipe
@@ -192,4 +192,4 @@ def test_nothing_else_makes_a_sealed_file():
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
                 if name in builders:
                     found.add(str(path.relative_to(SOURCE)))
-    assert found == {"checkpoint/sealing.py"}
+    assert found == {"checkpoint/sealing/sealer.py"}

@@ -7,14 +7,12 @@ import stat
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from sealpoint.checkpoint import state as module
-from sealpoint.checkpoint import tracking
-from sealpoint.checkpoint.state import Layout, NoStateError, State, StateStore
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.format.statement import ParentRef
+from sealpoint.state import chains as module, soft_dirty
+from sealpoint.state.chains import ImageLayout, NoStateError, State, StateStore
 
 
 def made(number: int = 1, **values) -> State:
@@ -22,7 +20,7 @@ def made(number: int = 1, **values) -> State:
     values = {
         "parent": ParentRef(b"p" * 16, b"q" * 32),
         "workload": "w",
-        "layout": {"pages-1.img": Layout(5, 2 << 20, 12345)},
+        "layout": {"pages-1.img": ImageLayout(5, 2 << 20, 12345)},
         "sections": {"inventory.img": b"\0\1\2", "pagemap-1.img": bytes(100)},
     } | values
     return State(reference, (b"r" * 16, 3), **values)
@@ -171,26 +169,26 @@ def test_what_was_never_finished_goes_after_a_while(store):
 
 
 def test_the_last_tracked_dump_of_a_process_is_remembered(tmp_path):
-    mine = tracking.Tracking(str(tmp_path), os.getpid())
+    mine = soft_dirty.Tracking(str(tmp_path), os.getpid())
     assert mine.last() == ""
     mine.begin()
     assert mine.last() == ""
     mine.done(b"a" * 16)
-    assert tracking.Tracking(str(tmp_path), os.getpid()).last() == (b"a" * 16).hex()
-    assert tracking.Tracking(str(tmp_path), os.getppid()).last() == ""
+    assert soft_dirty.Tracking(str(tmp_path), os.getpid()).last() == (b"a" * 16).hex()
+    assert soft_dirty.Tracking(str(tmp_path), os.getppid()).last() == ""
     mine.begin()
     assert mine.last() == ""
 
 
 def test_nobody_has_no_record(tmp_path):
-    nobody = tracking.Tracking(str(tmp_path), 0)
+    nobody = soft_dirty.Tracking(str(tmp_path), 0)
     nobody.begin()
     nobody.done(b"a" * 16)
     assert nobody.last() == ""
 
 
 def test_records_of_processes_that_are_gone_go(tmp_path):
-    mine = tracking.Tracking(str(tmp_path), os.getpid())
+    mine = soft_dirty.Tracking(str(tmp_path), os.getpid())
     mine.done(b"a" * 16)
     gone = tmp_path / "tracking" / "1-0-00000000"  # a process of that pid exists, but is another
     gone.write_text("")
@@ -202,7 +200,7 @@ def test_records_of_processes_that_are_gone_go(tmp_path):
 def test_whether_the_kernel_tracks_memory_is_what_it_says_itself():
     with open("/proc/self/smaps") as file:
         flags = [line.split()[1:] for line in file if line.startswith("VmFlags:")]
-    assert tracking.supported() == any("sd" in f for f in flags)
+    assert soft_dirty.supported() == any("sd" in f for f in flags)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to others")
@@ -227,7 +225,7 @@ def test_every_level_is_private_whatever_the_umask(tmp_path, umask):
     old = os.umask(umask)
     try:
         store.save(made())
-        tracking.Tracking(store.directory, os.getpid()).begin()
+        soft_dirty.Tracking(store.directory, os.getpid()).begin()
     finally:
         os.umask(old)
     for name in ("var", "var/sealpoint", "var/sealpoint/state", "var/sealpoint/state/tracking"):

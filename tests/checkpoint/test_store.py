@@ -8,19 +8,19 @@ from array import array
 import pytest
 from chain_helpers import seal_images
 from checkpoint_helpers import opened
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from store_helpers import KEY, Store, noise, pages, read
 
-from sealpoint.checkpoint import chunk_table
-from sealpoint.checkpoint.access import CheckedFile, wrap_for
-from sealpoint.checkpoint.builder import CheckpointBuilder
-from sealpoint.checkpoint.chain import Chain
-from sealpoint.checkpoint.chunk_table import TABLE_NAME, ChunkTable
-from sealpoint.checkpoint.chunking import LEAST, MOST, Cutter
-from sealpoint.checkpoint.delta import PageRuns
-from sealpoint.checkpoint.merge import merge
-from sealpoint.checkpoint.with_chunks import check_references
+from sealpoint.checkpoint.history.merge import merge
+from sealpoint.checkpoint.opening.access import CheckedFile, wrap_for
+from sealpoint.checkpoint.opening.chain import Chain
+from sealpoint.checkpoint.opening.stored_pages import check_references
+from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
+from sealpoint.checkpoint.sealing.chunking import LEAST, MOST, Cutter
+from sealpoint.checkpoint.tables import chunk_table
+from sealpoint.checkpoint.tables.chunk_table import TABLE_NAME, ChunkTable
+from sealpoint.checkpoint.tables.delta import PageRuns
+from sealpoint.chunks.directory import ChunkDirectory
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.format.constants import Suite
@@ -28,7 +28,6 @@ from sealpoint.format.index import Reference
 from sealpoint.format.writer import SealedWriter
 from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.source import Access
-from sealpoint.store.chunk_directory import ChunkDirectory
 from sealpoint.store.output import OutputFile
 
 SHARED = pages(1, 700)

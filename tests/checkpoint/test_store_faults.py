@@ -14,13 +14,13 @@ from blake3 import blake3
 from chain_helpers import seal_images
 from store_helpers import KEY, Store, noise, pages
 
-from sealpoint.checkpoint.chunk_table import TABLE_NAME
+from sealpoint.checkpoint.tables.chunk_table import TABLE_NAME
+from sealpoint.chunks import directory as chunk_directory
+from sealpoint.chunks.collect import collect, statistics
+from sealpoint.chunks.directory import ChunkDirectory, ChunkFinder
 from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.index import Reference
-from sealpoint.store import chunk_directory
-from sealpoint.store.chunk_directory import ChunkDirectory, ChunkFinder
-from sealpoint.store.collect import collect, statistics
 from sealpoint.store.output import OutputFile
 
 SHARED = pages(1, 700)
@@ -69,7 +69,7 @@ import os, signal, sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 from sealpoint.format.index import Reference
-from sealpoint.store import chunk_directory
+from sealpoint.chunks import directory as chunk_directory
 from checkpoint_helpers import Keys
 import store_helpers
 

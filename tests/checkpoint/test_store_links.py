@@ -11,9 +11,9 @@ from chain_helpers import seal_images
 from checkpoint_helpers import Keys
 from store_helpers import Store, noise
 
+from sealpoint.chunks.collect import collect, statistics
+from sealpoint.chunks.directory import ChunkDirectory
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError
-from sealpoint.store.chunk_directory import ChunkDirectory
-from sealpoint.store.collect import collect, statistics
 
 ONE = {"pages-1.img": noise(1, 300), "core-1.img": b"one"}
 

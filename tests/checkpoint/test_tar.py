@@ -9,10 +9,9 @@ import tracemalloc
 
 import pytest
 from checkpoint_helpers import make_tar, member, read_tar
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from sealpoint.checkpoint import tar
+from sealpoint.checkpoint.tables import tar
 from sealpoint.errors import FileError
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]

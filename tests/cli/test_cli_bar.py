@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sealpoint.checkpoint.progress import Progress
 from sealpoint.cli import bar
+from sealpoint.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -78,7 +78,7 @@ def test_a_pipe_gets_nothing(monkeypatch):
 
 PROGRAM = """
 import fcntl, os, signal, struct, sys, termios
-from sealpoint.checkpoint.progress import Progress
+from sealpoint.progress import Progress
 from sealpoint.cli import bar
 
 bar._PATIENCE = bar._PAUSE = 0

@@ -314,7 +314,7 @@ def test_seal_seals_it_as_it_is_and_says_so(cli, dump, key, sealing, opening):
 
 
 def test_a_full_disk_leaves_nothing(cli, dump, key, certificate, tmp_path, monkeypatch):
-    from sealpoint.checkpoint import extract
+    from sealpoint.checkpoint.opening import extract
     from sealpoint.errors import SystemEnvironmentError
 
     def full(fd, buffers, what):
@@ -365,7 +365,7 @@ def test_what_stays_in_the_clear_is_named_before_it_is_written(
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sealpoint.checkpoint.extract.write_directory", stop)
+    monkeypatch.setattr("sealpoint.checkpoint.opening.extract.write_directory", stop)
     done = cli("convert", "plain", "-o", "x", "--format", "criusec", "-r", certificate)
     assert done.code == 130
     for name in ("ghost-file-2.img", "nftables-5.img", "stats-dump"):

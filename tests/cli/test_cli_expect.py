@@ -7,7 +7,7 @@ import json
 import pytest
 from chain_helpers import seal_images
 
-from sealpoint.checkpoint.newest import Mark, Newest
+from sealpoint.state.newest import Mark, Newest
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_a_defect_is_one_line_without_a_traceback_or_its_message(cli, sealed, mo
             "\udcff".encode()
         raise error("secret contents")
 
-    monkeypatch.setattr("sealpoint.checkpoint.access.CheckedFile.open", fail)
+    monkeypatch.setattr("sealpoint.checkpoint.opening.access.CheckedFile.open", fail)
     result = cli("info", sealed)
     assert result.code == 1
     assert "secret" not in result.err
@@ -98,7 +98,9 @@ def test_names_in_messages_do_not_steer_the_terminal(cli):
 
 
 def test_debugging_shows_the_traceback(cli, sealed, monkeypatch):
-    monkeypatch.setattr("sealpoint.checkpoint.access.CheckedFile.open", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(
+        "sealpoint.checkpoint.opening.access.CheckedFile.open", lambda *_, **__: 1 / 0
+    )
     monkeypatch.setenv("SEALPOINT_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         cli("info", sealed)
@@ -121,7 +123,7 @@ def test_every_error_ends_with_its_code_message_and_hint(cli, sealed, monkeypatc
     def fail(*_, **__):
         raise kind("what \x1b[31mhappened\u202e", hint="do\rthis")
 
-    monkeypatch.setattr("sealpoint.checkpoint.access.CheckedFile.open", fail)
+    monkeypatch.setattr("sealpoint.checkpoint.opening.access.CheckedFile.open", fail)
     result = cli("info", sealed)
     assert result.code == kind.exit_code
     assert result.err == ("sealpoint: what \\x1b[31mhappened\\xe2\\x80\\xae\n  hint: do\\rthis\n")
@@ -153,7 +155,7 @@ def test_standard_output_that_is_full_or_closed_is_no_defect(program, sealed, cl
 
 SLEEPER = """
 import sys, time
-from sealpoint.checkpoint.access import CheckedFile
+from sealpoint.checkpoint.opening.access import CheckedFile
 def wait(*_, **__):
     try:
         print("ready", flush=True)

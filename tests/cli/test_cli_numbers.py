@@ -6,7 +6,7 @@ import click
 import pytest
 
 from sealpoint import errors, process
-from sealpoint.checkpoint.dump import check_process
+from sealpoint.checkpoint.live.dump import check_process
 from sealpoint.cli import numbers
 from sealpoint.cli.app import cli as group
 from sealpoint.dropin import arguments

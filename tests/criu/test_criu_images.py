@@ -6,10 +6,9 @@ import struct
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from sealpoint.checkpoint import summary
+from sealpoint.checkpoint.tables import summary
 from sealpoint.criu import roles, schema
 from sealpoint.errors import FileError
 from sealpoint.format.constants import Role

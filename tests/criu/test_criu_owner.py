@@ -9,8 +9,8 @@ import pytest
 
 from sealpoint.criu import binary
 from sealpoint.criu.binary import find
-from sealpoint.dropin import real
 from sealpoint.errors import SystemEnvironmentError
+from sealpoint.machine import real
 from sealpoint.ownership import Configured
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files to others")

@@ -9,8 +9,7 @@ import struct
 import tracemalloc
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from sealpoint.criu import stream
 from sealpoint.errors import CriuError

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sealpoint.criu import gate as gates
-from sealpoint.criu import hook, run_dir
+from sealpoint.criu import gate as gates, hook, run_dir
 from sealpoint.criu.gate import Gate
 from sealpoint.criu.run_dir import RunDirectory
 

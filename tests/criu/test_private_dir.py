@@ -11,7 +11,7 @@ from sealpoint import process
 from sealpoint.cli import notice
 from sealpoint.criu import mounts
 from sealpoint.criu.private_dir import PrivateDir, swap_warning
-from sealpoint.dropin import survey_machine
+from sealpoint.machine import survey_machine
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
 

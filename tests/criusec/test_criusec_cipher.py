@@ -8,8 +8,7 @@ import os
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from sealpoint.criusec.cipher import PAGE, DecryptionError, Messages, PageDigest, Pages
 

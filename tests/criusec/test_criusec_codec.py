@@ -22,16 +22,15 @@ from criusec_helpers import (
     write,
 )
 from cryptography.hazmat.primitives.asymmetric import rsa
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sealpoint.criusec import grammar
 from sealpoint.criusec.cipher import Messages
 from sealpoint.criusec.decode import scan
 from sealpoint.criusec.dump import EncryptedDump, PageCheck
 from sealpoint.criusec.encode import Encoder
-from sealpoint.criusec.envelope import Envelope
-from sealpoint.criusec.grammar import Layout
+from sealpoint.criusec.envelope import KeyEnvelope
+from sealpoint.criusec.grammar import FieldLayout
 from sealpoint.criusec.write import DumpWriter
 from sealpoint.errors import FileError, IdentityError, SealpointError, UsageError
 from sealpoint.inspect import messages
@@ -189,13 +188,13 @@ def test_pages_that_are_no_pages_are_refused(identity):
 def test_images_of_every_type_come_back(kind, number):
     data = images_by_hand.image(kind, number)
     name = "inventory.img" if kind == "INVENTORY" else "some.img"
-    if grammar.layout_of(name, data) is not Layout.RECORDS:
+    if grammar.layout_of(name, data) is not FieldLayout.RECORDS:
         return
     cipher = Messages(made.Maker().token)
     encoder = Encoder(lambda at, size: data[at : at + size], len(data), cipher, kind)
     sealed = b"".join(encoder.records())
     pread = lambda at, size: sealed[at : at + size]  # noqa: E731
-    plain = scan(pread, len(sealed), Layout.RECORDS, cipher, kind, dict)
+    plain = scan(pread, len(sealed), FieldLayout.RECORDS, cipher, kind, dict)
     assert plain.size == len(data)
     assert plain.pread(0, len(data)) == data
     for at in range(0, len(data), 7):
@@ -226,13 +225,13 @@ def test_a_changed_file_is_refused_or_read_but_never_more(data, identity):
 def test_random_envelopes_are_refused(data):
     for body in (data, struct.pack("<III", 0x54564319, 0x50034653, len(data)) + data):
         try:
-            found = Envelope.decode(body, "cipher.img")
+            found = KeyEnvelope.decode(body, "cipher.img")
         except FileError:
             continue
-        assert Envelope.decode(found.encode(), "cipher.img") == found
+        assert KeyEnvelope.decode(found.encode(), "cipher.img") == found
 
 
-@pytest.mark.parametrize("layout", [Layout.RECORDS, Layout.OUTPUT, Layout.NETLINK])
+@pytest.mark.parametrize("layout", [FieldLayout.RECORDS, FieldLayout.OUTPUT, FieldLayout.NETLINK])
 def test_sizes_that_anybody_may_write_allocate_nothing(layout):
     """The reference allocates up to 4 GiB, or overruns its stack, before it authenticates."""
     cipher = Messages(bytes(32))

@@ -51,11 +51,11 @@ def test_all_that_is_wrong_with_a_key_is_told_in_the_same_words(identity):
 def test_every_layout_is_in_the_whole_dump(identity):
     from criusec_helpers import open_dump
 
-    from sealpoint.criusec.grammar import Layout
+    from sealpoint.criusec.grammar import FieldLayout
 
     dump = open_dump(unpack(WHOLE), identity)
     found = {dump.layout(name) for name in dump.names()}
-    assert found == set(Layout) - {Layout.KEYS}
+    assert found == set(FieldLayout) - {FieldLayout.KEYS}
 
 
 def test_the_generator_makes_the_vectors_that_are_stored():

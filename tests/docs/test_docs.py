@@ -34,8 +34,7 @@ from docs_blocks import (
 )
 
 from sealpoint import config, errors
-from sealpoint.criu import options as criu_options
-from sealpoint.criu import run as criu_run
+from sealpoint.criu import options as criu_options, run as criu_run
 
 RUN_BLOCKS = 35
 RUN = [sys.executable, "-c", "from sealpoint.cli import main; main()"]

@@ -17,8 +17,7 @@ for directory in (HERE, HERE.parent / "real"):
         sys.path.insert(0, str(directory))
 
 import stock_criu
-from docs_blocks import PAGES, README, ROOT, Block, blocks, masked, printed
-from docs_blocks import script as script_of
+from docs_blocks import PAGES, README, ROOT, Block, blocks, masked, printed, script as script_of
 
 NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 

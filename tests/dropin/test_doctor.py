@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from own_machine import SEALPOINT, fails, installed, line, lines
 
-from sealpoint.dropin import survey, survey_machine
 from sealpoint.keys.generate import generate_signer
+from sealpoint.machine import survey, survey_machine
 
 
 def state(pid: int) -> str:

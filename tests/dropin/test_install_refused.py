@@ -134,8 +134,8 @@ def test_a_prefix_that_comes_too_late_in_path_is_told(machine, keys):
 
 
 def test_only_root_can_install(monkeypatch):
-    from sealpoint.dropin import install
     from sealpoint.errors import SystemEnvironmentError
+    from sealpoint.machine import install
 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(SystemEnvironmentError, match="only root"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import rpc
 import sealed
 
-from sealpoint.checkpoint.access import CheckedFile
+from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.criu.fuse import ROOT, Attributes, Filesystem
 from sealpoint.keys import load_identity, load_trust
 

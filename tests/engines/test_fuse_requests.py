@@ -9,12 +9,11 @@ import struct
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from sealpoint.checkpoint.capture_fs import CaptureFilesystem
-from sealpoint.checkpoint.flat import Flat
-from sealpoint.checkpoint.view import View
+from sealpoint.checkpoint.live.mount_capture import CaptureFilesystem
+from sealpoint.checkpoint.opening.flat import Flat
+from sealpoint.checkpoint.opening.view import View
 from sealpoint.criu.fuse import MAX_IO, ROOT, Attributes, Filesystem, dispatch
 from sealpoint.format.constants import Role
 from sealpoint.format.manifest import Entry, Stream

@@ -21,7 +21,7 @@ import leaks
 import pytest
 import sealed
 
-from sealpoint.checkpoint.access import signing_by
+from sealpoint.checkpoint.opening.access import signing_by
 from sealpoint.keys import load_recipient, load_signer
 
 sys.path.insert(0, str(harness.ROOT / "tests" / "checkpoint"))

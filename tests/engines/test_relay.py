@@ -17,7 +17,7 @@ import sealed
 
 from sealpoint.errors import UsageError
 from sealpoint.podman.broker import Broker
-from sealpoint.podman.place import PREFIX, Place
+from sealpoint.podman.place import PREFIX, ArchivePlace
 from sealpoint.podman.tasks import Tasks
 from sealpoint.process import Held
 
@@ -50,8 +50,8 @@ class Handler:
 
 
 @pytest.fixture
-def place(criu: Path) -> Iterator[Place]:
-    with Place() as made:
+def place(criu: Path) -> Iterator[ArchivePlace]:
+    with ArchivePlace() as made:
         made.install_relay(str(criu))
         yield made
     assert not [name for name in os.listdir("/run") if name.startswith(PREFIX)]
@@ -63,7 +63,7 @@ def places(images: Path, work: Path) -> Iterator[dict[str, int]]:
         yield {"images_dir_fd": first, "work_dir_fd": second}
 
 
-def call(place: Place, kind: int, **options: object) -> rpc.Reply:
+def call(place: ArchivePlace, kind: int, **options: object) -> rpc.Reply:
     with rpc.Client(Path(place.bin) / "criu", os.environ) as connection:
         reply = connection.call(rpc.request(kind, log_level=4, **options))
         connection.wait()
@@ -75,7 +75,11 @@ def stopped(running: harness.Workload) -> bool:
 
 
 def test_a_dump_leaves_the_tree_stopped_with_its_images_where_the_command_wants_them(
-    workload: StartWorkload, place: Place, places: dict[str, int], images: Path, tmp_path: Path
+    workload: StartWorkload,
+    place: ArchivePlace,
+    places: dict[str, int],
+    images: Path,
+    tmp_path: Path,
 ) -> None:
     """Whatever the engine asked for: it may neither end the tree nor let it run before the seal is durable."""
     elsewhere = tmp_path / "elsewhere"
@@ -99,7 +103,7 @@ def test_a_dump_leaves_the_tree_stopped_with_its_images_where_the_command_wants_
 @pytest.mark.parametrize("where", ["request", "home"])
 def test_no_file_of_criu_lets_the_tree_run_on(
     workload: StartWorkload,
-    place: Place,
+    place: ArchivePlace,
     places: dict[str, int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -133,7 +137,7 @@ def test_what_was_stopped_before_stays_so(workload: StartWorkload) -> None:
 
 @pytest.mark.parametrize("point", ["dump", "post-dump"])
 def test_a_dump_that_the_command_does_not_want_fails_with_its_reason(
-    workload: StartWorkload, place: Place, places: dict[str, int], point: str
+    workload: StartWorkload, place: ArchivePlace, places: dict[str, int], point: str
 ) -> None:
     running = workload("secret")
     before = running.assert_intact()
@@ -147,7 +151,7 @@ def test_a_dump_that_the_command_does_not_want_fails_with_its_reason(
 
 
 def test_without_the_command_nothing_is_dumped(
-    workload: StartWorkload, place: Place, places: dict[str, int], images: Path
+    workload: StartWorkload, place: ArchivePlace, places: dict[str, int], images: Path
 ) -> None:
     running = workload("secret")
     before = running.assert_intact()
@@ -162,7 +166,7 @@ def test_without_the_command_nothing_is_dumped(
     "options", [{"parent_img": "../x"}, {"lazy_pages": True}, {"track_mem": True}]
 )
 def test_what_is_no_whole_dump_is_refused(
-    workload: StartWorkload, place: Place, places: dict[str, int], options: dict[str, object]
+    workload: StartWorkload, place: ArchivePlace, places: dict[str, int], options: dict[str, object]
 ) -> None:
     running = workload("secret")
     before = running.assert_intact()
@@ -178,7 +182,7 @@ def test_what_is_no_whole_dump_is_refused(
 
 @pytest.mark.parametrize("refuses", ["", "post-restore"])
 def test_nothing_restored_runs_before_the_command_has_approved(
-    workload: StartWorkload, place: Place, places: dict[str, int], refuses: str
+    workload: StartWorkload, place: ArchivePlace, places: dict[str, int], refuses: str
 ) -> None:
     running = workload("secret")
     before = running.assert_intact()
@@ -197,7 +201,7 @@ def test_nothing_restored_runs_before_the_command_has_approved(
         running.assert_continues(before)
 
 
-def test_it_runs_nothing_else(place: Place, criu: Path) -> None:
+def test_it_runs_nothing_else(place: ArchivePlace, criu: Path) -> None:
     import subprocess
 
     relay = f"{place.bin}/criu"

@@ -18,7 +18,7 @@ import pytest
 import rpc
 from rpc_calls import client, dump, places, restore
 
-from sealpoint.checkpoint import tracking
+from sealpoint.state import soft_dirty
 
 __all__ = ["places"]  # a fixture
 
@@ -300,7 +300,7 @@ def test_what_would_lead_past_the_seal_is_refused_with_a_reason(
     assert os.listdir(images) == []
 
 
-@pytest.mark.skipif(tracking.supported(), reason="this kernel tracks changes of memory")
+@pytest.mark.skipif(soft_dirty.supported(), reason="this kernel tracks changes of memory")
 @pytest.mark.parametrize("kind", [rpc.PRE_DUMP, rpc.SINGLE_PRE_DUMP])
 def test_a_pre_dump_on_a_kernel_that_cannot_is_refused_and_the_tree_runs_on(
     dropin: dropin_tools.DropIn,

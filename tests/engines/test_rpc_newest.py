@@ -14,10 +14,10 @@ import pytest
 import sealed
 from rpc_faults import Places, assert_refused, dump, restore
 
-from sealpoint.checkpoint.newest import Newest
-from sealpoint.checkpoint.opening import Opening
+from sealpoint.checkpoint.opening.opener import Opening
 from sealpoint.format.statement import Origin
 from sealpoint.keys import load_trust
+from sealpoint.state.newest import Newest
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -10,8 +10,7 @@ from unittest import mock
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sealpoint.criu import schema
 from sealpoint.dropin import criu_config
@@ -220,7 +219,7 @@ def test_options_that_are_garbage_do_no_more_than_be_refused(junk: bytes, kind: 
             far,
             mock.patch.object(session.process, "protect"),  # this is not a process of its own
             mock.patch.object(session.configuration, "SYSTEM_PATH", "/nowhere/config.toml"),
-            pytest.raises(session.RefusedError),
+            pytest.raises(session.RefusedRequestError),
         ):
             session.start(data + struct.pack("<B", 0x18) + b"\x01", Held(2**22 + 1), near, ended)
     finally:

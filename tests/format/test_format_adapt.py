@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from sealpoint.format import adapt
-from sealpoint.format.adapt import LEVELS, Adaptive
+from sealpoint.checkpoint.sealing import adapt
+from sealpoint.checkpoint.sealing.adapt import LEVELS, Adaptive
 
 MIB = 1 << 20
 BUFFERS = 4  # chunks under way at once, as with two sealing threads

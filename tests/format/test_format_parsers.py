@@ -7,8 +7,7 @@ import os
 
 import pytest
 from forge import Forge, read_all, rekeyed, sample
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, strategies as st
 
 from sealpoint.errors import FileError, SealpointError
 from sealpoint.format import attributes, codec, dsse, manifest, strictjson

@@ -9,11 +9,11 @@ import warnings
 import pytest
 from forge import SIGNER, Buffer, Forge, read_all, toy_wrap
 
+from sealpoint.checkpoint.sealing.pipeline import Pipeline
 from sealpoint.errors import SealpointError, SystemEnvironmentError
 from sealpoint.format.constants import CHUNK_SIZE, Role, Suite
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.manifest import Entry, Manifest
-from sealpoint.format.pipeline import Pipeline
 from sealpoint.format.writer import SealedWriter
 
 pytestmark = pytest.mark.timeout(30)

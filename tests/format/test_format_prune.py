@@ -7,8 +7,7 @@ import os
 import prune_forge
 import pytest
 from forge import SIGNER, build_sample, read_all, sample, trusting
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from prune_forge import CHILD, memory_frames, pruned, signed_fault, split, statement_of
 
 from sealpoint.errors import FileError, SealpointError

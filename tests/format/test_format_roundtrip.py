@@ -6,8 +6,7 @@ import os
 
 import pytest
 from forge import SIGNER, Forge, Sealed, build_sample, read_all, sample, toy_wrap, trusting
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.format.codec import POLICIES, Coder, decode_into, is_zero

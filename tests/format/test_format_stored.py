@@ -8,8 +8,7 @@ import hashlib
 import pytest
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sealpoint.errors import FileError
 from sealpoint.format import stored

@@ -30,8 +30,8 @@ import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from sealpoint.checkpoint import chunk_table, summary, tar
-from sealpoint.checkpoint.delta import PageRuns
+from sealpoint.checkpoint.tables import chunk_table, summary, tar
+from sealpoint.checkpoint.tables.delta import PageRuns
 from sealpoint.criusec import grammar
 from sealpoint.criusec.decode import scan
 from sealpoint.criusec.encode import Encoder
@@ -45,11 +45,9 @@ from sealpoint.inspect import (
     hexdump,
     messages,
     report,
+    report_page as report_sections,
     scanner,
     search,
-)
-from sealpoint.inspect import (
-    report_page as report_sections,
 )
 from sealpoint.inspect.archive import ArchiveSource
 from sealpoint.inspect.explore import Explorer
@@ -304,7 +302,7 @@ def criusec_writer(data: bytes) -> None:
     name, data = names[data[0] % len(names)], data[1:]
     layout = grammar.layout_of(name, data)
     encoder = Encoder(lambda at, size: data[at : at + size], len(data), _Unlocked(), name)
-    if layout is grammar.Layout.CLEAR:
+    if layout is grammar.FieldLayout.CLEAR:
         assert b"".join(encoder.clear()) == data
         return
     sealed = b"".join(getattr(encoder, layout.value)())

@@ -11,17 +11,18 @@ from small_dump import PAGE
 from store_helpers import Store
 from test_inspect_coredump import core_image
 
-from sealpoint.checkpoint import merge, pages_file
-from sealpoint.checkpoint.access import wrap_for
-from sealpoint.checkpoint.builder import CheckpointBuilder
-from sealpoint.checkpoint.opening import Opening
-from sealpoint.checkpoint.state import StateStore
-from sealpoint.checkpoint.track import Track
+from sealpoint.checkpoint.history import merge
+from sealpoint.checkpoint.history.increments import Track
+from sealpoint.checkpoint.opening import separate_pages
+from sealpoint.checkpoint.opening.access import wrap_for
+from sealpoint.checkpoint.opening.opener import Opening
+from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import PARENT, PRESENT, Pagemap
 from sealpoint.format.constants import Suite
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter
+from sealpoint.state.chains import StateStore
 from sealpoint.store.output import OutputFile
 
 IMAGES = small_dump.a_tree() | {"core-10.img": core_image(10)}
@@ -156,15 +157,15 @@ def seal_beside(keys: Keys, path: Path, images: dict[str, bytes]) -> Path:
         )
         pages.summary = main.summary
         for name, data in images.items():
-            target = (pages if pages_file.belongs(name) else main).large(name)
+            target = (pages if separate_pages.belongs(name) else main).large(name)
             target.write(data)
             target.finish()
-        digest = pages.finish(properties={"layout": pages_file.LAYOUT})
+        digest = pages.finish(properties={"layout": separate_pages.LAYOUT})
         reference = ParentRef(pages.checkpoint_id, digest)
-        main.finish(properties=pages_file.properties(reference))
+        main.finish(properties=separate_pages.properties(reference))
         out.commit()
         pages_out.commit()
-    return beside.rename(path.parent / pages_file.file_name(reference.checkpoint_id))
+    return beside.rename(path.parent / separate_pages.file_name(reference.checkpoint_id))
 
 
 def _tracked(keys: Keys, states: StateStore, path: Path, images: dict[str, bytes], parent) -> None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sealpoint.criu import schema
-from sealpoint.inspect import memory
-from sealpoint.inspect import messages as known_messages
+from sealpoint.inspect import memory, messages as known_messages
 from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import PAGE, AddressSpace
 from sealpoint.inspect.source import Access, images

@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from made import PRESENT, Made, image, message, page, vma
 
 from sealpoint.criu.schema import X86_REGISTERS

@@ -9,8 +9,7 @@ import crit_reference
 import images_by_hand as hand
 import pytest
 from checkpoint_helpers import fixtures
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sealpoint.errors import FileError
 from sealpoint.inspect import messages

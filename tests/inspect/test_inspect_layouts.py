@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from layouts import IMAGES, NAMES, WHOLE, Layouts, seal_beside
 
-from sealpoint.checkpoint import pages_file
-from sealpoint.checkpoint.opening import Checkpoint
+from sealpoint.checkpoint.opening import separate_pages
+from sealpoint.checkpoint.opening.opener import OpenedCheckpoint
 
 PAGES = [name for name in IMAGES if name.startswith("pages-")]
 
@@ -48,9 +48,11 @@ class Run:
 
 def contents(path, keys) -> dict[str, bytes]:
     """Of a sealed file that needs no other."""
-    with Checkpoint.open(str(path), trust=keys.policy, identities=[keys.identity]) as checkpoint:
+    with OpenedCheckpoint.open(
+        str(path), trust=keys.policy, identities=[keys.identity]
+    ) as checkpoint:
         assert len(checkpoint.links) == 1
-        assert pages_file.reference(checkpoint.own()) is None
+        assert separate_pages.reference(checkpoint.own()) is None
         assert checkpoint.own().authentic.index.references == 0
         return {n: i.read() for n, i in checkpoint.images.items() if n in IMAGES}
 
@@ -140,14 +142,16 @@ def added_to_a_store(run, keys):
         "store", "add", "other", run.file, "--force", "--tenant-key", "other.key", *run.sealing
     )  # fmt: skip
     name = Path("other") / WHOLE
-    with Checkpoint.open(str(name), trust=keys.policy, identities=[keys.identity]) as checkpoint:
+    with OpenedCheckpoint.open(
+        str(name), trust=keys.policy, identities=[keys.identity]
+    ) as checkpoint:
         return {n: checkpoint.images[n].read() for n in PAGES}
 
 
 def api(run, keys):
     place = run.file.parent / "elsewhere"
     more = [str(place)] if place.exists() else []
-    with Checkpoint.open(
+    with OpenedCheckpoint.open(
         str(run.file), trust=[keys.trust_path], identities=[keys.identity],
         parents=more if "--parents" in run.options else (), stores=more if "--store" in run.options else (),
     ) as checkpoint:  # fmt: skip

@@ -6,8 +6,7 @@ import os
 
 import pytest
 from checkpoint_helpers import seal_objects
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from made import LAZY, PARENT, PRESENT, Made, image, message, page, space, vma
 
 from sealpoint.criu import schema

@@ -14,7 +14,7 @@ from checkpoint_helpers import seal_path
 from small_dump import PAGE, image
 from test_inspect_coredump import core_image
 
-from sealpoint.checkpoint import summary
+from sealpoint.checkpoint.tables import summary
 from sealpoint.errors import OmissionWarning
 from sealpoint.inspect import (
     coredump,
@@ -25,9 +25,9 @@ from sealpoint.inspect import (
     messages,
     recode,
     report,
+    secrets as secret_survey,
     tasks,
 )
-from sealpoint.inspect import secrets as secret_survey
 
 MEMBERS = {member: (name, magic) for name, (magic, member) in file_table.OLDER.items()}
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_helpers import seal_path
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from made import PARENT, PRESENT, Made, image, page, space, vma
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,8 +26,7 @@ from tools import need
 from sealpoint.errors import SealpointError
 from sealpoint.inspect import memory, memory_map, messages
 from sealpoint.inspect.finding import open_source
-from sealpoint.inspect.markup import el
-from sealpoint.inspect.markup import page as markup_page
+from sealpoint.inspect.markup import el, page as markup_page
 from sealpoint.inspect.memory import PAGE
 from sealpoint.inspect.report import collect
 from sealpoint.inspect.report_page import render

@@ -8,8 +8,7 @@ import tracemalloc
 
 import pytest
 from checkpoint_helpers import seal_path
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from made import PARENT, PRESENT, Made, page, space, vma
 
 from sealpoint.errors import UsageError

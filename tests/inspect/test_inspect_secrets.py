@@ -16,8 +16,7 @@ import pytest
 from checkpoint_helpers import seal_objects, seal_path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from made import PARENT, PRESENT, Made, image, message, page, vma
 
 from sealpoint.errors import SystemEnvironmentError

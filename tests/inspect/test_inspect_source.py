@@ -13,8 +13,8 @@ import pytest
 import zstandard
 from checkpoint_helpers import attributes, make_tar, member, seal_objects, seal_path
 
-from sealpoint.checkpoint.access import wrap_for
-from sealpoint.checkpoint.builder import CheckpointBuilder
+from sealpoint.checkpoint.opening.access import wrap_for
+from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
 from sealpoint.errors import (
     FileError,
     IdentityError,

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.inspect import archive

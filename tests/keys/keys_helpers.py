@@ -6,15 +6,13 @@ import datetime as dt
 from functools import cache
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives import serialization as ser
+from cryptography.hazmat.primitives import hashes, serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from sealpoint.format.constants import ORIGIN_TYPE, StanzaKind
 from sealpoint.format.dsse import Envelope
-from sealpoint.keys import hybrid, nist, scrypt, x25519
-from sealpoint.keys import rsa as rsa_keys
+from sealpoint.keys import hybrid, nist, rsa as rsa_keys, scrypt, x25519
 from sealpoint.keys.trust import SIGNER_USAGE
 
 NOW = int(dt.datetime.now(dt.UTC).timestamp())

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from keys_helpers import IDENTITIES, ec_key, ed_key, make_cert, pem, rsa_key
 
 from sealpoint.errors import IdentityError, SealpointError, SystemEnvironmentError, UsageError

@@ -6,8 +6,7 @@ import contextlib
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from keys_helpers import DAY, IDENTITIES, NOW, ec_key, ed_key, make_ca, make_cert, pem, rsa_key
 
 from sealpoint.errors import IdentityError, PolicyError, SealpointError, UsageError

@@ -17,10 +17,10 @@ from sealpoint.keys import (
     hybrid,
     passphrase_identity,
     passphrase_recipient,
+    rsa as rsa_keys,
     scrypt,
     x25519,
 )
-from sealpoint.keys import rsa as rsa_keys
 
 UNIFORM = "the key does not open this checkpoint"
 

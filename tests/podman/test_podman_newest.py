@@ -8,14 +8,14 @@ import time
 import sealed
 from test_podman_gate import NAME, assert_nothing_left, container, engine
 
-from sealpoint.checkpoint.access import signing_by, wrap_for
-from sealpoint.checkpoint.archive import seal_path
-from sealpoint.checkpoint.builder import CheckpointBuilder
-from sealpoint.checkpoint.newest import Newest
-from sealpoint.checkpoint.progress import silent
+from sealpoint.checkpoint.opening.access import signing_by, wrap_for
+from sealpoint.checkpoint.sealing.archive import seal_path
+from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
 from sealpoint.format.constants import Suite
 from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import load_recipient, load_signer
+from sealpoint.progress import silent
+from sealpoint.state.newest import Newest
 from sealpoint.store.output import OutputFile
 
 __all__ = ["container", "engine"]  # fixtures

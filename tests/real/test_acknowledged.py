@@ -16,7 +16,7 @@ import leaks
 import pytest
 import sealed
 
-from sealpoint.checkpoint.access import authenticate
+from sealpoint.checkpoint.opening.access import authenticate
 from sealpoint.cli.dump import ack_line
 from sealpoint.keys import load_trust
 

@@ -15,9 +15,8 @@ import harness
 import pytest
 import sealed
 
-from sealpoint.checkpoint.access import CheckedFile, signing_by, wrap_for
-from sealpoint.checkpoint.builder import CheckpointBuilder
-from sealpoint.checkpoint.state import State, StateStore
+from sealpoint.checkpoint.opening.access import CheckedFile, signing_by, wrap_for
+from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import PAGE, PARENT, PRESENT, Pagemap
 from sealpoint.criu.roles import SUMMARY_NAME
@@ -25,6 +24,7 @@ from sealpoint.format.constants import Suite
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import load_identity, load_recipient, load_signer, load_trust
+from sealpoint.state.chains import State, StateStore
 from sealpoint.store.output import OutputFile
 
 StartWorkload = Callable[..., harness.Workload]

@@ -13,7 +13,7 @@ import harness
 import pytest
 import sealed
 
-from sealpoint.checkpoint.access import CheckedFile
+from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.cli.dump import ack_line
 from sealpoint.keys import load_trust
 

@@ -15,7 +15,7 @@ import sealed
 import stock_criu
 from typed import DropIn
 
-from sealpoint.checkpoint import tracking
+from sealpoint.state import soft_dirty
 
 StartWorkload = Callable[..., harness.Workload]
 
@@ -244,7 +244,7 @@ def test_interrupting_a_dump_leaves_the_tree_as_it_was(
 # --- increments ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(tracking.supported(), reason="this kernel tracks changes of memory")
+@pytest.mark.skipif(soft_dirty.supported(), reason="this kernel tracks changes of memory")
 def test_a_pre_dump_on_a_kernel_that_cannot_says_so_and_leaves_the_process_running(
     workload: StartWorkload, dropin: DropIn, tmp_path: Path
 ) -> None:

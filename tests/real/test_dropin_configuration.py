@@ -14,8 +14,7 @@ import harness
 import leaks
 import pytest
 import sealed
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from typed import DropIn
 
 from sealpoint.criu.options import UnknownError, scan

@@ -18,8 +18,8 @@ import sealed
 import stock_criu
 import typed
 
-from sealpoint.checkpoint import evidence
-from sealpoint.checkpoint.evidence import Kind
+from sealpoint.checkpoint.tables import evidence
+from sealpoint.checkpoint.tables.evidence import Kind
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import LAZY, PARENT
 

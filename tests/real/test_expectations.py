@@ -12,9 +12,9 @@ import pytest
 import sealed
 from typed import DropIn
 
-from sealpoint.checkpoint.newest import Newest
-from sealpoint.checkpoint.opening import Opening
+from sealpoint.checkpoint.opening.opener import Opening
 from sealpoint.keys import load_trust
+from sealpoint.state.newest import Newest
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -21,12 +21,12 @@ from far_side import FarSide
 from moving import Receiver, far, migrate, receive, tap, through, where
 from tap import PORT, Tap
 
-from sealpoint.checkpoint import peer
-from sealpoint.checkpoint.access import signing_by
+from sealpoint.checkpoint.live import peer
+from sealpoint.checkpoint.opening.access import signing_by
 from sealpoint.keys import load_signer
 
 __all__ = ["far", "receive", "tap"]  # fixtures
-from sealpoint.checkpoint.newest import Mark, Newest
+from sealpoint.state.newest import Mark, Newest
 
 StartWorkload = Callable[..., harness.Workload]
 
@@ -49,7 +49,7 @@ def test_a_tree_moves_to_another_machine_with_all_it_holds(
 
 # A sender with our keys that forgets, with each copy, the ones before.
 FORGETFUL = """
-from sealpoint.checkpoint import migrate
+from sealpoint.checkpoint.live import migrate
 
 def forget(sender):
     track = migrate.Track(None, lambda _: None, sender._request.dump.workload)

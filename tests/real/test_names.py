@@ -66,8 +66,8 @@ def test_a_tree_with_names_that_are_no_text_is_restored_after_it_ended(
 def test_what_a_killed_criu_leaves_of_such_a_deleted_file_is_removed(
     running: harness.Workload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, dump: Path
 ) -> None:
-    from sealpoint.checkpoint.ghosts import Ghosts
-    from sealpoint.checkpoint.opening import Opening
+    from sealpoint.checkpoint.opening.opener import Opening
+    from sealpoint.checkpoint.tables.ghosts import Ghosts
     from sealpoint.keys import load_identity, load_trust
 
     opening = Opening(

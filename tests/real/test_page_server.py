@@ -16,8 +16,8 @@ import pytest
 import sealed
 from typed import DropIn
 
-from sealpoint.checkpoint import peer
-from sealpoint.checkpoint.access import signing_by
+from sealpoint.checkpoint.live import peer
+from sealpoint.checkpoint.opening.access import signing_by
 from sealpoint.keys import load_signer
 
 StartWorkload = Callable[..., harness.Workload]

@@ -17,8 +17,8 @@ from far_side import FarSide
 from moving import Receiver, far, migrate, receive
 from tap import PORT, Tap
 
-from sealpoint.checkpoint import peer
-from sealpoint.checkpoint.access import signing_by
+from sealpoint.checkpoint.live import peer
+from sealpoint.checkpoint.opening.access import signing_by
 from sealpoint.keys import load_signer
 
 __all__ = ["far", "receive"]  # fixtures

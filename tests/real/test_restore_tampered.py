@@ -19,7 +19,7 @@ import pytest
 import sealed
 from sealed import Hold, wait_until
 
-from sealpoint.checkpoint.access import CheckedFile
+from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.errors import SealpointError
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.manifest import Entry

@@ -16,7 +16,7 @@ import pytest
 import sealed
 import stock_criu
 
-from sealpoint.checkpoint.access import CheckedFile
+from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import LAZY, PARENT
 from sealpoint.format.constants import Role

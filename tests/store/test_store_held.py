@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from sealpoint.store.held import HeldOutput
 from sealpoint.store.limits import available_memory
 from sealpoint.store.link import LinkError
+from sealpoint.store.queued import HeldOutput
 
 
 class Slow:

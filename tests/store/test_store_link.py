@@ -8,12 +8,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sealpoint.cli import endpoint
 from sealpoint.errors import SystemEnvironmentError, UsageError
-from sealpoint.store.link import Kind, Link, LinkError, LinkInput, LinkOutput
+from sealpoint.store.link import Link, LinkError, LinkInput, LinkOutput, MessageKind
 from sealpoint.store.source import hold_from
 
 PATIENCE = 0.3
@@ -49,8 +48,8 @@ def test_a_file_arrives_as_it_was_written() -> None:
     with open(held, "rb") as file:
         assert os.pread(held, len(data) + 1, 0) == data
         assert not file.closed
-    sender.send(Kind.HAVE)
-    assert receiver.expect(Kind.HAVE) == b""
+    sender.send(MessageKind.HAVE)
+    assert receiver.expect(MessageKind.HAVE) == b""
     sender.close()
     receiver.close()
 
@@ -88,7 +87,7 @@ def test_a_file_of_whatever_comes_ends_or_fails(data: bytes) -> None:
 
 def test_a_length_that_nobody_needs_is_refused_before_anything_is_allocated(linked) -> None:
     link, theirs = linked
-    theirs.sendall(bytes([Kind.READY]) + (1 << 31).to_bytes(4, "little"))
+    theirs.sendall(bytes([MessageKind.READY]) + (1 << 31).to_bytes(4, "little"))
     with pytest.raises(LinkError, match="does not speak"):
         link.receive()
 
@@ -102,11 +101,11 @@ def test_silence_is_taken_for_a_cut(linked) -> None:
 def test_a_peer_who_takes_nothing_is_taken_for_a_cut(linked) -> None:
     link, _ = linked
     with pytest.raises(LinkError, match="silent"):
-        link.send(Kind.DATA, bytes(50_000_000))
+        link.send(MessageKind.DATA, bytes(50_000_000))
     with pytest.raises(
         LinkError, match="in the middle of a message"
     ):  # nothing that follows could be understood
-        link.send(Kind.STOP, b"")
+        link.send(MessageKind.STOP, b"")
 
 
 def test_a_wait_can_be_ended_from_another_thread() -> None:
@@ -118,16 +117,16 @@ def test_a_wait_can_be_ended_from_another_thread() -> None:
         with pytest.raises(LinkError, match="given up"):
             link.receive()
         timer.join()
-        link.send(Kind.STOP, b"why")  # it can still be told why
+        link.send(MessageKind.STOP, b"why")  # it can still be told why
         assert theirs.recv(100)[5:] == b"why"
     link.close()
 
 
 def test_the_reason_of_the_other_side_is_told(linked) -> None:
     link, theirs = linked
-    theirs.sendall(bytes([Kind.STOP]) + (4).to_bytes(4, "little") + b"full")
+    theirs.sendall(bytes([MessageKind.STOP]) + (4).to_bytes(4, "little") + b"full")
     with pytest.raises(LinkError, match="gave up: full"):
-        link.expect(Kind.READY)
+        link.expect(MessageKind.READY)
 
 
 @pytest.mark.parametrize(

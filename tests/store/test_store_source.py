@@ -11,7 +11,7 @@ import pytest
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.store import source
-from sealpoint.store.source import hold, open_source
+from sealpoint.store.source import hold, open_input
 
 DATA = os.urandom(300_000)
 
@@ -46,14 +46,14 @@ def read(fd: int) -> bytes:
 
 def test_a_path_is_opened(tmp_path):
     (tmp_path / "f").write_bytes(DATA)
-    assert read(open_source(str(tmp_path / "f"))) == DATA
+    assert read(open_input(str(tmp_path / "f"))) == DATA
 
 
 def test_a_named_pipe_is_held(tmp_path):
     os.mkfifo(tmp_path / "f")
     thread = threading.Thread(target=lambda: (tmp_path / "f").write_bytes(DATA))
     thread.start()
-    assert read(open_source(str(tmp_path / "f"))) == DATA
+    assert read(open_input(str(tmp_path / "f"))) == DATA
     thread.join()
 
 
@@ -110,7 +110,7 @@ def test_a_spool_directory_that_is_not_there_is_named(pipe, tmp_path):
 def test_what_is_no_file_is_refused(tmp_path, monkeypatch, path, error, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=words):
-        open_source(path)
+        open_input(path)
 
 
 def test_a_read_error_is_said():
@@ -138,7 +138,7 @@ def test_standard_input_that_is_a_file_is_read_in_place(tmp_path, monkeypatch):
         with (tmp_path / "f").open("rb") as file:
             file.read(1000)  # where it stands does not matter
             os.dup2(file.fileno(), 0)
-        fd = open_source("-")
+        fd = open_input("-")
         assert os.fstat(fd).st_ino == (tmp_path / "f").stat().st_ino
         assert read(fd) == DATA
     finally:

@@ -29,8 +29,7 @@ import faults
 import prune_forge
 import stored_forge
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives import serialization as ser
+from cryptography.hazmat.primitives import hashes, serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from forge import SIGNER, STRANGER, Forge, Sealed, Signatory, build_sample, rekeyed
 from vectors_reader import apply, chunks_of, identity_of, load, read, unpack

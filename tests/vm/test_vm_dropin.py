@@ -20,8 +20,8 @@ import podman
 import pytest
 import sealed
 
-from sealpoint.checkpoint.container_workload import workload_of
-from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, StateStore
+from sealpoint.state.chains import DEFAULT_STATE, StateStore
+from sealpoint.state.container_workload import workload_of
 
 pytestmark = pytest.mark.usefixtures("dropin")
 
@@ -202,7 +202,7 @@ def test_an_older_checkpoint_of_a_container_is_refused_and_allowed_once(
     assert refused.code != 0
     assert running.processes() == []
     running.remove()
-    sealpoint.run("state", "allow-older", workload, "--state", DEFAULT_DIRECTORY).ok()
+    sealpoint.run("state", "allow-older", workload, "--state", DEFAULT_STATE).ok()
     running.restore_archive(older).ok()
     running.assert_whole(count)
     running.remove()

@@ -12,9 +12,9 @@ from typing import Any, Final, Self
 
 import click
 
-from sealpoint.checkpoint.progress import Progress
 from sealpoint.cli import notice
 from sealpoint.cli.printable import printable
+from sealpoint.progress import Progress
 
 _PATIENCE = 1.0  # seconds before anything is drawn
 _PAUSE: Final = 0.1  # seconds from one drawing to the next

@@ -24,7 +24,7 @@ def command(*, file: str, reading: Reading, as_json: bool) -> None:
     Example:
       sealpoint chain 720.sealed --trust keys/signer.pub
     """
-    from sealpoint.checkpoint.retention import show_time
+    from sealpoint.checkpoint import show_time
 
     policy = reading.policy(anyone=not reading.names_trust)
     with reading.opening(policy, unproven=True).open(file) as chain:

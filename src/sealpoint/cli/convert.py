@@ -81,7 +81,7 @@ def _to_sealed(
     source: str, reading: Reading, seal: SealOptions, *, as_files: bool, as_json: bool
 ) -> None:
     from sealpoint.cli.bar import Bar
-    from sealpoint.inspect import convert
+    from sealpoint.convert import formats
 
     if not reading.allow_unsigned and not seal.unsigned:
         raise PolicyError(
@@ -92,7 +92,7 @@ def _to_sealed(
     with encrypted.open_dump(source, reading) as dump:
         encrypted.check(source, dump)
         with seal.open_output() as out, Bar(f"sealing {source}") as bar:
-            checkpoint, kinds = convert.seal_source(
+            checkpoint, kinds = formats.seal_source(
                 dump, out, prepared, as_files=as_files, report=bar
             )
     encrypted.warn_unsigned(source)
@@ -110,8 +110,8 @@ def _to_sealed(
 def _to_criusec(source: str, reading: Reading, seal: SealOptions, *, as_json: bool) -> None:
     from sealpoint.checkpoint import extract
     from sealpoint.cli.bar import Bar
+    from sealpoint.convert import formats
     from sealpoint.criusec import limits
-    from sealpoint.inspect import convert
     from sealpoint.inspect.source import images, split_place
 
     output = seal.output
@@ -126,7 +126,7 @@ def _to_criusec(source: str, reading: Reading, seal: SealOptions, *, as_json: bo
         "records and pages, and it shows " + "; ".join(limits.VISIBLE)
     )
     with reading.source(path) as opened:
-        items, writer = convert.encrypted_items(images(opened, directory), recipient)
+        items, writer = formats.encrypted_items(images(opened, directory), recipient)
         if writer.clear:
             notice.warn(f"in the clear, wholly or in part: {', '.join(writer.clear)}")
         with Bar(f"writing {output}") as bar:

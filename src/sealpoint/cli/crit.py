@@ -215,7 +215,7 @@ def _rewrite(
 ) -> None:
     """A new sealed file from `file`, with what `replace` gives in place of what is there."""
     from sealpoint.cli.bar import Bar
-    from sealpoint.inspect.rewrite import rewrite
+    from sealpoint.convert.rewrite import rewrite
     from sealpoint.inspect.sealed import SealedSource
 
     prepared = seal.sealing()
@@ -277,9 +277,9 @@ def _plain_image(path: str, reading: Reading) -> Iterator[Image | None]:
     from sealpoint.inspect.directory import DirectorySource, pread
     from sealpoint.inspect.encrypted import decrypted
     from sealpoint.inspect.image import Image
-    from sealpoint.store.source import open_source
+    from sealpoint.store.source import open_input
 
-    fd = open_source(path, limit=reading.max_size)
+    fd = open_input(path, limit=reading.max_size)
     try:
         if finding.is_container(os.pread(fd, finding.HEAD, 0)):
             yield None

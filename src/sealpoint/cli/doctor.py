@@ -33,7 +33,7 @@ def command(*, target: str | None, as_json: bool) -> int:
         _thaw(target, as_json=as_json)
         return 0
     notice.protect()
-    from sealpoint.dropin.survey import survey
+    from sealpoint.machine.survey import survey
 
     findings = []
     for finding in survey():
@@ -53,7 +53,7 @@ def command(*, target: str | None, as_json: bool) -> int:
 
 
 def _thaw(target: str, *, as_json: bool) -> None:
-    from sealpoint.dropin.thaw import thaw
+    from sealpoint.machine.thaw import thaw
 
     done = thaw(target)
     if as_json:

@@ -19,9 +19,7 @@ from sealpoint.cli.sealing import A_FILE, SealOptions, seals_checkpoint
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.chunking import ChunkAdder
-    from sealpoint.checkpoint.dump import DumpResult
-    from sealpoint.checkpoint.track import Track
+    from sealpoint.checkpoint import ChunkAdder, DumpResult, Track
     from sealpoint.format.writer import Signing
     from sealpoint.inspect.scanner import Tally
 
@@ -94,7 +92,7 @@ def command(
     if bool(store) != bool(tenant_key):
         raise UsageError("--store and --tenant-key go together")
     search = running.search()
-    from sealpoint.checkpoint.dump import Dump, DumpRequest
+    from sealpoint.checkpoint import Dump, DumpRequest
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.store import open_store
 
@@ -232,10 +230,9 @@ def _track(
     signing: Signing,
 ) -> Track:
     """What makes a dump an increment; a parent that is no good costs a full dump, and only that."""
-    from sealpoint.checkpoint.opening import Opening
-    from sealpoint.checkpoint.state import StateStore
-    from sealpoint.checkpoint.track import Track
+    from sealpoint.checkpoint import Opening, Track
     from sealpoint.errors import FileError, PolicyError
+    from sealpoint.state.chains import StateStore
 
     track = Track(StateStore(states), notice.warn, workload)
     if parent is None:

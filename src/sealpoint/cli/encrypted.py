@@ -40,13 +40,13 @@ def open_dump(path: str, reading: Reading) -> Iterator[EncryptedSource]:
 def check(path: str, source: EncryptedSource) -> dict[str, PageCheck]:
     """Authenticate what can be, with a bar."""
     from sealpoint.cli.bar import Bar
-    from sealpoint.inspect import convert
+    from sealpoint.convert import formats
 
     for prefix in source.dumps:
         if os.path.lexists(f"{path}/{prefix}parent"):
             notice.warn(f"{path}/{prefix}parent is left out: the format has no increments")
     with Bar(f"checking {path}") as bar:
-        return convert.check(source, bar)
+        return formats.check(source, bar)
 
 
 def require_leave(path: str, reading: Reading) -> None:
@@ -83,7 +83,7 @@ def open_plain(
 
     from sealpoint.checkpoint import extract
     from sealpoint.cli.bar import Bar
-    from sealpoint.inspect import convert
+    from sealpoint.convert import formats
     from sealpoint.store.output import destination
 
     require_leave(path, reading)
@@ -99,7 +99,7 @@ def open_plain(
         if not names:
             raise UsageError("no file of the dump matches --only")
         check(path, source)
-        items = convert.plain_items(source, names)
+        items = formats.plain_items(source, names)
         with Bar(f"opening {path}") as bar:
             if extract.is_archive_name(output):
                 extract.write_tar(items, output, bar, force=force)

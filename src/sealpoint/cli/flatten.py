@@ -28,7 +28,7 @@ def command(*, file: str, reading: Reading, seal: SealOptions, as_json: bool) ->
       sealpoint flatten 3.sealed -o whole.sealed -i identity.key --trust signer.pub \\
         -r recipient.pub --sign signer.key
     """
-    from sealpoint.checkpoint.merge import merge
+    from sealpoint.checkpoint import merge
     from sealpoint.cli.bar import Bar
 
     if file == "-":

@@ -12,7 +12,7 @@ from sealpoint.cli.printable import echo_json, printable
 from sealpoint.cli.reading import Reading, reads_checkpoint
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.opening import Checkpoint
+    from sealpoint.checkpoint import OpenedCheckpoint
     from sealpoint.format.opened import OpenFile
 
 
@@ -48,8 +48,8 @@ def command(*, file: str, reading: Reading, as_json: bool) -> None:
         _print(file, values)
 
 
-def _public(checkpoint: Checkpoint) -> dict[str, Any]:
-    from sealpoint.checkpoint.access import describe_stanza
+def _public(checkpoint: OpenedCheckpoint) -> dict[str, Any]:
+    from sealpoint.checkpoint import describe_stanza
 
     authentic = checkpoint.authentic
     origin = authentic.origin

@@ -13,7 +13,7 @@ from sealpoint.cli.printable import echo_json, printable
 from sealpoint.config import Config
 
 if TYPE_CHECKING:
-    from sealpoint.dropin.install import Installed
+    from sealpoint.machine.install import Installed
 
 
 @click.command()
@@ -91,8 +91,8 @@ def command(
       sealpoint install-criu -r recipient.pub --sign signer.key -i identity.key --trust signer.pub
     """
     notice.protect()
-    from sealpoint.dropin import configure
-    from sealpoint.dropin.install import Request, existing_config, install
+    from sealpoint.machine import configure
+    from sealpoint.machine.install import Request, existing_config, install
 
     def names(values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(configure.absolute(v) for v in values)
@@ -121,7 +121,7 @@ def command(
 
 def _ask(known: Config) -> Config:
     """What is missing, from whoever sits there."""
-    from sealpoint.dropin import configure
+    from sealpoint.machine import configure
 
     def ask(what: str) -> str:
         answer: str = click.prompt(what, default="", show_default=False, err=True)

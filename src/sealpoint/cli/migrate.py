@@ -12,7 +12,7 @@ from sealpoint.cli.running import Running, runs_criu
 from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.migrate import MigrateResult
+    from sealpoint.checkpoint import MigrateResult
 
 
 @click.command()
@@ -85,8 +85,7 @@ def command(
     """
     notice.protect()
     search = running.search()
-    from sealpoint.checkpoint.dump import DumpRequest
-    from sealpoint.checkpoint.migrate import MigrateRequest, Sender
+    from sealpoint.checkpoint import DumpRequest, MigrateRequest, Sender
     from sealpoint.cli import endpoint
     from sealpoint.cli.bar import Bar
 

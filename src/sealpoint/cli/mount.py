@@ -31,7 +31,7 @@ def command(file: str, directory: str, *, reading: Reading, foreground: bool) ->
     Example:
       sealpoint mount app.sealed /mnt -i keys/identity.key --trust keys/signer.pub
     """
-    from sealpoint.checkpoint.view import View
+    from sealpoint.checkpoint import View
     from sealpoint.cli.bar import Bar
     from sealpoint.criu import mounts
     from sealpoint.criu.fuse import FuseServer

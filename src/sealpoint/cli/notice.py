@@ -10,7 +10,7 @@ import click
 from sealpoint.cli.printable import printable
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.opening import Checkpoint
+    from sealpoint.checkpoint import OpenedCheckpoint
 
 
 def warn(message: str) -> None:
@@ -49,11 +49,11 @@ def protect() -> None:
             warn(said)
 
 
-def announce(checkpoint: Checkpoint) -> None:
+def announce(checkpoint: OpenedCheckpoint) -> None:
     """Say on standard error what is about to be restored, before it is."""
-    from sealpoint.checkpoint.admission import describe
+    from sealpoint.checkpoint import describe_admitted
 
-    for line in describe(checkpoint):
+    for line in describe_admitted(checkpoint):
         click.echo(f"sealpoint: restoring {line}", err=True)
 
 

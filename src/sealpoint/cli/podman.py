@@ -40,7 +40,7 @@ class _Told:
 
     def real_criu(self) -> str:
         """The CRIU behind the drop-in.  Raises SystemEnvironmentError."""
-        from sealpoint.dropin.real import find_real
+        from sealpoint.machine.real import find_real
 
         return find_real(self.criu or keyring.configured().criu).path
 
@@ -157,8 +157,8 @@ def _named(workload: str | None, states: str) -> Callable[[str], str]:
     """From a container's id to the name of its workload."""
 
     def named(container: str) -> str:
-        from sealpoint.checkpoint.container_workload import workload_of
-        from sealpoint.checkpoint.state import StateStore
+        from sealpoint.state.chains import StateStore
+        from sealpoint.state.container_workload import workload_of
 
         if workload is not None or not keyring.configured().container_workloads:
             return workload or ""
@@ -206,13 +206,13 @@ def restore_command(
       sealpoint podman restore web.sealed -i keys/identity.key --trust keys/signer.pub
       sealpoint podman restore web.sealed --name web2 -- --publish 8081:80
     """
-    from sealpoint.checkpoint.admission import Admission
-    from sealpoint.podman.restore import RestoreRequest, restore
+    from sealpoint.checkpoint import Admission
+    from sealpoint.podman.restore import ContainerRestore, restore
 
     if name.startswith("-"):
         raise UsageError(f"--name: {name!r} is not a name")
     opening = reading.opening()
-    request = RestoreRequest(told.engine(), told.real_criu(), name, told.more)
+    request = ContainerRestore(told.engine(), told.real_criu(), name, told.more)
     with opening.open(file) as checkpoint:
         states = state_directory(told.state)
         admission = Admission(checkpoint, states, notice.warn, allow_older=allow_older)

@@ -13,7 +13,7 @@ from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.errors import FileError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.access import Opinion
+    from sealpoint.checkpoint import Opinion
     from sealpoint.format.reader import AuthenticFile
 
 
@@ -41,15 +41,14 @@ def check(*, file: str, reading: Reading, as_json: bool) -> None:
     Example:
       sealpoint policy check app.sealed
     """
-    from sealpoint.checkpoint.access import explain
-    from sealpoint.checkpoint.opening import Opening
+    from sealpoint.checkpoint import Opening, explain
     from sealpoint.keys.load import in_file
-    from sealpoint.store.source import open_source
+    from sealpoint.store.source import open_input
 
     policy = reading.policy()
     Opening(policy).require_trust()
     label = "standard input" if file == "-" else file
-    fd = open_source(file)
+    fd = open_input(file)
     try:
         authentic, opinions, refusal = explain(fd, policy)
     except FileError as error:

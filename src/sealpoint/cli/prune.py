@@ -13,8 +13,7 @@ from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.opening import Checkpoint
-    from sealpoint.checkpoint.sealing import Sealing
+    from sealpoint.checkpoint import OpenedCheckpoint, Sealing
 
 
 @click.command()
@@ -70,17 +69,17 @@ def command(
         click.echo(f"{would}removed {printable(path)}")
 
 
-def no_merging(_checkpoint: Checkpoint, _first: int, _count: int) -> None:
+def no_merging(_checkpoint: OpenedCheckpoint, _first: int, _count: int) -> None:
     """For a dry run, which needs no keys to seal with."""
 
 
-def merging(sealing: Sealing) -> Callable[[Checkpoint, int, int], None]:
+def merging(sealing: Sealing) -> Callable[[OpenedCheckpoint, int, int], None]:
     """What `retention.prune` merges with."""
-    from sealpoint.checkpoint.merge import merge
+    from sealpoint.checkpoint import merge
     from sealpoint.cli.bar import Bar
     from sealpoint.store.output import open_output
 
-    def make(checkpoint: Checkpoint, first: int, count: int) -> None:
+    def make(checkpoint: OpenedCheckpoint, first: int, count: int) -> None:
         files = checkpoint.whole()
         path = checkpoint.links[first].path
         with open_output(path, force=True) as out, Bar(f"merging into {path}") as bar:

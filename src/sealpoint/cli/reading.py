@@ -12,7 +12,7 @@ from sealpoint.cli import keyring, notice, options
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.opening import Checkpoint, Opening
+    from sealpoint.checkpoint import OpenedCheckpoint, Opening
     from sealpoint.inspect.source import Access, Source
     from sealpoint.keys import Identity, TrustPolicy
 
@@ -76,8 +76,7 @@ class Reading:
 
         policy: None for that of the options, which then must trust somebody.  Raises PolicyError, UsageError.
         """
-        from sealpoint.checkpoint.expectation import Expectation
-        from sealpoint.checkpoint.opening import Opening
+        from sealpoint.checkpoint import Expectation, Opening
 
         told = {
             "parents": self.parents,
@@ -97,7 +96,7 @@ class Reading:
         keyring.check_standard_input(file, self.passphrase_file)
         return self.opening(policy, **how)
 
-    def open(self, file: str, policy: TrustPolicy | None = None, **how: Any) -> Checkpoint:
+    def open(self, file: str, policy: TrustPolicy | None = None, **how: Any) -> OpenedCheckpoint:
         """The sealed file itself.  Raises what `opening` and Opening.open raise."""
         return self.opening_of(file, policy, **how).open(file)
 

@@ -14,9 +14,7 @@ from sealpoint.cli.running import Running, runs_criu
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.admission import Admission
-    from sealpoint.checkpoint.opening import Checkpoint, Opening
-    from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
+    from sealpoint.checkpoint import Admission, OpenedCheckpoint, Opening, Receiver, ReceiveRequest
     from sealpoint.cli.endpoint import Endpoint
     from sealpoint.store.link import Link
 
@@ -93,8 +91,7 @@ def command(
         keyring.check_standard_input("-", reading.passphrase_file)
     reading.harden()
     search = running.search()
-    from sealpoint.checkpoint.receive import Receiver, ReceiveRequest
-    from sealpoint.checkpoint.restore import RestoreRequest
+    from sealpoint.checkpoint import Receiver, ReceiveRequest, RestoreRequest
     from sealpoint.cli import endpoint
     from sealpoint.cli.bar import Bar
     from sealpoint.cli.received import described
@@ -136,7 +133,7 @@ def command(
 
 def _opening(reading: Reading) -> Opening:
     """How each round's file is opened; the keys are loaded now: the tree must not wait, frozen, for a passphrase."""
-    from sealpoint.checkpoint.expectation import Expectation
+    from sealpoint.checkpoint import Expectation
 
     expected = Expectation.of(reading.workloads, ())
     opening = reading.opening(expected=expected, limit=None, alone=True)
@@ -146,14 +143,13 @@ def _opening(reading: Reading) -> Opening:
 
 def _admit(
     reading: Reading, states: str, *, allow_older: bool
-) -> Callable[[Checkpoint], Admission]:
+) -> Callable[[OpenedCheckpoint], Admission]:
     """What is asked before the last file is restored; those of rounds before are other checkpoints."""
-    from sealpoint.checkpoint.admission import Admission
-    from sealpoint.checkpoint.expectation import Expectation
+    from sealpoint.checkpoint import Admission, Expectation
 
     wanted = Expectation.of((), reading.expect)
 
-    def admit(checkpoint: Checkpoint) -> Admission:
+    def admit(checkpoint: OpenedCheckpoint) -> Admission:
         wanted.check(checkpoint.authentic)
         notice.announce(checkpoint)
         return Admission(checkpoint, states, notice.warn, allow_older=allow_older)
@@ -165,7 +161,7 @@ def _first_trusted(
     address: Endpoint, request: ReceiveRequest, *, patience: float, wait: float
 ) -> tuple[Link, Receiver]:
     """The first who proves that he is trusted; others are turned away, and said.  Raises SystemEnvironmentError."""
-    from sealpoint.checkpoint.receive import Receiver
+    from sealpoint.checkpoint import Receiver
     from sealpoint.store.guests import Guest, Guests, listen
     from sealpoint.store.link import Link
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from sealpoint.checkpoint.chain import claimed_id
-from sealpoint.checkpoint.released import Record, Released
+from sealpoint.checkpoint import claimed_id
 from sealpoint.cli import notice
+from sealpoint.state.released import Released, ReleaseRecord
 from sealpoint.store import received
 from sealpoint.store.received import Left, Stage
 
@@ -55,12 +55,12 @@ def remove(keep: str, state: str, name: str) -> None:
             released.forget(identifier)
 
 
-def _record(each: Left, state: str) -> Record | None:
+def _record(each: Left, state: str) -> ReleaseRecord | None:
     identifier = claimed_id(each.file) if each.file else None
     return None if identifier is None else Released(state).of(identifier)
 
 
-def _sentence(each: Left, record: Record | None) -> str:
+def _sentence(each: Left, record: ReleaseRecord | None) -> str:
     if each.busy:
         return "a migration that is under way"
     away = f"sealpoint receive --remove {os.path.basename(each.path)}"

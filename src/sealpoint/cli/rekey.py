@@ -68,8 +68,7 @@ def command(
       sealpoint rekey app.sealed -i keys/identity.key --sign keys/signer.key --add colleague.pub
     """
     reading.harden()
-    from sealpoint.checkpoint.access import describe_stanza, signing_by
-    from sealpoint.checkpoint.rekey import RekeyRequest, rekey
+    from sealpoint.checkpoint import RekeyRequest, describe_stanza, rekey, signing_by
 
     config = keyring.configured()
     load = partial(

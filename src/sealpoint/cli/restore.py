@@ -14,8 +14,7 @@ from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.cli.running import Running, ack_line, runs_criu
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.admission import Admission
-    from sealpoint.checkpoint.opening import Checkpoint
+    from sealpoint.checkpoint import Admission, OpenedCheckpoint
 
 
 @click.command()
@@ -60,8 +59,7 @@ def command(
     """
     reading.harden()
     search = running.search()
-    from sealpoint.checkpoint.admission import Admission
-    from sealpoint.checkpoint.restore import Restore, RestoreRequest
+    from sealpoint.checkpoint import Admission, Restore, RestoreRequest
     from sealpoint.cli.bar import Bar
 
     with Bar("receiving") as bar:
@@ -95,7 +93,9 @@ def command(
     return result.status
 
 
-def _approved(checkpoint: Checkpoint, admission: Admission, *, ack: bool) -> Callable[[], None]:
+def _approved(
+    checkpoint: OpenedCheckpoint, admission: Admission, *, ack: bool
+) -> Callable[[], None]:
     """What happens when every byte has verified, before the tree runs."""
 
     def approved() -> None:

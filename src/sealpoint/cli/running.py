@@ -12,7 +12,7 @@ import click
 from sealpoint.cli import keyring, notice, options
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.dump import DumpResult
+    from sealpoint.checkpoint import DumpResult
     from sealpoint.criu.binary import Search
     from sealpoint.podman.checkpoint import CheckpointResult
 
@@ -47,15 +47,15 @@ class Running:
 
 def state_directory(told: str | None) -> str:
     """The directory of the state store: the option, else the configuration, else the usual one."""
-    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
+    from sealpoint.state.chains import DEFAULT_STATE
 
-    return told or keyring.configured().state or DEFAULT_DIRECTORY
+    return told or keyring.configured().state or DEFAULT_STATE
 
 
 def note_newest(states: str, workload: str, result: DumpResult | CheckpointResult) -> None:
     """Older checkpoints of this workload are from now on restored on request only."""
-    from sealpoint.checkpoint.newest import Mark, Newest
     from sealpoint.errors import SystemEnvironmentError
+    from sealpoint.state.newest import Mark, Newest
 
     mark = Mark(result.checkpoint_id, result.captured, 1)
     try:

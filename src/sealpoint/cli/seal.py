@@ -38,7 +38,7 @@ def command(path: str, *, seal: SealOptions, as_files: bool, as_json: bool) -> N
     keyring.check_standard_input(path, seal.passphrase_file)
     keyring.check_standard_input(path, seal.sign_passphrase_file)
     notice.protect()
-    from sealpoint.checkpoint.seal import seal as run
+    from sealpoint.checkpoint import seal as run
     from sealpoint.cli.bar import Bar
 
     if not seal.piped and os.path.isdir(path) and _inside(seal.output, path):

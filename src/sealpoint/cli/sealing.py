@@ -15,7 +15,7 @@ from sealpoint.cli.printable import printable
 from sealpoint.format.constants import Suite
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.sealing import Sealing
+    from sealpoint.checkpoint import Sealing
     from sealpoint.store.output import Destination, OutputFile, OutputPipe
 
 
@@ -38,8 +38,7 @@ class SealOptions:
 
     def sealing(self) -> Sealing:
         """Recipients, signer and form: the options, else the configuration.  Raises UsageError, IdentityError."""
-        from sealpoint.checkpoint.access import require_recipient
-        from sealpoint.checkpoint.sealing import Sealing
+        from sealpoint.checkpoint import Sealing, require_recipient
 
         config = keyring.configured()
         full = list(self.recipients) or list(config.recipients)

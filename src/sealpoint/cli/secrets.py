@@ -12,7 +12,7 @@ from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 from sealpoint.names import text
 
 if TYPE_CHECKING:
-    from sealpoint.inspect.secrets import Exposure, Finding
+    from sealpoint.inspect.secrets import Exposure, Secret
 
 
 @click.command()
@@ -131,7 +131,7 @@ def _print(file: str, exposure: Exposure, *, reveal: bool) -> None:
     click.echo(f"\n{printable(file)}: {total} that look like secrets in {size}")
 
 
-def _what(finding: Finding) -> str:
+def _what(finding: Secret) -> str:
     masked = finding.shown + "…" if finding.shown else ""
     name = finding.name if len(finding.name) <= 36 else finding.name[:35] + "…"
     return " ".join(filter(None, (name, masked))) or "…"

@@ -48,19 +48,19 @@ def allow_older(*, workload: str, duration: str, state: str | None, as_json: boo
     Example:
       sealpoint state allow-older container-3f0c6de5a8b94f21a7c2f6d0e1b84a95 --for 10m
     """
-    from sealpoint.checkpoint.admission import show_time
-    from sealpoint.checkpoint.newest import Newest
-    from sealpoint.checkpoint.state import DEFAULT_DIRECTORY
+    from sealpoint.checkpoint import show_capture_time
+    from sealpoint.state.chains import DEFAULT_STATE
+    from sealpoint.state.newest import Newest
 
     match = re.fullmatch(r"(\d{1,9})([smhd]?)", duration, re.ASCII)
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 0 < seconds <= _LONGEST:
         raise UsageError(f"--for {duration}: no time up to 7d", hint="write 30s, 10m, 1h")
     config = configuration.load()
-    until = Newest(state or config.state or DEFAULT_DIRECTORY).allow(workload, seconds)
+    until = Newest(state or config.state or DEFAULT_STATE).allow(workload, seconds)
     if as_json:
         echo_json({"workload": workload, "until": until})
         return
     click.echo(
-        f"one older checkpoint of {printable(workload)} may be restored until {show_time(until)}"
+        f"one older checkpoint of {printable(workload)} may be restored until {show_capture_time(until)}"
     )

@@ -17,11 +17,8 @@ from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.chunking import ChunkAdder
-    from sealpoint.checkpoint.merge import MergeResult
-    from sealpoint.checkpoint.opening import Opening
-    from sealpoint.checkpoint.sealing import Sealing
-    from sealpoint.store.collect import Statistics
+    from sealpoint.checkpoint import ChunkAdder, MergeResult, Opening, Sealing
+    from sealpoint.chunks.collect import Statistics
 
 
 @click.group()
@@ -58,9 +55,9 @@ def init(directory: str, tenant_key: str) -> None:
     Example:
       sealpoint store init /srv/checkpoints --tenant-key tenant.key
     """
+    from sealpoint.chunks.directory import CHUNKS, ChunkDirectory
     from sealpoint.format.stored import Tenant
     from sealpoint.keys import tenant as tenant_file
-    from sealpoint.store.chunk_directory import CHUNKS, ChunkDirectory
 
     if os.path.lexists(os.path.join(directory, CHUNKS)):  # before a key is made for it
         raise UsageError(f"{directory} holds a store already")
@@ -130,10 +127,10 @@ def convert(
         --trust signer.pub -r recipient.pub --sign signer.key
     """
     opening = reading.opening(stores=(old,))
+    from sealpoint.chunks.collect import statistics
+    from sealpoint.chunks.directory import CHUNKS, ChunkDirectory
     from sealpoint.format.stored import Tenant
     from sealpoint.keys import tenant as tenant_file
-    from sealpoint.store.chunk_directory import CHUNKS, ChunkDirectory
-    from sealpoint.store.collect import statistics
 
     adding = _Adding(directory, tenant_key, opening, seal.sealing(), seal.force)
     with ChunkDirectory(old) as store:  # held, so that nobody collects meanwhile
@@ -185,7 +182,7 @@ class _Adding:
             echo_json(added)
 
     def _add(self, file: str, target: str, store: ChunkAdder) -> MergeResult:
-        from sealpoint.checkpoint.merge import merge
+        from sealpoint.checkpoint import merge
         from sealpoint.cli.bar import Bar
         from sealpoint.store.output import OutputFile
 
@@ -208,10 +205,10 @@ def open_store(
 ) -> Iterator[ChunkAdder]:
     """For adding to it what is sealed as `prepared` says; observe: see ChunkAdder."""
     from sealpoint import keys
-    from sealpoint.checkpoint.chunking import ChunkAdder
+    from sealpoint.checkpoint import ChunkAdder
+    from sealpoint.chunks.directory import ChunkDirectory
     from sealpoint.format.stored import Tenant
     from sealpoint.keys import tenant as tenant_file
-    from sealpoint.store.chunk_directory import ChunkDirectory
 
     tenant = Tenant(tenant_file.load(tenant_key))
     if warning := keys.permissions_warning(tenant_key):
@@ -261,8 +258,8 @@ def stat(*, directory: str, also: tuple[str, ...], as_json: bool) -> None:
     Example:
       sealpoint store stat /srv/checkpoints
     """
-    from sealpoint.store.chunk_directory import ChunkDirectory
-    from sealpoint.store.collect import statistics
+    from sealpoint.chunks.collect import statistics
+    from sealpoint.chunks.directory import ChunkDirectory
 
     with ChunkDirectory(directory) as store:
         found = statistics(store, also)
@@ -318,8 +315,8 @@ def gc(*, directory: str, also: tuple[str, ...], dry_run: bool, as_json: bool) -
     Example:
       sealpoint store gc /srv/checkpoints --dry-run
     """
-    from sealpoint.store.chunk_directory import ChunkDirectory
-    from sealpoint.store.collect import collect
+    from sealpoint.chunks.collect import collect
+    from sealpoint.chunks.directory import ChunkDirectory
 
     with ChunkDirectory(directory, exclusive=True) as store:
         done = collect(store, also, dry_run=dry_run)

@@ -20,7 +20,7 @@ def command(*, as_json: bool) -> None:
     Example:
       sealpoint uninstall-criu --json
     """
-    from sealpoint.dropin.install import uninstall
+    from sealpoint.machine.install import uninstall
 
     done, left = uninstall()
     if as_json:

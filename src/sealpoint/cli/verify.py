@@ -13,7 +13,7 @@ from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.errors import NoTrustedSignerGivenError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.opening import Checkpoint
+    from sealpoint.checkpoint import OpenedCheckpoint
     from sealpoint.cli.bar import Bar
     from sealpoint.format.opened import OpenFile
     from sealpoint.format.statement import ParentRef
@@ -67,7 +67,7 @@ class _Found:
     opened: with the keys, None without.  references: to chunks of a store.  pages: beside the file, None if none are.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: OpenedCheckpoint
     opened: OpenFile | None
     references: int
     chunks_checked: bool
@@ -111,10 +111,9 @@ class _Found:
         }
 
 
-def _check(checkpoint: Checkpoint, bar: Bar, *, with_keys: bool) -> _Found:
+def _check(checkpoint: OpenedCheckpoint, bar: Bar, *, with_keys: bool) -> _Found:
     """Everything within reach.  Raises FileError, IdentityError."""
-    from sealpoint.checkpoint import pages_file
-    from sealpoint.checkpoint.with_chunks import WithChunks, check_references
+    from sealpoint.checkpoint import WithChunks, check_references, separate_pages
 
     authentic = checkpoint.authentic
     total = authentic.origin.frames_size
@@ -130,8 +129,8 @@ def _check(checkpoint: Checkpoint, bar: Bar, *, with_keys: bool) -> _Found:
         opened = opened.own
     if opened is not None:
         opened.verify_all(bar.counter(total))
-    pages = pages_file.reference(opened) if opened is not None else None
-    pages_checked = isinstance(opened, pages_file.WithPages)
+    pages = separate_pages.reference(opened) if opened is not None else None
+    pages_checked = isinstance(opened, separate_pages.WithPages)
     return _Found(checkpoint, opened, references, chunks_checked, pages, pages_checked)
 
 
@@ -146,7 +145,7 @@ def _print(file: str, found: _Found) -> None:
 
 def _warn(found: _Found) -> None:
     """Of what was not checked, and of what limits the use of the file."""
-    from sealpoint.checkpoint import pages_file
+    from sealpoint.checkpoint import separate_pages
 
     authentic = found.checkpoint.authentic
     if found.references and not found.chunks_checked:
@@ -155,7 +154,7 @@ def _warn(found: _Found) -> None:
             "no store is beside it (--store DIR)"
         )
     if found.pages is not None and not found.pages_checked:
-        notice.warn(f"its memory was not checked: {pages_file.missing(found.pages).message}")
+        notice.warn(f"its memory was not checked: {separate_pages.missing(found.pages).message}")
     if authentic.prune is not None:
         notice.warn(
             f"{notice.show_size(authentic.prune.freed)} of it were freed for checkpoint "

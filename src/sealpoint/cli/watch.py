@@ -16,8 +16,7 @@ from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.opening import Opening
-    from sealpoint.checkpoint.watch import Taken
+    from sealpoint.checkpoint import Opening, WatchedCheckpoint
     from sealpoint.format.writer import Signing
 
 _LONGEST = 366 * 86400  # seconds
@@ -81,11 +80,9 @@ def command(
     seconds = _seconds(every)
     reading.harden()
     search = running.search()
-    from sealpoint.checkpoint import retention
-    from sealpoint.checkpoint.dump import DumpRequest
-    from sealpoint.checkpoint.state import StateStore
-    from sealpoint.checkpoint.watch import Watch, WatchRequest
+    from sealpoint.checkpoint import DumpRequest, Watch, WatchRequest, retention
     from sealpoint.cli.prune import merging
+    from sealpoint.state.chains import StateStore
 
     prepared = seal.sealing()
     thinning = bool(keep_last or keep_daily)
@@ -131,7 +128,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _show(taken: Taken, *, as_json: bool) -> None:
+def _show(taken: WatchedCheckpoint, *, as_json: bool) -> None:
     result = taken.result
     frozen = result.criu.get("frozen_time", 0) / 1e6
     if as_json:

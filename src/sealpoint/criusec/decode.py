@@ -16,7 +16,7 @@ from typing import Any, Final
 from sealpoint.criu import schema
 from sealpoint.criusec import grammar
 from sealpoint.criusec.cipher import NONCE, PAGE, TAG, TRAILER, DecryptionError, Messages, Pages
-from sealpoint.criusec.grammar import Contents, Data, Entry, Layout, Map
+from sealpoint.criusec.grammar import Data, Dictionary, DictionaryEntry, FieldLayout, Map
 from sealpoint.errors import FileError
 
 Pread = Callable[[int, int], bytes]
@@ -119,7 +119,7 @@ class PlainImage:
         return data
 
 
-class PlainPages:
+class DecodedPages:
     """A pages image, decrypted where it is read.  size: bytes."""
 
     clear = False
@@ -174,13 +174,13 @@ class ClearFile:
             offset += len(piece)
 
 
-Plain = PlainImage | PlainPages | ClearFile
+Plain = PlainImage | DecodedPages | ClearFile
 
 
 def scan(
     pread: Pread,
     size: int,
-    layout: Layout,
+    layout: FieldLayout,
     messages: Messages,
     where: str,
     capacities: Callable[[], Mapping[int, tuple[int, int]]],
@@ -192,9 +192,9 @@ def scan(
     """
     scanner = _Scanner(pread, size, messages, where, capacities)
     {
-        Layout.RECORDS: scanner.records,
-        Layout.OUTPUT: scanner.output,
-        Layout.NETLINK: scanner.netlink,
+        FieldLayout.RECORDS: scanner.records,
+        FieldLayout.OUTPUT: scanner.output,
+        FieldLayout.NETLINK: scanner.netlink,
     }[layout]()
     return PlainImage(pread, scanner.segments, messages, where, clear=scanner.clear)
 
@@ -273,7 +273,7 @@ class _Scanner:
         while True:
             step = walk.send(answer)
             answer = None
-            if isinstance(step, Entry):
+            if isinstance(step, DictionaryEntry):
                 if not self._left:
                     return
                 answer = self._entry(step.kind)
@@ -333,7 +333,7 @@ class _Scanner:
         self._at += keys + values + TRAILER
         self.segments.literal(plain[: step.keys] + plain[keys : keys + step.values])
 
-    def _contents(self, _: Contents) -> None:
+    def _contents(self, _: Dictionary) -> None:
         while self._left:
             head = self._peek(self._at, GHOST_HEAD.size, "a piece of an unlinked file")
             tag, nonce, size = GHOST_HEAD.unpack(head)

@@ -1,7 +1,7 @@
 """An encrypted dump: its files as plain images, decrypted where they are read.
 
-Files are found through `Files`, so that a dump may lie in a directory or in an archive.  Opening an image authenticates
-every message of it; pages have no tag of their own, `check_pages` compares their sum.
+Files are found through `DumpFiles`, so that a dump may lie in a directory or in an archive.  Opening an image
+authenticates every message of it; pages have no tag of their own, `check_pages` compares their sum.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sealpoint.criu import schema
 from sealpoint.criusec import grammar
 from sealpoint.criusec.cipher import TAG, TRAILER, DecryptionError, Messages, Pages
-from sealpoint.criusec.decode import ClearFile, Plain, PlainPages, scan
+from sealpoint.criusec.decode import ClearFile, DecodedPages, Plain, scan
 from sealpoint.criusec.digest import DigestSums, PageImage, page_images
-from sealpoint.criusec.envelope import MAX_SIZE, DumpKeys, Envelope, candidates
-from sealpoint.criusec.grammar import CIPHER_NAME, Layout
+from sealpoint.criusec.envelope import MAX_SIZE, DumpKeys, KeyEnvelope, candidates
+from sealpoint.criusec.grammar import CIPHER_NAME, FieldLayout
 from sealpoint.errors import FileError, IdentityError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _STEP: Final = 1024 * 1024
 _PROBED: Final = 1024 * 1024  # bytes of a record by which a key is tried
 
 
-class Files(Protocol):
+class DumpFiles(Protocol):
     """Files as they are stored, by name.  Names, sizes and contents are a stranger's word."""
 
     label: str
@@ -62,7 +62,7 @@ class EncryptedDump:
     """The files below `prefix` ("" or "checkpoint/").  envelope: what cipher.img says."""
 
     def __init__(
-        self, files: Files, prefix: str, identities: Callable[[], Sequence[Identity]]
+        self, files: DumpFiles, prefix: str, identities: Callable[[], Sequence[Identity]]
     ) -> None:
         """identities: called when the first encrypted file is opened.  Raises FileError."""
         self._files = files
@@ -73,7 +73,7 @@ class EncryptedDump:
         if files.size(name) > MAX_SIZE:
             raise FileError(f"{self.where(CIPHER_NAME)}: too large to be the keys of a dump")
         self.envelope_bytes = files.pread(name, 0, MAX_SIZE)
-        self.envelope = Envelope.decode(self.envelope_bytes, self.where(CIPHER_NAME))
+        self.envelope = KeyEnvelope.decode(self.envelope_bytes, self.where(CIPHER_NAME))
 
     def where(self, name: str) -> str:
         """A file as a user would name it."""
@@ -94,7 +94,7 @@ class EncryptedDump:
         """Base names of all files, without cipher.img."""
         return self._names
 
-    def layout(self, name: str) -> Layout:
+    def layout(self, name: str) -> FieldLayout:
         """How a file is encrypted, as far as its name and its beginning tell."""
         return grammar.layout_of(name, self._files.pread(self._prefix + name, 0, 4))
 
@@ -105,7 +105,7 @@ class EncryptedDump:
     def clear_names(self) -> list[str]:
         """The files that the format does not encrypt and that have something in them."""
         names = self.names()
-        return [n for n in names if self.layout(n) is Layout.CLEAR and self.file_size(n)]
+        return [n for n in names if self.layout(n) is FieldLayout.CLEAR and self.file_size(n)]
 
     def _pread(self, name: str) -> Callable[[int, int], bytes]:
         full = self._prefix + name
@@ -131,7 +131,7 @@ class EncryptedDump:
         return possible[0]  # nothing but pages: nothing to try it on
 
     def _first_message(self, name: str) -> tuple[bytes, bytes, bytes] | None:
-        if self.layout(name) is not Layout.RECORDS:
+        if self.layout(name) is not FieldLayout.RECORDS:
             return None
         pread = self._pread(name)
         head = pread(0, 12)
@@ -165,12 +165,12 @@ class EncryptedDump:
     def _open(self, name: str) -> Plain:
         size, layout, where = self.file_size(name), self.layout(name), self.where(name)
         pread = self._pread(name)
-        if layout is Layout.CLEAR:
+        if layout is FieldLayout.CLEAR:
             return ClearFile(pread, size, where)
-        if layout is Layout.KEYS:
+        if layout is FieldLayout.KEYS:
             raise FileError(f"{where}: holds the keys of the dump, and is not an image")
-        if layout is Layout.PAGES:
-            return PlainPages(pread, size, self._pages, where)
+        if layout is FieldLayout.PAGES:
+            return DecodedPages(pread, size, self._pages, where)
         return scan(pread, size, layout, self._messages, where, self._capacities)
 
     def read(self, name: str) -> bytes:
@@ -224,6 +224,6 @@ class EncryptedDump:
             yield memoryview(piece)
 
 
-def dumps_in(files: Files) -> list[str]:
+def dumps_in(files: DumpFiles) -> list[str]:
     """The prefixes below which there are encrypted dumps: of a dump by itself, and of an engine's archive."""
     return [p for p in ("", "checkpoint/", "pre-checkpoint/") if files.exists(p + CIPHER_NAME)]

@@ -13,7 +13,7 @@ from sealpoint.criu import schema
 from sealpoint.criusec import grammar
 from sealpoint.criusec.cipher import PAGE, Messages, Pages
 from sealpoint.criusec.decode import GHOST_HEAD, NETLINK_HEAD, OUTPUT_HEAD, Pread
-from sealpoint.criusec.grammar import Data, Entry, Map
+from sealpoint.criusec.grammar import Data, DictionaryEntry, Map
 from sealpoint.errors import FileError
 
 _STEP: Final = 1024 * 1024
@@ -67,7 +67,7 @@ class Encoder:
         while True:
             step = walk.send(answer)
             answer = None
-            if isinstance(step, Entry):
+            if isinstance(step, DictionaryEntry):
                 if not self._left:
                     return
                 sealed, answer = self._entry(step.kind)

@@ -27,7 +27,7 @@ _HEAD: Final = struct.Struct("<III")
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
+class KeyEnvelope:
     """wrapped_token, wrapped_key: one RSA ciphertext each; iv: 16 bytes; digest: 32 bytes."""
 
     wrapped_token: bytes
@@ -36,7 +36,7 @@ class Envelope:
     digest: bytes
 
     @classmethod
-    def decode(cls, data: bytes, where: str) -> Envelope:
+    def decode(cls, data: bytes, where: str) -> KeyEnvelope:
         """Raises FileError."""
         if len(data) < _HEAD.size or len(data) > MAX_SIZE:
             raise FileError(f"{where}: {len(data)} bytes cannot be the keys of a dump")
@@ -104,13 +104,13 @@ class DumpKeys:
         except ValueError:
             raise FileError("the dump's key for pages is not a key of AES-XTS") from None
 
-    def wrap(self, recipient: RsaRecipient, digest: bytes) -> Envelope:
+    def wrap(self, recipient: RsaRecipient, digest: bytes) -> KeyEnvelope:
         """For one recipient."""
         token, key = (recipient.wrap_pkcs1v15(secret) for secret in (self.token, self.key))
-        return Envelope(token, key, self.iv, digest)
+        return KeyEnvelope(token, key, self.iv, digest)
 
 
-def candidates(envelope: Envelope, identities: Sequence[Identity]) -> list[DumpKeys]:
+def candidates(envelope: KeyEnvelope, identities: Sequence[Identity]) -> list[DumpKeys]:
     """What each RSA identity makes of an envelope: one of them may be right, and nothing here tells which.
 
     Where the padding or a length is wrong the keys are random, so that a wrong guess is met where a message is not

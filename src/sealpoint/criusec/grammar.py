@@ -26,7 +26,7 @@ MAX_PAYLOAD: Final = 256 * 1024 * 1024  # of a pipe, a socket's queue, a BPF map
 RECORD_DATA: Final = 4096  # bytes of data in one piece of a tool's output, or of a ghost file
 
 
-class Layout(Enum):
+class FieldLayout(Enum):
     """How a file of a dump is encrypted.
 
     KEYS: cipher.img; CLEAR: not at all; RECORDS: CRIU's records, one message each, and data between them; PAGES:
@@ -42,18 +42,18 @@ class Layout(Enum):
 
 
 _BY_NAME: Final = (
-    (re.compile(r"cipher\.img", re.ASCII), Layout.KEYS),
-    (re.compile(r"pages-\d+\.img", re.ASCII), Layout.PAGES),
+    (re.compile(r"cipher\.img", re.ASCII), FieldLayout.KEYS),
+    (re.compile(r"pages-\d+\.img", re.ASCII), FieldLayout.PAGES),
     (
         re.compile(r"(?:ip6?tables-\d+|tmpfs-(?:dev-)?\d+\.tar\.gz)\.img", re.ASCII),
-        Layout.OUTPUT,
+        FieldLayout.OUTPUT,
     ),
-    (re.compile(r"netns-(?:ct|exp)-\d+\.img", re.ASCII), Layout.NETLINK),
-    (re.compile(r"(?:ifaddr|route6?|rule|nftables)-\d+\.img", re.ASCII), Layout.CLEAR),
+    (re.compile(r"netns-(?:ct|exp)-\d+\.img", re.ASCII), FieldLayout.NETLINK),
+    (re.compile(r"(?:ifaddr|route6?|rule|nftables)-\d+\.img", re.ASCII), FieldLayout.CLEAR),
 )
 
 
-def layout_of(name: str, head: bytes) -> Layout:
+def layout_of(name: str, head: bytes) -> FieldLayout:
     """How the file `name` (without directories), which begins with `head` (4 bytes or more), is encrypted."""
     for pattern, layout in _BY_NAME:
         if pattern.fullmatch(name):
@@ -61,14 +61,14 @@ def layout_of(name: str, head: bytes) -> Layout:
     if len(head) >= 4:
         (magic,) = struct.unpack_from("<I", head)
         if name.endswith(".img") and magic in (COMMON_MAGIC, INVENTORY_MAGIC):
-            return Layout.RECORDS
+            return FieldLayout.RECORDS
         if name == "irmap-cache" and magic == SERVICE_MAGIC:
-            return Layout.RECORDS
-    return Layout.CLEAR
+            return FieldLayout.RECORDS
+    return FieldLayout.CLEAR
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DictionaryEntry:
     """A record.  kind: its message, if anything in it counts; the message parsed is the answer, else None."""
 
     kind: str = ""
@@ -93,11 +93,11 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class Dictionary:
     """A small unlinked file up to the end of the image, in pieces."""
 
 
-Step = Entry | Data | Map | Contents
+Step = DictionaryEntry | Data | Map | Dictionary
 Steps = Generator[Step, Any, None]
 
 
@@ -111,61 +111,61 @@ def steps(magic: int) -> Steps:
 
 def _records() -> Steps:
     while True:
-        yield Entry()
+        yield DictionaryEntry()
 
 
 def _pipes() -> Steps:
     while True:
-        entry = yield Entry("pipe_data_entry")
+        entry = yield DictionaryEntry("pipe_data_entry")
         yield Data(entry.bytes, "the data of a pipe")
 
 
 def _queues() -> Steps:
     while True:
-        entry = yield Entry("sk_packet_entry")
+        entry = yield DictionaryEntry("sk_packet_entry")
         yield Data(entry.length, "a packet")
 
 
 def _tcp() -> Steps:
     while True:
-        entry = yield Entry("tcp_stream_entry")
+        entry = yield DictionaryEntry("tcp_stream_entry")
         yield Data(entry.inq_len, "the receive queue")
         yield Data(entry.outq_len, "the send queue")
 
 
 def _semaphores() -> Steps:
     while True:
-        entry = yield Entry("ipc_sem_entry")
+        entry = yield DictionaryEntry("ipc_sem_entry")
         yield Data(_up(2 * entry.nsems, 8), "semaphores")
 
 
 def _messages() -> Steps:
     while True:
-        queue = yield Entry("ipc_msg_entry")
+        queue = yield DictionaryEntry("ipc_msg_entry")
         for _ in range(queue.qnum):
-            entry = yield Entry("ipc_msg")
+            entry = yield DictionaryEntry("ipc_msg")
             yield Data(_up(entry.msize, 8), "a message")
 
 
 def _segments() -> Steps:
     while True:
-        entry = yield Entry("ipc_shm_entry")
+        entry = yield DictionaryEntry("ipc_shm_entry")
         if not entry.in_pagemaps:  # before CRIU 3.x, and never encrypted
             yield Data(_up(entry.size, 4), "a shared memory segment", sealed=False)
 
 
 def _maps() -> Steps:
     while True:
-        entry = yield Entry("bpfmap_data_entry")
+        entry = yield DictionaryEntry("bpfmap_data_entry")
         yield Map(entry.map_id, entry.keys_bytes, entry.values_bytes)
 
 
 def _ghost() -> Steps:
-    entry = yield Entry("ghost_file_entry")
+    entry = yield DictionaryEntry("ghost_file_entry")
     if not entry.chunks:
-        yield Contents()
+        yield Dictionary()
     while True:
-        chunk = yield Entry("ghost_chunk_entry")
+        chunk = yield DictionaryEntry("ghost_chunk_entry")
         yield Data(chunk.len, "a piece of an unlinked file", sealed=False)
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from sealpoint.criusec import grammar
 from sealpoint.criusec.digest import DigestSums, PageImage, page_images
-from sealpoint.criusec.dump import READ_LIMIT, Files
+from sealpoint.criusec.dump import READ_LIMIT, DumpFiles
 from sealpoint.criusec.encode import Encoder
 from sealpoint.criusec.envelope import DumpKeys
-from sealpoint.criusec.grammar import CIPHER_NAME, Layout
+from sealpoint.criusec.grammar import CIPHER_NAME, FieldLayout
 from sealpoint.errors import FileError, UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class DumpWriter:
     wholly.  Both are known before anything is written.
     """
 
-    def __init__(self, files: Files, prefix: str, recipient: RsaRecipient) -> None:
+    def __init__(self, files: DumpFiles, prefix: str, recipient: RsaRecipient) -> None:
         """Raises FileError where pagemaps and pages contradict each other, UsageError."""
         self._files = files
         self._prefix = prefix
@@ -83,7 +83,7 @@ class DumpWriter:
         found = [EncryptedFile(n, self._size(n), self._encrypter(n)) for n in self._names]
         return [*found, EncryptedFile(CIPHER_NAME, 0, self._envelope)]
 
-    def _layout(self, name: str) -> Layout:
+    def _layout(self, name: str) -> FieldLayout:
         return grammar.layout_of(name, self._files.pread(self._prefix + name, 0, 4))
 
     def _encoder(self, name: str) -> Encoder:
@@ -97,28 +97,28 @@ class DumpWriter:
 
     def _stays_clear(self, name: str) -> bool:
         layout = self._layout(name)
-        if layout is Layout.RECORDS and name.startswith(_IN_PART):
+        if layout is FieldLayout.RECORDS and name.startswith(_IN_PART):
             encoder = self._encoder(name)
             # Of an unlinked file magic numbers, itself, its first piece and what is in that: the others are like it.
             for _ in islice(encoder.records(), 4 if name.startswith(_UNLINKED) else None):
                 pass
             return encoder.left_clear
-        return layout is Layout.CLEAR and self._size(name) > 0
+        return layout is FieldLayout.CLEAR and self._size(name) > 0
 
     def _encrypter(self, name: str) -> Callable[[], Iterator[bytes] | Iterator[memoryview]]:
         return lambda: self._encrypt(name)
 
     def _encrypt(self, name: str) -> Iterator[bytes] | Iterator[memoryview]:
         layout, encoder = self._layout(name), self._encoder(name)
-        if layout is Layout.PAGES:
+        if layout is FieldLayout.PAGES:
             pieces = encoder.pages(self._keys.pages())
             image = self._pages.get(name, PageImage(name, (), segment=False))
             return self._sums.watch(image, pieces)
-        if layout is Layout.CLEAR:
+        if layout is FieldLayout.CLEAR:
             return encoder.clear()
-        if layout is Layout.OUTPUT:
+        if layout is FieldLayout.OUTPUT:
             return encoder.output()
-        if layout is Layout.NETLINK:
+        if layout is FieldLayout.NETLINK:
             return encoder.netlink()
         return encoder.records()
 

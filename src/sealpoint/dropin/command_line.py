@@ -18,9 +18,8 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from sealpoint import config as configuration
-from sealpoint import process
-from sealpoint.checkpoint.capture_fs import PARENT
+from sealpoint import config as configuration, process
+from sealpoint.checkpoint import PARENT_LINK
 from sealpoint.criu import gate as gates
 from sealpoint.criu.caller import namespace
 from sealpoint.criu.gate import Gate
@@ -71,7 +70,7 @@ def run(line: CommandLine, given: list[str], real: str) -> list[str]:
     if script := answer.get("script"):
         arguments += ["--action-script", script]
     if answer.get("parent"):
-        arguments += ["--prev-images-dir", PARENT]
+        arguments += ["--prev-images-dir", PARENT_LINK]
     # Ours first: `--` may end the options.
     arguments += [_as_typed(word, arguments[3]) for word in line.rest]
     return _become(line, os.path.abspath(real), arguments, link, fds[0], script)

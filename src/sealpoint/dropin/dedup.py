@@ -7,9 +7,7 @@ import sys
 from typing import NoReturn
 
 from sealpoint import config as configuration
-from sealpoint.checkpoint.access import signing_by
-from sealpoint.checkpoint.chain import IMAGE
-from sealpoint.checkpoint.prune import prune_parents
+from sealpoint.checkpoint import SEALED_IMAGE, prune_parents, signing_by
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.increments import policy_of, reference_of, store_of, told
 from sealpoint.dropin.work import load_signer
@@ -28,9 +26,9 @@ def run(line: CommandLine) -> NoReturn:
     except OSError as error:
         raise SealpointError(f"cannot open {images}: {error.strerror}") from None
     except FileError as error:
-        raise SealpointError(f"{images}/{IMAGE}: {error.message}") from None
+        raise SealpointError(f"{images}/{SEALED_IMAGE}: {error.message}") from None
     results = prune_parents(
-        f"{images}/{IMAGE}", child, store_of(config), signing, policy_of(config, signing)
+        f"{images}/{SEALED_IMAGE}", child, store_of(config), signing, policy_of(config, signing)
     )
     for result in results:
         sys.stdout.write(printable(told(result)) + "\n")

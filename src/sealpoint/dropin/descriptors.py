@@ -18,7 +18,7 @@ _PIDFD_GETFD: Final = 438
 _DEFAULT_LOG: Final = "criu.log"
 
 
-class Descriptors:
+class RequestDescriptors:
     """parent: the process in which the request's numbers count."""
 
     def __init__(self, parent: Held) -> None:

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from sealpoint.checkpoint.builder import CheckpointBuilder
-from sealpoint.checkpoint.capture_fs import PARENT, CaptureFilesystem
-from sealpoint.checkpoint.chain import IMAGE
-from sealpoint.checkpoint.container_workload import container_of, workload_of
-from sealpoint.checkpoint.newest import Mark, Newest
-from sealpoint.checkpoint.prune import Pruned, prune_parents
-from sealpoint.checkpoint.state import DEFAULT_DIRECTORY, NoStateError, State, StateStore
-from sealpoint.checkpoint.tracking import Tracking, supported
+from sealpoint.checkpoint import (
+    PARENT_LINK,
+    SEALED_IMAGE,
+    CaptureFilesystem,
+    CheckpointBuilder,
+    Pruned,
+    prune_parents,
+)
 from sealpoint.config import Config
 from sealpoint.criu import pagemap
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
@@ -28,6 +28,10 @@ from sealpoint.format.reader import SealedFile
 from sealpoint.format.statement import ParentRef, digest
 from sealpoint.format.writer import Signing
 from sealpoint.keys import TrustPolicy
+from sealpoint.state.chains import DEFAULT_STATE, NoStateError, State, StateStore
+from sealpoint.state.container_workload import container_of, workload_of
+from sealpoint.state.newest import Mark, Newest
+from sealpoint.state.soft_dirty import Tracking, supported
 from sealpoint.store.naming import make_durable
 
 Say = Callable[[str], None]
@@ -218,7 +222,7 @@ class Increment:
 
 def states_of(config: Config) -> str:
     """Directory of the state store of this machine."""
-    return config.state or DEFAULT_DIRECTORY
+    return config.state or DEFAULT_STATE
 
 
 def store_of(config: Config) -> StateStore:
@@ -260,7 +264,7 @@ def reference_of(directory: int) -> ParentRef:
 
     Nothing of it is authentic; but a state opens only for what this machine itself has sealed.
     """
-    fd = os.open(IMAGE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
+    fd = os.open(SEALED_IMAGE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
     try:
         file = SealedFile(fd)
         return ParentRef(file.preamble.checkpoint_id, digest(file.origin_envelope.payload))
@@ -280,13 +284,13 @@ def _images(state: State) -> dict[str, bytes]:
 def _link(directory: int, target: str) -> None:
     """Make or replace the link `parent`."""
     try:
-        if os.readlink(PARENT, dir_fd=directory) == target:
+        if os.readlink(PARENT_LINK, dir_fd=directory) == target:
             return
     except OSError:
         pass
-    temporary = f".{PARENT}.{os.urandom(6).hex()}"
+    temporary = f".{PARENT_LINK}.{os.urandom(6).hex()}"
     try:
         os.symlink(target, temporary, dir_fd=directory)
-        os.rename(temporary, PARENT, src_dir_fd=directory, dst_dir_fd=directory)
+        os.rename(temporary, PARENT_LINK, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError as error:
         raise SystemEnvironmentError(f"cannot link the parent: {error.strerror}") from None

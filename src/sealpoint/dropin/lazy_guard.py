@@ -62,14 +62,14 @@ class Tree:
             self._tasks.clear()
 
 
-class Guard:
+class LazyGuard:
     """This process's end of the link to the guard."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
 
     @classmethod
-    def start(cls) -> Guard:
+    def start(cls) -> LazyGuard:
         """Fork it.  No other thread may run."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         child = os.fork()

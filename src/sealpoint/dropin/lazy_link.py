@@ -111,7 +111,7 @@ class Listener:
             pass  # a later daemon's, or gone
 
 
-class Link:
+class LazyLink:
     """A restore's question to the daemon, and whether that lives."""
 
     def __init__(self, directory: int, reference: ParentRef) -> None:

@@ -14,14 +14,13 @@ import threading
 import time
 from typing import Final, NoReturn
 
-from sealpoint import config as configuration
-from sealpoint import process
+from sealpoint import config as configuration, process
 from sealpoint.config import Config
 from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.dropin import background, lazy_link
 from sealpoint.dropin.arguments import CommandLine
-from sealpoint.dropin.lazy_guard import Guard, Tree
+from sealpoint.dropin.lazy_guard import LazyGuard, Tree
 from sealpoint.dropin.work import RestoreWork, is_plain, require_lazy
 from sealpoint.errors import SealpointError, SystemEnvironmentError
 
@@ -52,7 +51,7 @@ def run(line: CommandLine, real: str) -> NoReturn:
         require_lazy(config)
         work = _open(os.path.abspath(line.work or images))
         with background.Launch(line, os.readlink(f"/proc/self/fd/{work}")) as launch:
-            guard = Guard.start()  # while there are no threads
+            guard = LazyGuard.start()  # while there are no threads
             try:
                 code = _Daemon(line, real, directory, work, config, guard).run(launch.ready)
             finally:
@@ -77,7 +76,7 @@ class _Daemon:
     """One lazy restore: from listening to the last page, or to the end of the tree."""
 
     def __init__(
-        self, line: CommandLine, real: str, images: int, work: int, config: Config, guard: Guard
+        self, line: CommandLine, real: str, images: int, work: int, config: Config, guard: LazyGuard
     ) -> None:
         """Raises SealpointError: all but pages is verified here."""
         process.protect()

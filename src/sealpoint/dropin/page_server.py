@@ -11,22 +11,20 @@ import socket
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from sealpoint import config as configuration
-from sealpoint import names
-from sealpoint.checkpoint import pages_file, peer
-from sealpoint.checkpoint.front import Front
+from sealpoint import config as configuration, names
+from sealpoint.checkpoint import Front, peer, separate_pages
 from sealpoint.config import Config
 from sealpoint.criu import schema
 from sealpoint.dropin import background
 from sealpoint.dropin.arguments import CommandLine
-from sealpoint.dropin.descriptors import Descriptors, Journal, copy_descriptor
+from sealpoint.dropin.descriptors import Journal, RequestDescriptors, copy_descriptor
 from sealpoint.dropin.inherited import release_descriptors
 from sealpoint.errors import PolicyError, SealpointError, UsageError
 from sealpoint.keys import TrustPolicy
 from sealpoint.process import Held
 from sealpoint.store import guests, page_server
 from sealpoint.store.guests import Guest, Guests
-from sealpoint.store.page_server import Received
+from sealpoint.store.page_server import ReceivedPages
 
 _PATIENCE: Final = 20.0  # seconds in which whoever connects proves who sends
 _TAKEN: Final = (
@@ -57,7 +55,7 @@ def _serve(line: CommandLine, images: str, work: str) -> None:
         raise UsageError(f"there is no directory {images}")
     policy = _policy(configuration.load_system())
 
-    def note(stored: Received) -> None:
+    def note(stored: ReceivedPages) -> None:
         background.say(f"Stored {stored.path}, {stored.size} bytes")
 
     if line.has("ps-socket"):
@@ -82,7 +80,7 @@ def _serve_guests(
     listener: socket.socket,
     images: str,
     policy: TrustPolicy,
-    note: Callable[[Received], None],
+    note: Callable[[ReceivedPages], None],
     warn: Callable[[str], None],
 ) -> None:
     """Until a dump was served and no other is.  Raises SealpointError if one failed."""
@@ -107,7 +105,7 @@ def answer(data: bytes, parent: Held) -> tuple[int, bytes]:
     try:
         request = schema.message("criu_req").FromString(data)
         options = request.opts
-        descriptors = Descriptors(parent)
+        descriptors = RequestDescriptors(parent)
         images = descriptors.directory(options)
         journal.open(descriptors.work_directory(options, images), names.text(options.log_file))
         response = schema.message("criu_resp")(type=request.type, success=True)
@@ -138,7 +136,7 @@ def _forked(
     if pid:
         return pid
 
-    def note(stored: Received) -> None:
+    def note(stored: ReceivedPages) -> None:
         name = os.path.basename(stored.path)
         journal.say(f"stored {name}, {stored.size} bytes", "Info ")
 
@@ -163,10 +161,10 @@ def _forked(
 def _receiving(images: str, policy: TrustPolicy) -> page_server.Receiving:
     return page_server.Receiving(
         directory=images,
-        name=pages_file.file_name,
+        name=separate_pages.file_name,
         check_proof=lambda proof, nonce: peer.check(proof, policy, peer.PAGE_SERVER, nonce),
         front=lambda: Front(policy).feed,
-        check=lambda fd, checkpoint_id: pages_file.check_stored(fd, checkpoint_id, policy),
+        check=lambda fd, checkpoint_id: separate_pages.check_stored(fd, checkpoint_id, policy),
     )
 
 

@@ -145,7 +145,7 @@ class Proxy:
                     self._session, data = start(data, self._parent, self._criu, self._ended)
                     if self._session is not None:
                         self._session.remark(remarks)
-            except session.RefusedError as error:
+            except session.RefusedRequestError as error:
                 refusal = str(error)
         if refusal is not None:
             self._refuse(max(kind, 0), refusal)
@@ -180,11 +180,11 @@ class Proxy:
 def _note(data: bytes, parent: process.Held, reason: str, kind: str) -> None:
     """Where people look: in CRIU's log, if the request says where that is."""
     from sealpoint.criu import schema
-    from sealpoint.dropin.descriptors import Descriptors, Journal
+    from sealpoint.dropin.descriptors import Journal, RequestDescriptors
 
     try:
         options = schema.message("criu_req").FromString(data).opts
-        descriptors = Descriptors(parent)
+        descriptors = RequestDescriptors(parent)
         if descriptors.names_directory(options):
             work = descriptors.work_directory(options, descriptors.directory(options))
             journal = Journal()

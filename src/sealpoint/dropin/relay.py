@@ -113,7 +113,7 @@ def start(
     """As `session.start`, for a dump or restore request.  Raises RefusedError."""
     from sealpoint import process
     from sealpoint.dropin.descriptors import Journal
-    from sealpoint.dropin.session import RefusedError
+    from sealpoint.dropin.session import RefusedRequestError
     from sealpoint.errors import SealpointError
 
     process.protect()
@@ -123,7 +123,7 @@ def start(
     except Exception as error:
         reason = error.message if isinstance(error, SealpointError) else type(error).__name__
         journal.say(reason)
-        raise RefusedError(reason) from error
+        raise RefusedRequestError(reason) from error
 
 
 def _start(
@@ -132,13 +132,13 @@ def _start(
     from sealpoint import process
     from sealpoint.criu import schema
     from sealpoint.criu.network_lock import NetworkLock
-    from sealpoint.dropin.descriptors import Descriptors, Freezer
+    from sealpoint.dropin.descriptors import Freezer, RequestDescriptors
     from sealpoint.dropin.leftovers import Leftovers
     from sealpoint.dropin.session import Session
 
     request = schema.message("criu_req").FromString(data)
     options = request.opts
-    descriptors = Descriptors(parent)
+    descriptors = RequestDescriptors(parent)
     directory = descriptors.directory(options)
     work_directory = descriptors.work_directory(options, directory)
     journal.open(work_directory, names.text(options.log_file))

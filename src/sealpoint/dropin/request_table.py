@@ -23,7 +23,7 @@ ENUMS: Final = {
 }
 
 
-class Field(NamedTuple):
+class RequestField(NamedTuple):
     """A field of a message.  kind: scalar type, enum or message; since: oldest CRIU; role: `pass` (CRIU gets it as it
     is), `ours` (the drop-in reads, replaces or removes it) or `refuse` (where it is set); why: what speaks for that.
     """
@@ -128,13 +128,15 @@ _NESTED: Final = {
 }
 
 
-def _table(text: str) -> dict[int, Field]:
+def _table(text: str) -> dict[int, RequestField]:
     table = {}
     for line in text.strip().splitlines():
         facts, _, why = line.partition(": ")
         number, name, kind, *rest = facts.split()
         since, role = rest or ("3.17", "pass")
-        table[int(number)] = Field(name, kind, since, role, why or "part of a field that passes")
+        table[int(number)] = RequestField(
+            name, kind, since, role, why or "part of a field that passes"
+        )
     return table
 
 

@@ -6,13 +6,12 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sealpoint import config as configuration
-from sealpoint import names, process
-from sealpoint.checkpoint.capture_fs import PARENT
+from sealpoint import config as configuration, names, process
+from sealpoint.checkpoint import PARENT_LINK
 from sealpoint.criu import schema
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.criu.network_lock import NetworkLock
-from sealpoint.dropin.descriptors import Descriptors, Freezer, Journal, copy_descriptor
+from sealpoint.dropin.descriptors import Freezer, Journal, RequestDescriptors, copy_descriptor
 from sealpoint.dropin.leftovers import Leftovers
 from sealpoint.errors import SealpointError, UsageError
 from sealpoint.process import Held
@@ -25,7 +24,7 @@ _RESTORE, _NOTIFY = 2, 6
 _PRE_DUMPS: Final = (4, 13)
 
 
-class RefusedError(Exception):
+class RefusedRequestError(Exception):
     """CRIU must not get this request; the message says why."""
 
 
@@ -207,7 +206,7 @@ def start(
     except Exception as error:
         reason = _reason(error)
         journal.say(reason)
-        raise RefusedError(reason) from error
+        raise RefusedRequestError(reason) from error
 
 
 def _start(
@@ -215,7 +214,7 @@ def _start(
 ) -> tuple[Session | None, bytes]:
     request = schema.message("criu_req").FromString(data)
     options = request.opts
-    descriptors = Descriptors(parent)
+    descriptors = RequestDescriptors(parent)
     directory = descriptors.directory(options)
     work_directory = descriptors.work_directory(options, directory)
     journal.open(work_directory, names.text(options.log_file))
@@ -258,7 +257,7 @@ def _start(
         work = dump = DumpWork(directory, config, pages_out, step=step, say=remarks.append)
         options.ClearField("parent_img")
         if dump.continues:
-            options.parent_img = PARENT
+            options.parent_img = PARENT_LINK
     try:
         options.ClearField(
             "auto_dedup"
@@ -312,7 +311,7 @@ def page_server(data: bytes, parent: Held) -> tuple[int, bytes]:
     try:
         return server.answer(data, parent)
     except Exception as error:
-        raise RefusedError(_reason(error)) from error
+        raise RefusedRequestError(_reason(error)) from error
 
 
 def redirect(data: bytes, parent: Held) -> bytes:
@@ -322,7 +321,7 @@ def redirect(data: bytes, parent: Held) -> bytes:
     """
     try:
         request = schema.message("criu_req").FromString(data)
-        descriptors = Descriptors(parent)
+        descriptors = RequestDescriptors(parent)
         if not request.HasField("opts") or not descriptors.names_directory(request.opts):
             return data
         directory = descriptors.directory(request.opts)
@@ -330,7 +329,7 @@ def redirect(data: bytes, parent: Held) -> bytes:
         descriptors.redirect(request.opts, directory, work_directory)
         return bytes(request.SerializeToString())
     except Exception as error:
-        raise RefusedError(_reason(error)) from error
+        raise RefusedRequestError(_reason(error)) from error
 
 
 def _check(options: Any, kind: int) -> None:

@@ -8,19 +8,25 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from sealpoint import config as configuration
-from sealpoint import process
-from sealpoint.checkpoint import evidence, pages_file, peer, whole
-from sealpoint.checkpoint.access import signing_by
-from sealpoint.checkpoint.admission import Admission, describe
-from sealpoint.checkpoint.capture_fs import CaptureFilesystem
-from sealpoint.checkpoint.chain import IMAGE
-from sealpoint.checkpoint.evidence import Kind
-from sealpoint.checkpoint.expectation import Expectation
-from sealpoint.checkpoint.opening import Opening
-from sealpoint.checkpoint.restore import check_restorable
-from sealpoint.checkpoint.sealing import Sealer, Sealing
-from sealpoint.checkpoint.view import View
+from sealpoint import config as configuration, process
+from sealpoint.checkpoint import (
+    SEALED_IMAGE,
+    Admission,
+    CaptureFilesystem,
+    Expectation,
+    Kind,
+    Opening,
+    Sealer,
+    Sealing,
+    View,
+    check_restorable,
+    describe_admitted,
+    evidence,
+    peer,
+    separate_pages,
+    signing_by,
+    whole,
+)
 from sealpoint.config import Config
 from sealpoint.criu.callers import Callers
 from sealpoint.criu.fuse import FuseServer
@@ -45,7 +51,7 @@ def _path(directory: int) -> str:
             path = name
     except OSError:
         pass
-    return f"{path}/{IMAGE}"
+    return f"{path}/{SEALED_IMAGE}"
 
 
 def _no_passphrase() -> bytes:
@@ -195,9 +201,9 @@ class DumpWork:
         main, properties = self._sealers[0], whole.properties({"": str(self._filesystem.kind)})
         for pages in self._sealers[1:]:
             digest = pages.finish(
-                properties={"layout": pages_file.LAYOUT} | whole.properties({"": Kind.PAGES})
+                properties={"layout": separate_pages.LAYOUT} | whole.properties({"": Kind.PAGES})
             )
-            properties |= pages_file.properties(ParentRef(pages.checkpoint_id, digest))
+            properties |= separate_pages.properties(ParentRef(pages.checkpoint_id, digest))
             pages.sync()
         self._increment.finish(main.builder, self._filesystem, properties)
         main.sync()
@@ -260,12 +266,12 @@ class RestoreWork:
         _require_sealed(directory)
         self._tell = tell
         self._checkpoint = opening(config).open(_path(directory))
-        self._link: lazy_link.Link | None = None
+        self._link: lazy_link.LazyLink | None = None
         try:
             self._admission = Admission(self._checkpoint, states_of(config), tell)
             if lazy is not None:
                 require_lazy(config)
-                self._link = lazy_link.Link(lazy, self.reference)
+                self._link = lazy_link.LazyLink(lazy, self.reference)
             check_restorable(self._checkpoint.file())
             self._checkpoint.require_chunks()
             flat = self._checkpoint.flat
@@ -292,7 +298,7 @@ class RestoreWork:
             self._link.check()  # it authenticates each page before its use
         else:
             self._view.verify_rest()
-        for line in describe(self._checkpoint):
+        for line in describe_admitted(self._checkpoint):
             self._tell(f"restoring {line}")
         self._admission.permit()
         if self.server.callers is not None:
@@ -346,7 +352,7 @@ def is_plain(directory: int) -> bool:
     try:
         fd = os.open(_path(directory), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        raise SealpointError(f"the images directory holds no {IMAGE}") from None
+        raise SealpointError(f"the images directory holds no {SEALED_IMAGE}") from None
     try:
         return os.pread(fd, len(MAGIC), 0) != MAGIC
     finally:

@@ -5,7 +5,7 @@ made with a random key and tells nothing of equality.  That key is in the file, 
 the same digest: only who has the pages in plain can unwrap it (randomized convergent encryption; docs/adr/0050).
 Readers have it from the encrypted part of the sealed file.
 
-Out of scope: where the files lie (`sealpoint.store.chunk_directory`), which pages make a chunk.
+Out of scope: where the files lie (`sealpoint.chunks.directory`), which pages make a chunk.
 """
 
 from __future__ import annotations

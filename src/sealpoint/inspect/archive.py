@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sealpoint.checkpoint.tar import TarReader
+from sealpoint.checkpoint import TarReader
 from sealpoint.criu.roles import role_of
 from sealpoint.errors import FileError, left_out
 from sealpoint.format.manifest import check_name

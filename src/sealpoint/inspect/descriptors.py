@@ -28,7 +28,7 @@ _NETLINK: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class OpenFile:
+class OpenDescriptor:
     """fd: its number, "cwd" or "root".  kind: CRIU's name of it.  path: of files; else what is known of it."""
 
     kind: str
@@ -45,7 +45,7 @@ class Descriptors:
         self._entries = file_table.read(images)
         self.withheld: list[str] = []
 
-    def of(self, pid: int, state: str = "") -> Iterator[OpenFile]:
+    def of(self, pid: int, state: str = "") -> Iterator[OpenDescriptor]:
         """A task's open files, in the order of its table; then its working and root directory.
 
         state: of the task, as tasks.Task has it.
@@ -59,18 +59,18 @@ class Descriptors:
             self.withheld.append(f"fs-{pid}.img")
         elif self._images.exists(f"fs-{pid}.img"):
             place = first_record(self._images, f"fs-{pid}.img")
-            yield OpenFile("", "cwd", self._path(place.cwd_id))
-            yield OpenFile("", "root", self._path(place.root_id))
+            yield OpenDescriptor("", "cwd", self._path(place.cwd_id))
+            yield OpenDescriptor("", "root", self._path(place.root_id))
 
     def _path(self, number: int) -> str:
         entry = self._entries.get(number)
         return names.text(entry.reg.name) if entry is not None else ""
 
-    def _open(self, kind: str, fd: str, number: int) -> OpenFile:
+    def _open(self, kind: str, fd: str, number: int) -> OpenDescriptor:
         entry = self._entries.get(number)
         if entry is None:
-            return OpenFile(kind, fd, "")
-        return OpenFile(kind, fd, _description(kind, entry), entry)
+            return OpenDescriptor(kind, fd, "")
+        return OpenDescriptor(kind, fd, _description(kind, entry), entry)
 
     def sockets_of(self, pid: int, state: str = "") -> Iterator[dict[str, Any]]:
         """Of each socket of a task {"protocol", "fd", "data": {...}}."""
@@ -132,7 +132,7 @@ def _inet(isk: Any) -> dict[str, Any]:
     }
 
 
-def _socket(file: OpenFile) -> dict[str, Any]:
+def _socket(file: OpenDescriptor) -> dict[str, Any]:
     entry = getattr(file.entry, _SOCKETS[file.kind])
     if file.kind == "INETSK":
         data = _inet(entry)

@@ -49,7 +49,7 @@ def find_source(path: str, access: Access) -> Source:
     """As open_source; the caller closes it."""
     if path != "-" and os.path.isdir(path):
         return _open_directory(path, access)
-    from sealpoint.store.source import open_source as open_fd
+    from sealpoint.store.source import open_input as open_fd
 
     label = "standard input" if path == "-" else path
     try:
@@ -98,7 +98,7 @@ class _Admission:
         self._head += piece
         head = bytes(self._head[:HEAD])
         if head.startswith(MAGIC):
-            from sealpoint.checkpoint.front import Front
+            from sealpoint.checkpoint import Front
 
             self._front = Front(self._access.policy()).feed
             self._front(memoryview(self._head))
@@ -120,7 +120,7 @@ def is_container(head: bytes) -> bool:
 
 def _open_directory(path: str, access: Access) -> Source:
     """Of plain images; or of sealed files, then the newest of their chain."""
-    from sealpoint.checkpoint.chain import newest_in
+    from sealpoint.checkpoint import newest_in
     from sealpoint.inspect.directory import DirectorySource
 
     sealed = newest_in(path)

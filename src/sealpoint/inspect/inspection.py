@@ -77,7 +77,7 @@ class Inspection:
             values["mounts"] = descriptors.mounts(self.images) if found is None else found
         return values
 
-    def _add_files(self, values: dict[str, Any], tree: list[tasks.Task], parts: Parts) -> None:
+    def _add_files(self, values: dict[str, Any], tree: list[tasks.TreeTask], parts: Parts) -> None:
         table = descriptors.Descriptors(self.images)
         files: list[dict[str, Any]] = []
         sockets: list[dict[str, Any]] = []
@@ -143,7 +143,7 @@ class Inspection:
                     return {name: getattr(entry.dump, name) for name in _STATISTICS}
         return {}
 
-    def _tree(self, parts: Parts) -> list[tasks.Task]:
+    def _tree(self, parts: Parts) -> list[tasks.TreeTask]:
         tree = tasks.read_tree(self.images, self.problems)
         if not parts.pid:
             return tree
@@ -156,7 +156,7 @@ class Inspection:
         return below
 
     def process_tree(
-        self, tree: list[tasks.Task], *, command_lines: bool, environment: bool
+        self, tree: list[tasks.TreeTask], *, command_lines: bool, environment: bool
     ) -> list[dict[str, Any]]:
         """The roots of the tree, each {"pid", "command", "task_state"?, "cmdline"?, "environment_variables"?,
         "children"?}.
@@ -210,7 +210,7 @@ def strings(space: AddressSpace, start: int, end: int) -> list[str]:
     return [names.text(word) for word in data.split(b"\0") if word]
 
 
-def _files(table: descriptors.Descriptors, task: tasks.Task) -> dict[str, Any]:
+def _files(table: descriptors.Descriptors, task: tasks.TreeTask) -> dict[str, Any]:
     return {
         "pid": task.pid,
         "open_files": [

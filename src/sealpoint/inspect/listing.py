@@ -96,7 +96,7 @@ def _look_at(entry: os.DirEntry[str], access: source.Access, *, identities: bool
 
 
 def _public(entry: os.DirEntry[str], size: int) -> Listed:
-    from sealpoint.checkpoint.opening import Opening
+    from sealpoint.checkpoint import Opening
     from sealpoint.keys import load_trust
 
     policy = load_trust([], allow_unsigned=True, allow_expired=True, names_only=True)

@@ -357,7 +357,7 @@ class AddressSpace:
             mm.vmas.extend(_optional(images, f"vmas-{pid}.img", "vma_entry"))
         if len(mm.vmas) > _MAX_MAPPINGS:
             raise FileError(f"{where}: more than {_MAX_MAPPINGS} mappings")
-        mappings = _mappings(mm, Files(images), where)
+        mappings = _mappings(mm, MappedFiles(images), where)
         return cls(images, pid, mm, mappings, load_pages(images, str(pid)))
 
     def at(self, address: int) -> Mapping | None:
@@ -419,7 +419,7 @@ class AddressSpace:
         return self.stored(part)
 
 
-class Files:
+class MappedFiles:
     """Paths of files and names of memfds by the ids that mappings and descriptors use."""
 
     def __init__(self, images: Images) -> None:
@@ -443,7 +443,7 @@ def _optional(images: Images, name: str, message: str) -> Iterator[Any]:
         yield from schema.records(images.read(name), message, images.where(name))
 
 
-def _mappings(mm: Any, files: Files, where: str) -> list[Mapping]:
+def _mappings(mm: Any, files: MappedFiles, where: str) -> list[Mapping]:
     found: list[Mapping] = []
     last = 0
     for vma in mm.vmas:

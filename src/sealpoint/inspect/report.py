@@ -12,26 +12,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from sealpoint.checkpoint import summary
-from sealpoint.checkpoint.access import describe_stanza
+from sealpoint.checkpoint import describe_stanza, summary
 from sealpoint.errors import FileError, IdentityError, OmissionWarning, UsageError
 from sealpoint.format.constants import Codec, Role, Roots
 from sealpoint.inspect import display, file_table, memory_map, messages, tasks
 from sealpoint.inspect.compressed_pages import PlainPages
-from sealpoint.inspect.memory import AddressSpace, Files, Layer
+from sealpoint.inspect.memory import AddressSpace, Layer, MappedFiles
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.names import text
 
 if TYPE_CHECKING:
     from sealpoint.inspect.source import Images
-    from sealpoint.inspect.tasks import Task
+    from sealpoint.inspect.tasks import TreeTask
 
 _MAX_CHAIN: Final = 64  # increments that are drawn
 _CODECS: Final = {c.value: c.name.lower() for c in Codec}
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class ReportedFile:
     """One checkpoint of a chain of increments: id, seconds since 1970, bytes of the file, whether it is this one."""
 
     checkpoint: str
@@ -55,7 +54,7 @@ class Seal:
     sequence: int
     signers: tuple[tuple[str, str, bool], ...]
     recipients: tuple[tuple[str, bool], ...]
-    chain: tuple[Link, ...]
+    chain: tuple[ReportedFile, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class Stored:
 class Process:
     """A task.  memory: bytes of its pages that are stored here or in parents; space: None where it is withheld."""
 
-    task: Task
+    task: TreeTask
     depth: int
     memory: int = 0
     space: AddressSpace | None = None
@@ -194,9 +193,9 @@ def _seal(source: SealedSource, report: Report) -> Seal:
     )
 
 
-def _chain(source: SealedSource, report: Report) -> list[Link]:
+def _chain(source: SealedSource, report: Report) -> list[ReportedFile]:
     """From the oldest that is there to this one."""
-    links: list[Link] = []
+    links: list[ReportedFile] = []
     at: Any = source
     while at is not None:
         if len(links) >= _MAX_CHAIN:
@@ -204,7 +203,7 @@ def _chain(source: SealedSource, report: Report) -> list[Link]:
             break
         authentic = at.checkpoint.authentic
         links.append(
-            Link(
+            ReportedFile(
                 authentic.origin.checkpoint_id.hex(),
                 authentic.origin.captured,
                 authentic.file.size,
@@ -245,11 +244,11 @@ class _Files:
         self._memfds: dict[int, tuple[str, int]] = {}
         try:
             self._entries = file_table.read(images)
-            self._memfds = Files(images).memfds
+            self._memfds = MappedFiles(images).memfds
         except FileError as error:
             report.notes.append(f"Open files cannot be named: {error.message}.")
 
-    def of(self, task: Task) -> list[OpenedFile]:
+    def of(self, task: TreeTask) -> list[OpenedFile]:
         """In the order of the image."""
         try:
             entries = list(file_table.descriptors(self._images, task.pid, task.state))

@@ -9,10 +9,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from sealpoint.checkpoint import pages_file
-from sealpoint.checkpoint.access import CheckedFile, describe_stanza
-from sealpoint.checkpoint.delta import DELTA_NAME
-from sealpoint.checkpoint.opening import Checkpoint
+from sealpoint.checkpoint import (
+    DELTA_NAME,
+    CheckedFile,
+    OpenedCheckpoint,
+    describe_stanza,
+    separate_pages,
+)
 from sealpoint.criu.roles import SUMMARY_NAME, role_of
 from sealpoint.errors import FileError, IdentityError
 from sealpoint.format.constants import Role, Roots
@@ -21,7 +24,7 @@ from sealpoint.inspect.source import PARENT_ELSEWHERE, READ_LIMIT, inside
 from sealpoint.keys.load import in_file
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.flat import Runs
+    from sealpoint.checkpoint import Runs
     from sealpoint.format.manifest import Entry, Stream
     from sealpoint.format.opened import OpenFile
     from sealpoint.inspect.source import Access, Source
@@ -36,7 +39,7 @@ class SealedSource:
     opened: the file, with its pages file; checkpoint: what is public of it and who signed it.
     """
 
-    def __init__(self, checkpoint: Checkpoint, number: int = 0) -> None:
+    def __init__(self, checkpoint: OpenedCheckpoint, number: int = 0) -> None:
         """Takes over `checkpoint` where it is of its newest file.  Raises FileError, PolicyError, IdentityError."""
         self._whose, self._number = checkpoint, number
         link = checkpoint.links[number]
@@ -79,7 +82,7 @@ class SealedSource:
         return cls._of(access.opening().take(fd, path))
 
     @classmethod
-    def _of(cls, checkpoint: Checkpoint) -> SealedSource:
+    def _of(cls, checkpoint: OpenedCheckpoint) -> SealedSource:
         try:
             return cls(checkpoint)
         except BaseException:
@@ -120,9 +123,13 @@ class SealedSource:
                 f"{self.label}:{name} is of the memory role, and the identity given opens metadata only",
                 hint=f"use the identity of: {', '.join(self.memory_recipients())}",
             )
-        pages = pages_file.reference(self.opened)
-        if pages is not None and pages_file.lacks_pages(self.opened) and pages_file.belongs(name):
-            raise in_file(pages_file.missing(pages), self.label)
+        pages = separate_pages.reference(self.opened)
+        if (
+            pages is not None
+            and separate_pages.lacks_pages(self.opened)
+            and separate_pages.belongs(name)
+        ):
+            raise in_file(separate_pages.missing(pages), self.label)
         raise FileError(f"{self.label} has no {name}")
 
     def memory_recipients(self) -> list[str]:

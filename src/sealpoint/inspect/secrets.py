@@ -39,7 +39,7 @@ _NO_SECRETS: Final = {b"PWD", b"OLDPWD"}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SecretPlace:
     """pid and address of a task's memory, with the name of the mapping; else an object and the offset in it."""
 
     pid: int
@@ -48,7 +48,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class Finding:
+class Secret:
     """One secret, however often it is there.
 
     kind: a key of detectors.KINDS; name: what stands beside it; size: bytes; shown: the part that is the same in all of
@@ -62,14 +62,14 @@ class Finding:
     grave: bool
     value: bytes = b""
     occurrences: int = 0
-    places: list[Place] = field(default_factory=list)
+    places: list[SecretPlace] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Exposure:
     """All that was found.  counts: different secrets of each kind; scanned: bytes; unlisted: beyond the limit."""
 
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Secret] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     scanned: int = 0
     unlisted: int = 0
@@ -85,7 +85,7 @@ class Survey:
         self._reveal = reveal
         self._progress = progress
         self._scanner = Scanner()
-        self._known: dict[bytes, Finding] = {}
+        self._known: dict[bytes, Secret] = {}
         self._shared: set[int] = set()
         self._read: set[str] = set()
 
@@ -111,8 +111,8 @@ class Survey:
                 self._object(source, name)
 
     def _object(self, source: Source, name: str) -> None:
-        def place(offset: int) -> Place:
-            return Place(0, offset, name)
+        def place(offset: int) -> SecretPlace:
+            return SecretPlace(0, offset, name)
 
         window = Window(self._pattern())
         offset = 0
@@ -132,9 +132,9 @@ class Survey:
         variables = list(_environment(space, start, min(end, start + _MOST_ENVIRONMENT)))
         specific: list[int] = []
 
-        def place(address: int) -> Place:
+        def place(address: int) -> SecretPlace:
             mapping = space.at(address)
-            return Place(space.pid, address, mapping.name if mapping is not None else "")
+            return SecretPlace(space.pid, address, mapping.name if mapping is not None else "")
 
         def found(hits: Iterator[tuple[int, bytes, Hit]]) -> Iterator[tuple[int, bytes, Hit]]:
             for address, data, hit in hits:
@@ -168,12 +168,12 @@ class Survey:
         return Pattern(scan, LONGEST, LONGEST)
 
     def _collect(
-        self, hits: Iterator[tuple[int, bytes, Hit]], place: Callable[[int], Place]
+        self, hits: Iterator[tuple[int, bytes, Hit]], place: Callable[[int], SecretPlace]
     ) -> None:
         for address, data, hit in hits:
             self._add(hit, data, place(address))
 
-    def _add(self, hit: Hit, value: bytes, place: Place) -> None:
+    def _add(self, hit: Hit, value: bytes, place: SecretPlace) -> None:
         digest = hashlib.blake2b(value, digest_size=16, person=hit.kind.encode()).digest()
         finding = self._known.get(digest)
         if finding is None:
@@ -181,7 +181,7 @@ class Survey:
             if len(self._known) >= _MOST_FINDINGS:
                 self.exposure.unlisted += 1
                 return
-            finding = self._known[digest] = Finding(
+            finding = self._known[digest] = Secret(
                 hit.kind,
                 hit.name,
                 hit.end - hit.start,

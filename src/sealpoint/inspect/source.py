@@ -20,7 +20,7 @@ from sealpoint.errors import FileError, UsageError, left_out
 from sealpoint.format.constants import Role
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint.opening import Opening
+    from sealpoint.checkpoint import Opening
     from sealpoint.keys import Identity, TrustPolicy
 
 READ_LIMIT: Final = 256 * 1024 * 1024  # bytes of an object that is read in one piece
@@ -198,7 +198,7 @@ class Access:
 
     def opening(self) -> Opening:
         """How readers open a sealed file: what lies beside it may be missing until it is needed."""
-        from sealpoint.checkpoint.opening import Opening
+        from sealpoint.checkpoint import Opening
 
         return Opening(
             self.policy(), self.identities, parents=self.parents, stores=self.stores, lenient=True

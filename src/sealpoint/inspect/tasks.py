@@ -20,7 +20,7 @@ STATES: Final = {1: "alive", 2: "dead", 3: "stopped", 6: "zombie"}
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class TreeTask:
     """A process.  command: its name, "" where unknown; state: as in STATES, "" where that is withheld."""
 
     pid: int
@@ -34,18 +34,18 @@ class Task:
 
 def read_tree(
     images: Images, problems: list[FileError] | None = None, *, commands: bool = True
-) -> list[Task]:
+) -> list[TreeTask]:
     """All tasks in the order of the image.
 
     commands: read names, too: from the core images or, where those are withheld, from the sealer's summary.
     problems: gets the errors of core images, whose tasks then have no name; without it such an error is raised.
     Raises FileError, IdentityError.
     """
-    found: dict[int, Task] = {}
+    found: dict[int, TreeTask] = {}
     where = images.where("pstree.img")
     for n, entry in enumerate(read_records(images, "pstree.img")):
         pid = _id(entry, "pid")
-        task = Task(
+        task = TreeTask(
             pid,
             entry.ppid,
             _id(entry, "pgid"),
@@ -70,8 +70,8 @@ def _id(entry: object, name: str) -> int:
 
 
 def _with_commands(
-    images: Images, tree: list[Task], problems: list[FileError] | None
-) -> list[Task]:
+    images: Images, tree: list[TreeTask], problems: list[FileError] | None
+) -> list[TreeTask]:
     if tree and images.withheld(f"core-{tree[0].pid}.img"):
         known = _from_summary(images)
         return [dataclasses.replace(t, command=known.get(t.pid, "")) for t in tree]
@@ -104,12 +104,12 @@ def _from_summary(images: Images) -> dict[int, str]:
     return {int(t["pid"]): t["command"] for t in summary.decode(data)["tasks"]}
 
 
-def walk(tree: list[Task], pid: int = 0) -> Iterator[tuple[Task, int]]:
+def walk(tree: list[TreeTask], pid: int = 0) -> Iterator[tuple[TreeTask, int]]:
     """Each task and its depth, children after their parents; with `pid` that one and what descends from it.
 
     A task whose parent is not there is a root; so is one of a circle, at which the circle is cut.
     """
-    children: dict[int, list[Task]] = {}
+    children: dict[int, list[TreeTask]] = {}
     pids = {task.pid for task in tree}
     for task in tree:
         children.setdefault(task.parent, []).append(task)

@@ -15,22 +15,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from sealpoint.checkpoint import whole
-from sealpoint.checkpoint.archive import seal_archive
-from sealpoint.checkpoint.builder import CheckpointBuilder, LargeObject
-from sealpoint.checkpoint.capture_fs import CaptureFilesystem
-from sealpoint.checkpoint.evidence import NoEvidenceError
-from sealpoint.checkpoint.progress import Report, silent
-from sealpoint.checkpoint.sealing import Sealing
-from sealpoint.checkpoint.whole import Taken
+from sealpoint.checkpoint import (
+    CaptureFilesystem,
+    CheckpointBuilder,
+    LargeObject,
+    NoEvidenceError,
+    Sealing,
+    Taken,
+    seal_archive,
+    whole,
+)
 from sealpoint.criu import mounts
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.errors import CriuError, SealpointError, UsageError
 from sealpoint.podman.broker import Broker
-from sealpoint.podman.engine import Container, Podman, PodmanError, check_options
-from sealpoint.podman.guard import Guard
-from sealpoint.podman.place import Place
+from sealpoint.podman.engine import Podman, PodmanContainer, PodmanError, check_options
+from sealpoint.podman.guard import ArchiveGuard
+from sealpoint.podman.place import ArchivePlace
 from sealpoint.podman.tasks import Tasks
+from sealpoint.progress import Report, silent
 from sealpoint.store.output import Target
 
 IMAGES: Final = "checkpoint/"  # where images are in podman's archives
@@ -65,7 +68,7 @@ class CheckpointResult:
     workload: str
     checkpoint_id: bytes
     origin_digest: bytes
-    container: Container
+    container: PodmanContainer
     objects: int
     plain_size: int
     file_size: int
@@ -144,7 +147,7 @@ def checkpoint(
 def _checkpoint(
     request: CheckpointRequest,
     out: Target,
-    container: Container,
+    container: PodmanContainer,
     tasks: Tasks,
     report: Report,
 ) -> CheckpointResult:
@@ -154,12 +157,12 @@ def _checkpoint(
             "--tcp-established: the container shares its network, so its peers would hear of its end",
             hint="add --leave-running",
         )
-    with Place() as place:
+    with ArchivePlace() as place:
         place.install_relay(request.criu)
         os.mkfifo(place.archive, 0o600)
         argv = [*request.podman.command, "container", "checkpoint", "--leave-running"]
         argv += ["--compress=none", "--export", place.archive, *request.options, container.id]
-        guard = Guard(
+        guard = ArchiveGuard(
             argv,
             place.environment(f"{place.memory}/temporary"),
             place,
@@ -182,9 +185,9 @@ def _checkpoint(
 def _run(
     request: CheckpointRequest,
     out: Target,
-    container: Container,
-    place: Place,
-    guard: Guard,
+    container: PodmanContainer,
+    place: ArchivePlace,
+    guard: ArchiveGuard,
     report: Report,
 ) -> CheckpointResult:
     server: FuseServer | None = None
@@ -217,7 +220,11 @@ def _run(
 
 
 def _archive(
-    place: Place, guard: Guard, images: _Images, builder: CheckpointBuilder, report: Report
+    place: ArchivePlace,
+    guard: ArchiveGuard,
+    images: _Images,
+    builder: CheckpointBuilder,
+    report: Report,
 ) -> dict[str, str]:
     """Run podman and seal what it writes.  Raises what went wrong, the first cause of it."""
     reader = os.open(place.archive, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -296,7 +303,7 @@ def _cover(memory: str, userdata: str, size: str) -> None:
         mounts.bind(f"{memory}/{number}", path)
 
 
-def _end(podman: Podman, container: Container, tasks: Tasks, *, quietly: bool) -> None:
+def _end(podman: Podman, container: PodmanContainer, tasks: Tasks, *, quietly: bool) -> None:
     """The sealed file is durable: the container, which is stopped, ends without another step."""
     if quietly:
         tasks.silence()

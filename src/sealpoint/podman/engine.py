@@ -53,7 +53,7 @@ class PodmanError(CriuError):
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
+class PodmanContainer:
     """userdata: podman's directory for it; pid: of its first process; own_network: its network namespace is its own."""
 
     id: str
@@ -117,7 +117,7 @@ class Podman:
             raise PodmanError(explain("container exists", done.stderr))
         return done.returncode == 0
 
-    def running(self, name: str) -> Container:
+    def running(self, name: str) -> PodmanContainer:
         """What a checkpoint must know.  Raises UsageError unless it runs, PodmanError."""
         if not self.exists(name):
             raise UsageError(f"there is no container {name}")
@@ -125,7 +125,7 @@ class Podman:
             (values,) = json.loads(self.run("container", "inspect", name))
             status, pid = str(values["State"]["Status"]), int(values["State"]["Pid"])
             mode = str(values["HostConfig"]["NetworkMode"])
-            container = Container(
+            container = PodmanContainer(
                 str(values["Id"]),
                 str(values["Name"]),
                 pid,
@@ -138,7 +138,7 @@ class Podman:
             raise UsageError(f"container {name} does not run: it is {status}")
         return container
 
-    def hold(self, name: str) -> tuple[Container, Held]:
+    def hold(self, name: str) -> tuple[PodmanContainer, Held]:
         """As `running`, and its first process, to be closed.  Raises UsageError, PodmanError."""
         container = self.running(name)
         root = Held(container.pid)

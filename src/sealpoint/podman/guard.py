@@ -21,7 +21,7 @@ from typing import Final, NoReturn
 from sealpoint import process
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.podman.engine import PodmanError, explain
-from sealpoint.podman.place import Place
+from sealpoint.podman.place import ArchivePlace
 
 _GO, _DONE = b"go", b"done"
 _MAX: Final = 65536
@@ -29,14 +29,14 @@ _MAX_SAID: Final = 16 * 1024
 _PIECE: Final = 64 * 1024
 
 
-class Guard:
+class ArchiveGuard:
     """Waits for `go`, then runs podman; after `done`, or when its starter has gone, it cleans up and ends."""
 
     def __init__(
         self,
         argv: Sequence[str],
         environment: Mapping[str, str],
-        place: Place,
+        place: ArchivePlace,
         *,
         prepare: Callable[[], None] | None = None,
         undo: Callable[[], None],

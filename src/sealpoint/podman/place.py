@@ -27,7 +27,7 @@ from sealpoint.errors import SystemEnvironmentError
 PREFIX: Final = "sealpoint-podman-"
 
 
-class Place:
+class ArchivePlace:
     """Context manager; `remove` may be called by another process as well."""
 
     def __init__(self) -> None:

@@ -10,12 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from sealpoint.checkpoint import evidence, tar, whole
-from sealpoint.checkpoint.admission import Admission
-from sealpoint.checkpoint.flat import Flat
-from sealpoint.checkpoint.opening import Checkpoint
-from sealpoint.checkpoint.seen import Seen
-from sealpoint.checkpoint.view import View
+from sealpoint.checkpoint import Admission, Flat, OpenedCheckpoint, Seen, View, evidence, tar, whole
 from sealpoint.criu.fuse import FuseServer
 from sealpoint.criu.roles import SUMMARY_NAME
 from sealpoint.errors import FileError, IdentityError, SealpointError, UsageError
@@ -23,8 +18,8 @@ from sealpoint.format.opened import OpenFile, Scratch
 from sealpoint.podman.broker import Broker
 from sealpoint.podman.checkpoint import IMAGES
 from sealpoint.podman.engine import Podman, PodmanError, check_options, parse
-from sealpoint.podman.guard import Guard
-from sealpoint.podman.place import Place
+from sealpoint.podman.guard import ArchiveGuard
+from sealpoint.podman.place import ArchivePlace
 
 _CONFIG: Final = "config.dump"
 _MAX_CONFIG: Final = 16 * 1024 * 1024
@@ -39,7 +34,7 @@ _LINKED: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class RestoreRequest:
+class ContainerRestore:
     """options: of podman's own; name: of the new container, "" for the one that it had."""
 
     podman: Podman
@@ -86,7 +81,7 @@ class _Approval:
         return self.view.error
 
 
-def restore(request: RestoreRequest, checkpoint: Checkpoint, admission: Admission) -> str:
+def restore(request: ContainerRestore, checkpoint: OpenedCheckpoint, admission: Admission) -> str:
     """Returns the name of the container.  Raises SealpointError; nothing of it then runs or is left."""
     check_options(request.options)
     name = request.name or _name(checkpoint.file())
@@ -95,11 +90,11 @@ def restore(request: RestoreRequest, checkpoint: Checkpoint, admission: Admissio
     flat = checkpoint.flat
     seen = flat.observe(IMAGES)
     whole.require_pages(seen)
-    with Place() as place:
+    with ArchivePlace() as place:
         place.install_relay(request.criu)
         argv = [*request.podman.command, "container", "restore", "--import", place.archive]
         argv += [f"--name={request.name}"] if request.name else []
-        guard = Guard(
+        guard = ArchiveGuard(
             [*argv, *request.options],
             place.environment(place.bin),
             place,
@@ -116,7 +111,9 @@ def restore(request: RestoreRequest, checkpoint: Checkpoint, admission: Admissio
     return name
 
 
-def _run(flat: Flat, seen: Seen, admission: Admission, place: Place, guard: Guard) -> None:
+def _run(
+    flat: Flat, seen: Seen, admission: Admission, place: ArchivePlace, guard: ArchiveGuard
+) -> None:
     view = View(flat)
     server = FuseServer(view, read_only=True)
     try:
@@ -161,7 +158,7 @@ def _name(checkpoint: OpenFile) -> str:
     return name
 
 
-def _write_archive(checkpoint: OpenFile, place: Place) -> None:
+def _write_archive(checkpoint: OpenFile, place: ArchivePlace) -> None:
     """Into memory."""
     scratch = Scratch()
     seen: set[str] = set()

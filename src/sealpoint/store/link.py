@@ -1,7 +1,8 @@
 """A connection to another sealpoint: messages over two descriptors, and sealed files as runs of messages.
 
 A message is u8 type, u32 LE length, payload.  Nothing here is secret or authentic: what must be, is sealed or carries a
-MAC (`checkpoint.migration`).  Every wait has an end, so a link that was cut is noticed while a tree is frozen for it.
+MAC (`checkpoint.live.migration_protocol`).  Every wait has an end, so a link that was cut is noticed while a tree is
+frozen for it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MAX_REASON: Final = 1024  # bytes of the text of a STOP
 _PIECE: Final = 1 << 20
 
 
-class Kind(enum.IntEnum):
+class MessageKind(enum.IntEnum):
     """What a message is."""
 
     HELLO = 1  # receiver: its session
@@ -44,7 +45,7 @@ class Kind(enum.IntEnum):
     ROOM = 11  # receiver: there is room for it
 
 
-_MAX: Final = {int(Kind.DATA): _MAX_DATA, int(Kind.PROOF): _MAX_PROOF}
+_MAX: Final = {int(MessageKind.DATA): _MAX_DATA, int(MessageKind.PROOF): _MAX_PROOF}
 
 
 class LinkError(SystemEnvironmentError):
@@ -73,7 +74,7 @@ class Link:
         fd = connection.detach()
         return cls(fd, fd, peer=peer, patience=patience)
 
-    def send(self, kind: Kind, *payload: Buffer) -> None:
+    def send(self, kind: MessageKind, *payload: Buffer) -> None:
         """Raises LinkError."""
         size = sum(len(p) for p in payload)
         self._send([_HEAD.pack(kind, size), *payload])
@@ -81,39 +82,39 @@ class Link:
     def stop(self, why: bytes) -> None:
         """Tell the other side that this one gives up.  If that cannot be told, it hears nothing, which is the same."""
         try:
-            self.send(Kind.STOP, why[:_MAX_REASON])
+            self.send(MessageKind.STOP, why[:_MAX_REASON])
         except LinkError:
             pass
 
-    def receive(self, *, patience: float | None = None) -> tuple[Kind, bytes]:
+    def receive(self, *, patience: float | None = None) -> tuple[MessageKind, bytes]:
         """The next message, which must be a short one.
 
         `patience`: seconds for its first byte, instead of the usual.  Raises LinkError.
         """
         kind, size = self.receive_head(patience=patience)
-        if kind is Kind.DATA:
+        if kind is MessageKind.DATA:
             self.refuse(kind, 0)
         return kind, self._read_exactly(size, self.patience)
 
-    def expect(self, kind: Kind, *, patience: float | None = None) -> bytes:
+    def expect(self, kind: MessageKind, *, patience: float | None = None) -> bytes:
         """The payload of the next message, which must be of that kind.  Raises LinkError."""
         got, size = self.receive_head(patience=patience)
         if got is not kind:
             self.refuse(got, size)
         return self._read_exactly(size, self.patience)
 
-    def receive_head(self, *, patience: float | None = None) -> tuple[Kind, int]:
+    def receive_head(self, *, patience: float | None = None) -> tuple[MessageKind, int]:
         """Kind of the next message and size of its payload, which is still to be read.  Raises LinkError."""
         head = self._read_exactly(_HEAD.size, patience or self.patience)
         number, size = _HEAD.unpack(head)
-        known = number in Kind.__members__.values()
+        known = number in MessageKind.__members__.values()
         if not known or size > _MAX.get(number, _MAX_OTHER):
             raise LinkError(f"{self.peer} does not speak as sealpoint does")
-        return Kind(number), size
+        return MessageKind(number), size
 
-    def refuse(self, kind: Kind, size: int) -> NoReturn:
+    def refuse(self, kind: MessageKind, size: int) -> NoReturn:
         """For a message that has no place here, whose payload was not read.  Raises LinkError."""
-        if kind is Kind.STOP:
+        if kind is MessageKind.STOP:
             text = names.text(self._read_exactly(size, self.patience))
             raise LinkError(f"{self.peer} gave up: {text}")
         raise LinkError(f"{self.peer} does not speak as sealpoint does")
@@ -202,14 +203,14 @@ class LinkOutput:
         for buffer in buffers:
             view = memoryview(buffer)
             for at in range(0, len(view), _PIECE):
-                self._link.send(Kind.DATA, view[at : at + _PIECE])
+                self._link.send(MessageKind.DATA, view[at : at + _PIECE])
 
     def sync(self) -> None:
         """There is no way to tell; the receiver answers when it has verified."""
 
     def commit(self) -> None:
         """Everything was handed over."""
-        self._link.send(Kind.END)
+        self._link.send(MessageKind.END)
         self.committed = True
 
     def cancel(self) -> None:
@@ -235,9 +236,9 @@ class LinkInput:
         """The next bytes, as many as are there; 0 at the end of the file.  Raises LinkError."""
         while not self._left:
             kind, self._left = self._link.receive_head()
-            if kind is Kind.END and not self._left:
+            if kind is MessageKind.END and not self._left:
                 return 0
-            if kind is not Kind.DATA:
+            if kind is not MessageKind.DATA:
                 self._link.refuse(kind, self._left)
         got = self._link.read_some(out[: self._left])
         self._left -= got

@@ -99,7 +99,7 @@ class OutputFile:
         """Append.  Write-back starts early, so that the final fsync, during which a dumped tree is frozen, is short.
 
         All has to be on the disk in the end.  So a slow one is waited for here rather than there: that takes no longer,
-        and whoever writes learns how fast the disk is (`format.adapt`).
+        and whoever writes learns how fast the disk is (`checkpoint.sealing.adapt`).
         """
         write_all(self.fd, list(buffers), self.path)
         self._size += sum(len(b) for b in buffers)

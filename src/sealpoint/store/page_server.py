@@ -58,7 +58,7 @@ Check = Callable[[int, bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class ReceivedPages:
     """A file that is durable.  size: in bytes."""
 
     path: str
@@ -220,7 +220,7 @@ class Receiving:
 
 def receive(
     connection: socket.socket, how: Receiving, admit: Callable[[], bool] = lambda: True
-) -> Received:
+) -> ReceivedPages:
     """Store one file.  admit: called when the sender has proved who it is.
 
     Raises SealpointError, which the sender is told; nothing is kept then.
@@ -255,7 +255,7 @@ def receive(
     except SealpointError as error:
         _refuse(connection, error.message)
         raise
-    return Received(out.path, size)
+    return ReceivedPages(out.path, size)
 
 
 def _check_sender(connection: socket.socket, check: CheckProof) -> None:

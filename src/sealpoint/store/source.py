@@ -23,7 +23,7 @@ def _anything(_: memoryview) -> None:
     """Whatever comes is held."""
 
 
-def open_source(
+def open_input(
     path: str,
     *,
     spool: str | None = None,

@@ -1,0 +1,1 @@
+"""Checkpoints of one tree over time: increments, merging, freeing, retention; and a file's recipients over time."""

@@ -1,0 +1,1 @@
+"""Process trees: dump, restore, watch, migrate; CRIU's images by stream and by mount."""

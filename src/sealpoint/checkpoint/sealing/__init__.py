@@ -1,0 +1,1 @@
+"""From objects to a sealed file: one object that commits or leaves nothing behind."""

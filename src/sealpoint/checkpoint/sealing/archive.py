@@ -1,0 +1,282 @@
+"""Seal what exists in the clear: a directory of images, or an engine's archive (tar, plain or in gzip or zstd).
+
+An archive is recognised by its content.  Out of scope: opening again (`extract`), the tar format itself (`tar`).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol
+
+from sealpoint.checkpoint.sealing.builder import PACK_LIMIT, CheckpointBuilder
+from sealpoint.checkpoint.sealing.gather import Gathering
+from sealpoint.checkpoint.tables import whole
+from sealpoint.checkpoint.tables.tar import TarReader
+from sealpoint.checkpoint.tables.whole import Taken
+from sealpoint.criu.roles import SUMMARY_NAME, is_pages, role_of
+from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
+from sealpoint.format.attributes import check as check_attributes
+from sealpoint.format.constants import MAGIC
+from sealpoint.format.manifest import check_name
+from sealpoint.progress import Progress, Report
+
+if TYPE_CHECKING:
+    from sealpoint.checkpoint.tables.seen import Passing
+    from sealpoint.checkpoint.tables.tar import Member, TarSource
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_MAX_WINDOW: Final = 128 * 1024 * 1024  # of a zstd archive: what its decoder may allocate
+_HEAD: Final = 4096  # of a large image: enough for the summary
+_WANTED: Final = "seal needs an image directory or an engine's archive (tar, tar.gz, tar.zst)"
+
+
+class ArchiveContents(Protocol):
+    """What an object is read from."""
+
+    def readinto(self, out: memoryview, /) -> int:
+        """Read into the beginning of `out`; 0 only at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """properties: for the manifest; ignored: keys of an archive's pax headers that were not kept.
+
+    kinds: of sets of images, by what their names begin with; parentless: sets whose parent is not within reach.
+    """
+
+    properties: dict[str, str]
+    ignored: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    parentless: tuple[str, ...] = ()
+
+
+def seal_path(
+    path: str, builder: CheckpointBuilder, report: Report, *, as_files: bool = False
+) -> Sealed:
+    """Add everything in `path` ("-" is an archive from standard input) to the builder.
+
+    It must be sets of images, each of them whole; as_files: it may be anything.
+
+    Raises UsageError (not something that can be sealed), FileError (a damaged archive, a set that is not whole),
+    SystemEnvironmentError.
+    """
+    taken = Taken(as_files=as_files)
+    adder = Adder(builder, report, taken)
+    try:
+        if path != "-" and os.path.isdir(path):
+            Gathering(path, taken, adder.add).run()
+            sealed = Sealed({"layout": "directory"})
+        elif path == "-":
+            if os.isatty(0):
+                raise UsageError("standard input is a terminal", hint=_WANTED)
+            with open(0, "rb", closefd=False) as file:
+                sealed = adder.archive(file, "standard input")
+        else:
+            with open(path, "rb") as file:
+                sealed = adder.archive(file, path)
+    except FileNotFoundError as error:
+        raise UsageError(f"{error.filename or path} does not exist") from None
+    except OSError as error:
+        name = error.filename or path
+        raise SystemEnvironmentError(f"cannot read {name}: {error.strerror or error}") from None
+    if not builder.count:
+        raise UsageError(f"{path} is empty: there is nothing to seal", hint=_WANTED)
+    kinds = taken.judge("standard input" if path == "-" else path)
+    properties = sealed.properties | whole.properties(kinds)
+    return replace(sealed, properties=properties, kinds=kinds, parentless=taken.parentless())
+
+
+def seal_archive(
+    file: IO[bytes], name: str, builder: CheckpointBuilder, report: Report, taken: Taken
+) -> Sealed:
+    """Add the members of an archive to a builder that may have other objects; `name` is for messages.
+
+    file: buffered, so that it can be peeked into.  Raises UsageError, FileError.
+    """
+    return Adder(builder, report, taken).archive(file, name)
+
+
+class Adder:
+    """Adds objects of any size to a builder: small ones go into packs, large ones are streamed.
+
+    taken: is told of all of them.
+    """
+
+    def __init__(self, builder: CheckpointBuilder, report: Report, taken: Taken) -> None:
+        self._builder = builder
+        self._report = report
+        self._taken = taken
+        self._names: set[str] = set()
+
+    def add(
+        self,
+        name: str,
+        source: ArchiveContents | None,
+        size: int,
+        attributes: dict[str, Any] | None,
+    ) -> int:
+        """One object of `size` bytes, as far as is known before it is read; `source` is None for what has no contents.
+
+        Returns how many bytes it has.  Raises FileError, UsageError.
+        """
+        check_name(name)
+        if attributes is not None:
+            check_attributes(attributes, 0, f"{name!r}")
+        if name == SUMMARY_NAME:
+            raise UsageError(
+                f"{name} is there already, and sealing makes its own", hint="remove it"
+            )
+        if name in self._names:
+            raise FileError(f"archive member {name!r} occurs twice")
+        self._names.add(name)
+        if source is None:
+            if attributes is None or attributes["type"] != "directory":
+                self._taken.stub(name)
+            self._builder.add(name, b"", attributes)
+            return 0
+        passing = self._taken.image(name)
+        done = self._contents(name, source, size, attributes, _Watched(passing, name))
+        if passing is not None:
+            passing.end()
+        return done
+
+    def _contents(
+        self,
+        name: str,
+        source: ArchiveContents,
+        size: int,
+        attributes: dict[str, Any] | None,
+        watched: _Watched,
+    ) -> int:
+        limit = PACK_LIMIT[role_of(name)]
+        head = _read(source, size + 1 if size <= limit else _HEAD)
+        watched.saw(head)
+        if len(head) <= size <= limit:
+            self._builder.add(name, head, attributes)
+            return len(head)
+        self._builder.summary.observe(name, head)
+        large, done = self._builder.large(name, attributes), len(head)
+        try:
+            large.write(head)
+            while got := source.readinto(space := large.space()):
+                watched.saw(space[:got])
+                large.wrote(got)
+                done += got
+                self._progress()
+            large.finish()
+        except BaseException:
+            large.abandon()
+            raise
+        return done
+
+    def _progress(self) -> None:
+        pipeline = self._builder.pipeline
+        self._report(
+            Progress(
+                pipeline.plain_bytes, zero=pipeline.zero_bytes, compressed=pipeline.compressed_bytes
+            )
+        )
+
+    def archive(self, file: IO[bytes], path: str) -> Sealed:
+        magic = file.peek(len(MAGIC))[: len(MAGIC)]  # type: ignore[attr-defined]
+        if magic == MAGIC:
+            raise UsageError(
+                f"{path} is a sealed checkpoint already",
+                hint="sealpoint rekey changes who can open it, sealpoint open makes it plain again",
+            )
+        source: TarSource = file
+        compression = "none"
+        if magic.startswith(_GZIP):
+            import gzip
+
+            source, compression = gzip.GzipFile(fileobj=file), "gzip"
+        elif magic.startswith(_ZSTD):
+            import zstandard
+
+            reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+            source, compression = reader.stream_reader(file, read_across_frames=True), "zstd"
+        tar = TarReader(source)
+        try:
+            for member in tar:
+                self._tar_member(tar, member)
+        except FileError as error:
+            if not tar.started:
+                raise UsageError(
+                    f"{path} is neither a directory nor a tar archive", hint=_WANTED
+                ) from None
+            raise FileError(f"{path}: {error.message}", hint=error.hint) from None
+        except _decoder_errors(compression) as error:
+            raise FileError(f"{path}: damaged {compression} data ({error})") from None
+        return Sealed({"layout": "archive", "compression": compression}, tuple(sorted(tar.ignored)))
+
+    def _tar_member(self, tar: TarReader, member: Member) -> None:
+        name = member.name
+        while name.startswith("./"):
+            name = name[2:].lstrip("/")
+        name = name.rstrip("/")
+        if name in ("", "."):
+            if member.kind != "directory":
+                raise FileError("the archive has a member without a name")
+            return  # the archive's own root
+        attributes: dict[str, Any] = {
+            "type": member.kind,
+            "mode": str(member.mode),
+            "uid": str(member.uid),
+            "gid": str(member.gid),
+            "mtime": str(member.mtime),
+        }
+        if member.user:
+            attributes["user"] = member.user
+        if member.group:
+            attributes["group"] = member.group
+        if member.kind in ("symlink", "hardlink"):
+            attributes["link"] = member.link
+            self._taken.link(name, member.link)
+        if member.kind in ("character", "block"):
+            attributes |= {"major": str(member.major), "minor": str(member.minor)}
+        if member.xattrs:
+            attributes["xattrs"] = {
+                key: base64.b64encode(value).decode() for key, value in member.xattrs.items()
+            }
+        self.add(name, tar if member.kind == "file" else None, member.size, attributes)
+
+
+class _Watched:
+    """Contents of an image as they pass; of pages only how many."""
+
+    def __init__(self, passing: Passing | None, name: str) -> None:
+        self._passing = passing
+        self._pages = is_pages(name.rpartition("/")[2])
+
+    def saw(self, data: bytes | memoryview) -> None:
+        if self._passing is None:
+            return
+        if self._pages:
+            self._passing.count(len(data))
+        else:
+            self._passing.add(data)
+
+
+def _read(source: ArchiveContents, size: int) -> bytes:
+    """`size` bytes, fewer only at the end."""
+    data = memoryview(bytearray(size))
+    have = 0
+    while have < size and (got := source.readinto(data[have:])):
+        have += got
+    return bytes(data[:have])
+
+
+def _decoder_errors(compression: str) -> tuple[type[Exception], ...]:
+    if compression == "gzip":
+        import gzip
+        import zlib
+
+        return (EOFError, zlib.error, gzip.BadGzipFile)
+    if compression == "zstd":
+        import zstandard
+
+        return (zstandard.ZstdError,)
+    return ()

@@ -1,0 +1,1 @@
+"""What images and objects of a checkpoint say, as tables: pages, chunks, tasks, archives.  No key is used here."""

@@ -1,0 +1,1 @@
+"""New files from existing ones: between formats, and with some objects replaced.  `inspect` writes none."""

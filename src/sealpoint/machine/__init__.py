@@ -1,0 +1,1 @@
+"""What installs the drop-in and diagnoses the machine.  Nothing here runs at a dump."""

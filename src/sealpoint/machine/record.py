@@ -1,0 +1,219 @@
+"""What `install-criu` made and replaced, on disk beside the configuration, so that it can be undone exactly.
+
+The record is written before each change and names the content that the change will bring.  Whatever moment an
+installation ends at, every file is then recognisable as ours, as what was there before, or as somebody's later work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from sealpoint import ownership
+from sealpoint.config import SYSTEM_PATH
+from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
+
+DIRECTORY: Final = os.path.dirname(SYSTEM_PATH)
+RECORD_PATH: Final = os.path.join(DIRECTORY, "installed.json")
+BACKUP_SUFFIX: Final = ".before-sealpoint"
+_NEW_SUFFIX: Final = ".sealpoint-new"
+_VERSION: Final = 1
+_MAX_SIZE: Final = 1024 * 1024
+
+
+@dataclass(slots=True)
+class FileRecord:
+    """One file.  ours: SHA-256 of each content that we gave it; before: of what it replaced, "" for nothing."""
+
+    path: str
+    ours: list[str] = field(default_factory=list)
+    before: str = ""
+
+    @property
+    def backup(self) -> str:
+        """Where what it replaced is kept."""
+        return self.path + BACKUP_SUFFIX
+
+
+@dataclass(slots=True)
+class InstallationRecord:
+    """criu, config: the files, None if we have not written them; directories: made by us, the outermost first."""
+
+    criu: FileRecord | None = None
+    config: FileRecord | None = None
+    directories: list[str] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Durably.  Raises SystemEnvironmentError."""
+        data = json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
+        write_file(RECORD_PATH, data.encode(), mode=0o644)
+
+
+def load() -> InstallationRecord | None:
+    """None if nothing is installed.  Raises SystemEnvironmentError if the record is not readable."""
+    try:
+        with open(RECORD_PATH, "rb") as file:
+            values = json.loads(file.read(_MAX_SIZE))
+        if values.pop("version") != _VERSION:
+            raise ValueError
+        return InstallationRecord(
+            criu=_file_record(values["criu"]),
+            config=_file_record(values["config"]),
+            directories=[str(d) for d in values["directories"]],
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise SystemEnvironmentError(f"{RECORD_PATH}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SystemEnvironmentError(
+            f"{RECORD_PATH}: not a record of this version of sealpoint",
+            hint="remove it, the drop-in criu and config.toml by hand",
+        ) from None
+
+
+def _file_record(values: dict[str, Any] | None) -> FileRecord | None:
+    if values is None:
+        return None
+    return FileRecord(str(values["path"]), [str(x) for x in values["ours"]], str(values["before"]))
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """One installation or removal at a time; the directory exists then, and is gone again if it ends empty.
+
+    Raises UsageError, SystemEnvironmentError.
+    """
+    made = not os.path.lexists(DIRECTORY)
+    try:
+        fd = _open_directory()
+        try:
+            _lock(fd)
+            yield
+        finally:
+            os.close(fd)
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(DIRECTORY)
+
+
+def _open_directory() -> int:
+    make_directory(DIRECTORY)
+    try:
+        return os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SystemEnvironmentError(f"{DIRECTORY}: {error.strerror}") from None
+
+
+def _lock(fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError("another install-criu or uninstall-criu is running") from None
+
+
+def make_directory(path: str) -> None:
+    """Open to all readers, to be changed by root alone, whatever the umask.  Raises SystemEnvironmentError."""
+    ownership.make_private(path, "the directory", mode=0o755, exact=False)
+
+
+def content_hash(path: str) -> str:
+    """SHA-256 of a file, "" if there is none.  Raises SystemEnvironmentError."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise SystemEnvironmentError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def write_file(path: str, data: bytes, *, mode: int) -> None:
+    """All or nothing, durably.  Raises SystemEnvironmentError."""
+    temporary = path + _NEW_SUFFIX
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # of one that was interrupted
+        with open(os.open(temporary, flags, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        sync_directory(os.path.dirname(path))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise SystemEnvironmentError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def sync_directory(path: str) -> None:
+    """Names in it are durable then."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def undo(record: InstallationRecord) -> tuple[list[str], list[str]]:
+    """Back to what was before.  Returns what was done, and what was left and why.  May be repeated."""
+    done: list[str] = []
+    left: list[str] = []
+    for file in (record.criu, record.config):
+        if file is not None:
+            _undo_file(file, done, left)
+    for path in (RECORD_PATH, RECORD_PATH + _NEW_SUFFIX):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    for directory in reversed(record.directories):
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            left.append(f"{directory}: it is not empty")
+        else:
+            done.append(f"removed {directory}")
+    return done, left
+
+
+def _undo_file(file: FileRecord, done: list[str], left: list[str]) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file.path + _NEW_SUFFIX)
+        now = content_hash(file.path) if os.path.lexists(file.path) else ""
+        if now in file.ours or not now:
+            _put_back(file, now, done, left)
+        elif now != file.before:
+            left.append(f"{file.path}: it was changed since")
+            if os.path.lexists(file.backup):
+                left.append(f"{file.backup}: what {file.path} was before")
+        elif os.path.lexists(file.backup) and os.path.samefile(file.backup, file.path):
+            os.unlink(file.backup)  # linked, but never replaced
+    except SealpointError as error:
+        left.append(error.message)
+    except OSError as error:
+        left.append(f"{file.path}: {error.strerror}")
+
+
+def _put_back(file: FileRecord, now: str, done: list[str], left: list[str]) -> None:
+    if file.before and os.path.lexists(file.backup):
+        if content_hash(file.backup) != file.before:
+            left.append(f"{file.path}: its former content in {file.backup} was changed since")
+            return
+        os.rename(file.backup, file.path)
+        done.append(f"restored {file.path}")
+    elif file.before:
+        left.append(f"{file.path}: its former content is gone")
+    elif now:
+        os.unlink(file.path)
+        done.append(f"removed {file.path}")
