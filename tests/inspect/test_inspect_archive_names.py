@@ -108,7 +108,7 @@ def test_a_container_s_name_is_any_bytes(run_cli, keys, opening, tmp_path, field
     path = tmp_path / "a.tar"
     path.write_bytes(make_tar(*(member(n, d) for n, d in files.items())))
     seal = ["-r", keys.recipient_path, "--sign", keys.signer_path]
-    assert run_cli("seal", path, *seal, "-o", tmp_path / "a.sealed").code == 0
+    assert run_cli("seal", path, "--as-files", *seal, "-o", tmp_path / "a.sealed").code == 0
     key = {"name": "container_name", "rootfsImageName": "image"}.get(field, field)
     for place, words in ((path, []), (tmp_path / "a.sealed", opening)):
         (told,) = json.loads(run_cli("show", place, "--json", *words).out)
