@@ -23,8 +23,9 @@ MECHANISM = "process.py"
 EXCEPTIONS = {
     ("criu/run.py", "CriuRun.start"): "pidfd_open of a child that nobody has waited for",
     ("criu/run.py", "CriuRun._end_orphans"): "killpg while the leader is not reaped: its number is taken",
-    ("podman/guard.py", "Guard._await"): "pidfd_open of a child that nobody has waited for",
+    ("podman/guard.py", "ArchiveGuard._await"): "pidfd_open of a child that nobody has waited for",
     ("dropin/shim.py", "_guard"): "pidfd_open of a process that waits for us meanwhile",
+    ("store/output.py", "_descriptor"): "of this process: self and thread-self",
     ("criu/hook.py", "peer"): "asks for the user, not for the process",
     ("podman/broker.py", "_is_root"): "asks for the user, not for the process",
     ("dropin/leftovers.py", "Leftovers._has_it_open"): "within Held.look",
