@@ -174,14 +174,16 @@ def test_without_a_usable_configuration_nothing_is_written_and_the_container_run
     running.assert_whole(count)
 
 
+@both
 def test_an_older_checkpoint_of_a_container_is_refused_and_allowed_once(
+    runtime: str,
     container: StartContainer,
     sealpoint: sealed.Sealpoint,
     keys: sealed.Keys,
     tmp_path: Path,
 ) -> None:
     """Its workload follows from what the engine really tells CRIU, and is that of `sealpoint podman checkpoint`."""
-    running = container("runc")
+    running = container(runtime)
     count = running.assert_counts()
     older, newer = tmp_path / "older.tar", tmp_path / "newer.tar"
     identifier = running.podman("container inspect", "--format", "{{.Id}}", running.name).ok()
