@@ -98,7 +98,7 @@ lint: venv ## check style, types, layers and the scripts of the shell
 	check ruff check; \
 	check ruff format --check; \
 	check mypy; \
-	check lint-imports --no-logo; \
+	check lint-imports --no-cache --no-logo; \
 	scripts=$$(grep -lE '^#!.*(bash|/sh)$$' .ci/run $$(find scripts tests -type f -not -name '*.pyc')); \
 	for file in $$scripts; do check bash -n "$$file"; done; \
 	if [ -x .venv/bin/shellcheck ]; then check shellcheck --exclude=SC1091 $$scripts; fi; \
