@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -249,6 +250,43 @@ def test_gc_counts_files_under_other_names_and_in_directories_that_are_named(sto
         with pytest.raises(UsageError, match="not a directory"):
             collect(directory, [str(tmp_path / "nowhere")])
     assert came_back(store, two, TWO, stores=[str(store.path)])
+
+
+@pytest.mark.parametrize("name", ["two.partial", ".two.sealed.0123456789ab.partial", ".two"])
+def test_gc_counts_a_whole_file_whatever_its_name_is(store, name):
+    two = store.add("two", TWO)
+    whole = two.read_bytes()
+    two = two.rename(store.path / name)
+    (store.path / ".three.sealed.0123456789ab.partial").write_bytes(whole[: len(whole) // 2])
+    (store.path / ".four.sealed.0123456789ab.partial").write_bytes(b"")
+    with ChunkDirectory(str(store.path), exclusive=True) as directory:
+        assert collect(directory).removed == 0
+    assert came_back(store, two, TWO)
+
+
+def test_gc_counts_a_file_that_gets_another_name_meanwhile(store, monkeypatch):
+    one, two = store.add("one", ONE), store.add("two", TWO)
+    scans = []
+    scan = os.scandir
+
+    def scandir(path):
+        found = scan(path)
+        if path != str(store.path):
+            return found
+        scans.append(path)
+        if len(scans) > 1:
+            return found
+        # What a file system may answer while `mv two.sealed a.sealed` runs: neither name.
+        kept = [e for e in found if e.name != "two.sealed"]
+        two.rename(store.path / "a.sealed")
+        return contextlib.nullcontext(kept)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with ChunkDirectory(str(store.path), exclusive=True) as directory:
+        assert collect(directory).removed == 0
+    assert len(scans) > 1
+    assert came_back(store, store.path / "a.sealed", TWO)
+    assert came_back(store, one, ONE)
 
 
 def test_what_a_store_saves_is_counted(store):

@@ -56,7 +56,10 @@ def judged(policy, *signers, claim=MINE, at=NOW - 60) -> None:
         ({"max_age": "30m"}, MINE, None),
         ({"max_age": "30s"}, MINE, "after the capture"),
         ({"max_age": "1h"}, MINE._replace(captured=NOW - 4000), "after the capture"),
-        ({"max_age": "1h"}, MINE._replace(captured=NOW + 4000), None),
+        ({"max_age": "1h"}, MINE._replace(captured=NOW + 200), None),  # as clocks may differ
+        ({"max_age": "1h"}, MINE._replace(captured=NOW + 4000), "ahead of now"),
+        ({"max_age": "1h"}, MINE._replace(captured=(1 << 64) - 1), "ahead of now"),
+        ({"workloads": "billing"}, MINE._replace(captured=NOW + 4000), None),
         ({"workloads": "billing", "kinds": "merged"}, MINE, "kind"),
         ({"workloads": "shop", "kinds": "full"}, MINE, "workload"),
         ({"workloads": "billing", "kinds": "full", "max_age": "1h"}, MINE, None),

@@ -145,6 +145,37 @@ def test_an_authority_in_the_middle_may_lack_the_usage_and_one_that_has_it_vouch
         policy.evaluate(signed(bad))
 
 
+@pytest.mark.parametrize(
+    ("extended", "believed"),
+    [
+        (None, True),
+        (SIGNER_USAGE, True),
+        (ANY_USAGE, True),
+        (CLIENT_AUTH, False),
+        ("2.25.1", False),
+    ],
+)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_authority_in_the_middle_vouches_for_no_usage_but_those_it_was_made_for(
+    extended, believed, depth, make_signer, write
+):
+    ca, key = make_ca(), ec_key()
+    limits = {"ca": True, "usage": ("key_cert_sign",)}
+    path = [ca.issue("middle", ec_key(), extended=extended, **limits)]
+    if depth == 2:  # the limit is not shed by a further authority
+        path.insert(0, path[0].issue("below", ec_key(), extended=SIGNER_USAGE, **limits))
+    signer = make_signer(key, path[0].issue("leaf", key), *path)
+    policy = load_trust([write("ca.pem", ca.pem)])
+    if believed:
+        policy.check_time(policy.evaluate(signed(signer)), NOW)
+    else:
+        with pytest.raises(PolicyError, match=r"no valid path.*an issuer is for other usages"):
+            policy.evaluate(signed(signer))
+        # What a user names is believed as it is.
+        policy = load_trust([write("middle.pem", path[-1].pem)])
+        policy.check_time(policy.evaluate(signed(signer)), NOW)
+
+
 def expired(ca, key):
     return ca.issue("Sally", key, start=-10 * DAY, end=-5 * DAY)
 

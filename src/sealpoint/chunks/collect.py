@@ -121,22 +121,27 @@ def _indexes(directories: Sequence[str]) -> Iterator[tuple[str, int, Index]]:
     for directory in dict.fromkeys(map(os.path.realpath, directories)):
         if not os.path.isdir(directory):
             raise UsageError(f"{directory} is not a directory")
-        try:
-            with os.scandir(directory) as found:
-                # What was not finished refers to nothing: nobody is adding while the store is locked.
-                paths = sorted(e.path for e in found if _may_refer(e))
-        except OSError as error:
-            raise SystemEnvironmentError(f"cannot read {directory}: {error.strerror}") from None
-        for path in paths:
-            read = _index(path)
-            if read is not None:
-                yield path, *read
+        seen = set[str]()
+        # A file that gets another name meanwhile can be missing in a listing: look until there is nothing new.
+        while paths := sorted(set(_files(directory)) - seen):
+            seen.update(paths)
+            for path in paths:
+                read = _index(path)
+                if read is not None:
+                    yield path, *read
+
+
+def _files(directory: str) -> list[str]:
+    """Raises FileError, SystemEnvironmentError."""
+    try:
+        with os.scandir(directory) as found:
+            return [e.path for e in found if _may_refer(e)]
+    except OSError as error:
+        raise SystemEnvironmentError(f"cannot read {directory}: {error.strerror}") from None
 
 
 def _may_refer(entry: os.DirEntry[str]) -> bool:
     """Raises FileError for a link that leads nowhere: what it names may be there again tomorrow."""
-    if entry.name.endswith(PARTIAL):
-        return False
     if entry.is_symlink() and entry.name.endswith(_SUFFIX) and not os.path.exists(entry.path):
         raise FileError(
             f"{entry.path} is a link that leads nowhere",
@@ -149,6 +154,8 @@ def _index(path: str) -> tuple[int, Index] | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.endswith(PARTIAL):
+            return None  # it has its name by now, which the next listing shows
         raise SystemEnvironmentError(f"cannot read {path}: {error.strerror}") from None
     try:
         status = os.fstat(fd)
@@ -158,6 +165,10 @@ def _index(path: str) -> tuple[int, Index] | None:
             return None
         return status.st_size, SealedFile(fd).claimed_index()
     except FileError as error:
+        if path.endswith(PARTIAL):
+            # What was not finished refers to nothing: nobody is adding while the store is locked.  What was, has such
+            # a name for a moment, or for good where an exchange of names was cut off, or because a user chose it.
+            return None
         raise FileError(
             f"{path}: {error.message}", hint="what it refers to is not known: repair or remove it"
         ) from None

@@ -36,6 +36,7 @@ MAX_PRUNE_RECORDS: Final = (
 MAX_CHAIN: Final = 1024  # files: each takes a descriptor and its index
 MAX_SEQUENCE: Final = (1 << 64) - 2  # of a slot: the next rekey can always count on
 MAX_TIME: Final = 253_402_300_799  # the end of the year 9999: libraries of dates hold no more
+CLOCK_TOLERANCE: Final = 300  # seconds by which the clocks of honest machines may differ
 MAX_CHUNK: Final = 16 * 1024 * 1024  # the largest buffer that a reader must be ready to allocate
 MIN_CHUNK: Final = 4096
 MAX_FRAMES: Final = 1 << 22  # 8 TiB at 2 MiB chunks; bounds the index to 160 MiB before it is read

@@ -2,9 +2,9 @@
 
 Paths are built and checked by `cryptography.x509.verification`, with a policy of our own: no subject alternative name
 is demanded (these certificates name no web server), an extended key usage only where the caller names some; every
-issuer needs basicConstraints CA:TRUE, its path length and, if it has a keyUsage, keyCertSign; all must be valid at the
-given time.  The library wants authorities with RSA (>= 2048) or EC keys; a certificate that an Ed25519 authority issued
-can be pinned instead.
+issuer needs basicConstraints CA:TRUE, its path length and, if it has a keyUsage, keyCertSign; where a usage is asked
+for, one that came with the file and has usages needs it, too; all must be valid at the given time.  The library wants
+authorities with RSA (>= 2048) or EC keys; a certificate that an Ed25519 authority issued can be pinned instead.
 
 Out of scope for now: revocation.  No CRL and no OCSP is looked at; a stolen key is kept out by no longer trusting it.
 """
@@ -159,7 +159,8 @@ def validate_path(
     """Find a valid path from `leaf` over `intermediates` to one of `authorities` (DER) at unix second `at`.
 
     extended_usages: dotted OIDs of which the leaf's extendedKeyUsage must hold one, if there are any; that it has no
-    such extension, or anyExtendedKeyUsage, is not enough.  The usage of the leaf's key is the caller's to check.
+    such extension, or anyExtendedKeyUsage, is not enough.  An intermediate that was made for other usages alone issues
+    no such leaf.  The usage of the leaf's key is the caller's to check.
 
     Raises PolicyError.
     """
@@ -175,7 +176,9 @@ def validate_path(
             verification.PolicyBuilder()
             .time(datetime.fromtimestamp(at, UTC))
             .store(verification.Store([x509.load_der_x509_certificate(a) for a in authorities]))
-            .extension_policies(ca_policy=_ca_policy(), ee_policy=_PERMIT_ALL)
+            .extension_policies(
+                ca_policy=_ca_policy(extended_usages, authorities), ee_policy=_PERMIT_ALL
+            )
             .build_client_verifier()
         )
         verifier.verify(
@@ -218,10 +221,31 @@ def validate_path_sometime(
 _PERMIT_ALL = verification.ExtensionPolicy.permit_all()
 
 
-def _ca_policy() -> verification.ExtensionPolicy:
-    return _PERMIT_ALL.require_present(
-        x509.BasicConstraints, verification.Criticality.AGNOSTIC, _check_constraints
-    ).may_be_present(x509.KeyUsage, verification.Criticality.AGNOSTIC, _check_ca_usage)
+def _ca_policy(
+    extended_usages: Sequence[str], authorities: Sequence[bytes]
+) -> verification.ExtensionPolicy:
+    allowed = {*extended_usages, ANY_USAGE}
+
+    def check_extended_usage(
+        _policy: verification.Policy,
+        cert: x509.Certificate,
+        usage: x509.ExtendedKeyUsage | None,
+    ) -> None:
+        # An authority that a user named is believed as it is; one that came with the file is what its issuer made it.
+        if not extended_usages or usage is None or cert.public_bytes(Encoding.DER) in authorities:
+            return
+        if not allowed & {oid.dotted_string for oid in usage}:
+            raise ValueError("an issuer is for other usages")
+
+    return (
+        _PERMIT_ALL.require_present(
+            x509.BasicConstraints, verification.Criticality.AGNOSTIC, _check_constraints
+        )
+        .may_be_present(x509.KeyUsage, verification.Criticality.AGNOSTIC, _check_ca_usage)
+        .may_be_present(
+            x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, check_extended_usage
+        )
+    )
 
 
 def _check_constraints(

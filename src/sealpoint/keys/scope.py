@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from sealpoint.format.constants import CLOCK_TOLERANCE
 from sealpoint.format.statement import KINDS
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Scope(NamedTuple):
 
     workloads: names, or their beginnings followed by `*`; kinds: of `KINDS`; subjects: of certificates, RFC 4514, in
     the same way; names: their alternative names, for instance `dns:node1.example.org`, in the same way; max_age:
-    seconds since the capture.
+    seconds since the capture, which may not lie ahead.
     """
 
     workloads: tuple[str, ...] = ()
@@ -63,6 +64,9 @@ class Scope(NamedTuple):
             return f"trusted for workloads {_listed(self.workloads)}, and this is {what}"
         if self.kinds and claim.kind not in self.kinds:
             return f"trusted for kinds {_listed(self.kinds)}, and this is kind {claim.kind!r}"
+        if self.max_age and claim.captured > now + CLOCK_TOLERANCE:
+            # Whoever signs could choose a time that stays young for ever.
+            return f"trusted for {self.max_age} s after the capture, which is {claim.captured - now} s ahead of now"
         if self.max_age and claim.captured + self.max_age < now:
             return f"trusted for {self.max_age} s after the capture, which was {now - claim.captured} s ago"
         return None

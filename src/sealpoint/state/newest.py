@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError
 from sealpoint.format import strictjson
-from sealpoint.format.constants import ID_SIZE
+from sealpoint.format.constants import CLOCK_TOLERANCE, ID_SIZE
 from sealpoint.format.statement import Origin
 from sealpoint.format.strictjson import Fields
 from sealpoint.names import encode
@@ -28,7 +28,7 @@ from sealpoint.state.chains import open_private, state_directory
 from sealpoint.state.released import Released
 from sealpoint.store import naming
 
-AHEAD: Final = 300  # seconds by which clocks may differ; a mark from further ahead would refuse all that is true
+AHEAD: Final = CLOCK_TOLERANCE  # a mark from further ahead would refuse all that is true
 _MAX_SIZE: Final = 4096
 _WHAT: Final = "high-water mark"
 _PERMISSION: Final = ".older"  # ends the name of a permission
