@@ -101,11 +101,18 @@ def test_a_log_that_cannot_be_written_is_noticed_before(
 # Which process
 
 
-@pytest.mark.parametrize("pid", ["0", "-1", "999999999"])
+@pytest.mark.parametrize(
+    ("pid", "words"),
+    [
+        ("0", "'0' is not a process ID"),
+        ("-1", "'-1' is not a process ID"),
+        ("999999999", "no process 999999999"),
+    ],
+)
 def test_no_such_process(
-    sealpoint: sealed.Sealpoint, keys: sealed.Keys, out: Path, pid: str
+    sealpoint: sealed.Sealpoint, keys: sealed.Keys, out: Path, pid: str, words: str
 ) -> None:
-    sealpoint.run("dump", f"--tree={pid}", "-o", out, *keys.seal).fails(2, "no process", pid)
+    sealpoint.run("dump", f"--tree={pid}", "-o", out, *keys.seal).fails(2, words)
     assert os.listdir(out.parent) == []
 
 
