@@ -22,6 +22,7 @@ GIVEN = {
     "LD_AUDIT": "/x",
     "PYTHONPATH": "/x",
     "PYTHONHOME": "/x",
+    "POSIXLY_CORRECT": "1",
     "SEALPOINT_CRIU": "/x",
 }
 

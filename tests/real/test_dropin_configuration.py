@@ -227,6 +227,7 @@ HOSTILE = {
     "LD_BIND_NOW": "1",
     "PYTHONPATH": "/nowhere",
     "PYTHONSTARTUP": "/nowhere",
+    "POSIXLY_CORRECT": "1",
 }
 
 

@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
-# What would change which code runs, or what CRIU does, without a word in a command line or configuration.
-_DROPPED: Final = ("CRIU_", "LD_", "PYTHON")
+# What would change which code runs, or what CRIU does, without a word in a command line or configuration.  With the
+# last, CRIU would take options behind its command for something else.
+_DROPPED: Final = ("CRIU_", "LD_", "PYTHON", "POSIXLY_CORRECT")
 _OWN: Final = "SEALPOINT_"
 _FAULT: Final = "CRIU_FAULT"
 

@@ -65,6 +65,7 @@ class Proxy:
         self._start = start
         self._requests = requests or Requests()
         self._session: Session | None = None
+        self._unanswered = 0  # notifications that the engine got
         self._home = _cgroups(self._parent)
 
     def run(self) -> None:
@@ -108,6 +109,8 @@ class Proxy:
 
     def _to_criu(self, data: bytes, fds: list[int]) -> bool:
         kind = request_type(data)
+        if kind == _NOTIFY and not self._take_answer():
+            return True
         refusal = None
         if kind < 0:
             refusal = "the request cannot be understood"
@@ -153,10 +156,21 @@ class Proxy:
         _send(self._criu, data, fds)
         return True
 
+    def _take_answer(self) -> bool:
+        """Whether the engine answers what it was asked.
+
+        Else CRIU would take it for the answer to its next question, before the answer of our gate.
+        """
+        if not self._unanswered:
+            return False
+        self._unanswered -= 1
+        return True
+
     def _to_engine(self, data: bytes, fds: list[int]) -> None:
         if self._session is not None:
             data = self._session.from_criu(data)
         if data:  # else answered by us
+            self._unanswered += request_type(data) == _NOTIFY
             _send(self._engine, data, fds)
 
     @property
