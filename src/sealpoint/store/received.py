@@ -12,6 +12,7 @@ import enum
 import errno
 import fcntl
 import os
+import re
 import shutil
 import time
 from typing import Final, NamedTuple
@@ -23,6 +24,9 @@ from sealpoint.store.output import OutputFile
 
 DEFAULT_DIRECTORY: Final = "/var/lib/sealpoint/received"
 _STATE: Final = "STATE"
+_NAME: Final = re.compile(
+    r"[0-9]{8}T[0-9]{6}Z-.+", re.DOTALL
+)  # of a directory that `Received` made
 _MAX_STATE: Final = 64  # bytes
 _SUFFIX: Final = ".sealed"
 _KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE
@@ -155,6 +159,8 @@ def left(root: str) -> list[Left]:
     except OSError as error:
         raise SystemEnvironmentError(f"cannot read {root}: {error.strerror}") from None
     for name in names:
+        if not _NAME.fullmatch(name):
+            continue
         try:
             found.append(_look(f"{root}/{name}"))
         except OSError:
@@ -194,7 +200,8 @@ def _stage(directory: int) -> Stage:
 def remove(root: str, name: str) -> None:
     """Remove what is kept of one migration.  Raises UsageError: there is none, or it is under way."""
     path = f"{root}/{name}"
-    if name in ("", ".", "..") or "/" in name or os.path.islink(path) or not os.path.isdir(path):
+    ours = _NAME.fullmatch(name) and "/" not in name
+    if not ours or os.path.islink(path) or not os.path.isdir(path):
         raise UsageError(f"no migration {name!r} is kept in {root}")
     if _look(path).busy:
         raise UsageError(f"the migration {name} is under way")
