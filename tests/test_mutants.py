@@ -156,10 +156,10 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, seconds: int = 250) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tests/mutants/run.py"), *map(str, arguments)]
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=250
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
     )
 
 
@@ -260,6 +260,7 @@ SEEN = {
 
 @pytest.mark.criu
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # eight runs of real tests: a busy machine needs its time
 def test_every_program_that_tests_start_is_the_mutated_one(tmp_path: Path) -> None:
     needs_root()
     entries = [
@@ -268,7 +269,7 @@ def test_every_program_that_tests_start_is_the_mutated_one(tmp_path: Path) -> No
         for name, (file, function, old, new, test) in SEEN.items()
     ]
     (tmp_path / "seen.toml").write_text("\n".join(entries))
-    done = run("--mutants", tmp_path)
+    done = run("--mutants", tmp_path, seconds=850)
     if "no CRIU that works here" in done.stdout and not os.environ.get("SEALPOINT_REQUIRE_CRIU"):
         pytest.skip("no CRIU works here")
     assert done.stdout.splitlines()[-1] == "4 passed, 0 failed", done.stdout
