@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from sealpoint import config as configuration
+from sealpoint import arguments, config as configuration
 from sealpoint.checkpoint import (
     Admission,
     Dump,
@@ -127,15 +127,19 @@ class Checkpoint:
         Raises PolicyError, FileError, UsageError, IdentityError, SystemEnvironmentError.
         """
         with _public():
+            where = arguments.path(path, "the checkpoint")
+            expected = Expectation.of(
+                arguments.texts(workloads, "workloads"), arguments.texts(expect, "expect")
+            )
             config = configuration.load()
             how = opener.Opening(
                 _policy(config, trust, allow_unsigned=allow_unsigned),
                 _keys(config, identities),
-                parents=tuple(os.fspath(p) for p in parents),
-                stores=tuple(os.fspath(s) for s in stores),
-                expected=Expectation.of(workloads, expect),
+                parents=tuple(arguments.paths(parents, "parents")),
+                stores=tuple(arguments.paths(stores, "stores")),
+                expected=expected,
             )
-            return cls(how.open(os.fspath(path)))
+            return cls(how.open(where))
 
     @property
     def id(self) -> str:
@@ -179,6 +183,7 @@ class Checkpoint:
         progress: gets numbers of plaintext bytes.
         """
         with _public():
+            arguments.callback(progress, "progress")
             self._checkpoint.verify(progress)
 
     def close(self) -> None:
@@ -186,6 +191,7 @@ class Checkpoint:
         self._checkpoint.close()
 
     def __enter__(self) -> Self:
+        self._checkpoint.require_open()
         return self
 
     def __exit__(
@@ -221,22 +227,26 @@ def dump(
     Raises UsageError, CriuError, SystemEnvironmentError, IdentityError.
     """
     with _public():
+        arguments.instance(sealing, Sealing, "sealing")
+        where, force = _destination(output), arguments.flag(force, "force")
+        leave_running = arguments.flag(leave_running, "leave_running")
+        arguments.callback(warn, "warn")
         config = configuration.load()
-        where = _destination(output)
+        newest = Newest(_state(config, state))
         request = DumpRequest(
-            pid=pid,
-            criu=_criu(config, criu),
+            pid=arguments.whole_number(pid, "pid"),
             sealing=sealing,
             leave_running=leave_running or where.streams,
-            options=tuple(options),
-            workload=workload,
-            criu_log=None if criu_log is None else os.fspath(criu_log),
+            options=arguments.texts(options, "options"),
+            workload=arguments.text(workload, "workload"),
+            criu_log=arguments.optional_path(criu_log, "criu_log"),
+            criu=_criu(config, criu),
         )
         with where.open(force=force) as out:
             result = Dump(request, out).run()
         try:
             mark = Mark(result.checkpoint_id, result.captured, 1)
-            Newest(_state(config, state)).note(workload, mark)
+            newest.note(workload, mark)
         except SystemEnvironmentError as error:
             warn(error.message)
         return result
@@ -261,14 +271,18 @@ def restore(
     Raises PolicyError, FileError, IdentityError, CriuError, SystemEnvironmentError; nothing of the tree is left then.
     """
     with _public():
-        config = configuration.load()
+        arguments.instance(checkpoint, Checkpoint, "checkpoint")
+        allow_older = arguments.flag(allow_older, "allow_older")
+        arguments.callback(warn, "warn")
         inner = checkpoint._checkpoint  # noqa: SLF001 - of this module
+        inner.require_open()
+        config = configuration.load()
         admission = Admission(inner, _state(config, state), warn, allow_older=allow_older)
         request = RestoreRequest(
+            detach=arguments.flag(detach, "detach"),
+            options=arguments.texts(options, "options"),
+            criu_log=arguments.optional_path(criu_log, "criu_log"),
             criu=_criu(config, criu),
-            detach=detach,
-            options=tuple(options),
-            criu_log=None if criu_log is None else os.fspath(criu_log),
             permitted=admission.permit,
             approved=admission.passed,
         )
@@ -284,8 +298,12 @@ def seal(
 
     Raises UsageError, FileError, SystemEnvironmentError.
     """
-    with _public(), _destination(output).open(force=force) as out:
-        return seal_into(os.fspath(path), out, sealing, as_files=as_files)
+    with _public():
+        arguments.instance(sealing, Sealing, "sealing")
+        source, where = arguments.path(path, "what to seal"), _destination(output)
+        as_files = arguments.flag(as_files, "as_files")
+        with where.open(force=arguments.flag(force, "force")) as out:
+            return seal_into(source, out, sealing, as_files=as_files)
 
 
 @contextmanager
@@ -300,7 +318,7 @@ def _public() -> Iterator[None]:
 
 def _destination(output: Path) -> Destination:
     """The name "-" is that of a file here: a library does not write to its caller's standard output unasked."""
-    return destination(os.path.abspath(os.fspath(output)))
+    return destination(os.path.abspath(arguments.path(output, "the output")))
 
 
 def _policy(
@@ -309,13 +327,14 @@ def _policy(
     *,
     allow_unsigned: bool,
 ) -> TrustPolicy:
+    allow_unsigned = arguments.flag(allow_unsigned, "allow_unsigned")
     if trust is None:
         return config.policy(allow_unsigned=allow_unsigned)
     if isinstance(trust, TrustPolicy):
         policy = trust
     else:
         # An empty list is nobody: it must not come to mean whom the configuration names.
-        names = _list(trust, "trust")
+        names = arguments.paths(trust, "trust")
         policy = config.policy(names) if names else TrustPolicy()
     return policy._replace(allow_unsigned=True) if allow_unsigned else policy
 
@@ -323,29 +342,23 @@ def _policy(
 def _keys(
     config: configuration.Config, identities: Iterable[Identity | Path] | None
 ) -> Callable[[], Sequence[Identity]]:
-    if isinstance(identities, str | os.PathLike):
-        raise UsageError("identities are a list", hint=f"write [{os.fspath(identities)!r}]")
-    chosen = list(config.identities if identities is None else identities)
+    named = config.identities if identities is None else identities
+    chosen = [
+        i if isinstance(i, Identity) else arguments.path(i, "each of identities")
+        for i in arguments.items(named, "identities")
+    ]
 
     @functools.cache
     def load() -> list[Identity]:
-        return [
-            load_identity(os.fspath(i)) if isinstance(i, str | os.PathLike) else i for i in chosen
-        ]
+        return [load_identity(i) if isinstance(i, str) else i for i in chosen]
 
     return load
 
 
-def _list(values: Iterable[Path], what: str) -> list[str]:
-    if isinstance(values, str | os.PathLike):
-        raise UsageError(f"{what} is a list", hint=f"write [{os.fspath(values)!r}]")
-    return [os.fspath(v) for v in values]
-
-
 def _criu(config: configuration.Config, path: Path | None) -> CriuBinary:
-    wanted = config.criu if path is None else os.fspath(path)
+    wanted = config.criu if path is None else arguments.path(path, "criu")
     return Search(wanted or None, fault=config.criu_fault).result()
 
 
 def _state(config: configuration.Config, state: Path | None) -> str:
-    return (config.state or DEFAULT_STATE) if state is None else os.fspath(state)
+    return (config.state or DEFAULT_STATE) if state is None else arguments.path(state, "state")

@@ -233,3 +233,19 @@ def test_two_files_of_the_same_data_have_nothing_in_common():
 
 def test_roots_do_not_show_in_a_representation():
     assert "aaaa" not in repr(RootKeys(b"aaaa" * 8, b"aaaa" * 8))
+
+
+def test_a_statement_that_no_reader_accepts_is_never_written():
+    beyond = {
+        "workload": "w" * 4097,
+        "tool": "t" * 257,
+        "captured": 2**40,
+        "kind": "other",
+        "chain": (b"c" * 16, 2**64),
+    }
+    for name, value in beyond.items():
+        w = writer()
+        with pytest.raises(SealpointError):
+            w.finish(*finishable(w), **({"tool": "t"} | {name: value}))
+    w = writer()
+    w.finish(*finishable(w), tool="t" * 256, workload="w" * 4096)

@@ -116,6 +116,23 @@ def test_no_such_process(
     assert os.listdir(out.parent) == []
 
 
+@pytest.mark.parametrize("name", ["w" * 4097, b"caf\xe9"], ids=["too long", "not UTF-8"])
+def test_a_workload_that_no_reader_accepts_leaves_the_process_running(
+    workload: StartWorkload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    out: Path,
+    name: str | bytes,
+) -> None:
+    running = workload("secret")
+    before = running.assert_intact()
+    given = ["--workload", os.fsdecode(name)]
+    dump = sealpoint.run("dump", "-t", running.pid, "-o", out, *given, *keys.seal)
+    dump.fails(2, "the name of a workload")
+    assert os.listdir(out.parent) == []
+    running.assert_continues(before)
+
+
 def test_a_zombie(sealpoint: sealed.Sealpoint, keys: sealed.Keys, out: Path) -> None:
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {})
     try:

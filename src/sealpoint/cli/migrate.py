@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--workload",
+    callback=options.named_workload,
     default="",
     metavar="NAME",
     help="A name for what is moved, which is signed: the other side can insist on it (receive --workload).",

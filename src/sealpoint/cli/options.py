@@ -178,8 +178,23 @@ form_options = stack(
     ),
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
+
+
+def named_workload(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """For `callback`.  Raises UsageError before anything is stopped for a name that no file can hold."""
+    if value:
+        from sealpoint.format.statement import check_workload
+
+        check_workload(value)
+    return value
+
+
 workload_option = click.option(
-    "--workload", default="", metavar="ID", help="Opaque public name of what is dumped."
+    "--workload",
+    default="",
+    metavar="ID",
+    callback=named_workload,
+    help="Opaque public name of what is dumped.",
 )
 tree_option = click.option(
     "-t",

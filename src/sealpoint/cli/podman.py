@@ -92,6 +92,7 @@ def command() -> None:
 )
 @click.option(
     "--workload",
+    callback=options.named_workload,
     metavar="NAME",
     help="The name under which older checkpoints are refused later (default: an opaque one of the container).",
 )

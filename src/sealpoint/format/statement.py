@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import blake3
 
-from sealpoint.errors import FileError
+from sealpoint.errors import FileError, UsageError
 from sealpoint.format import strictjson
 from sealpoint.format.constants import (
     HASH_SIZE,
@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 
 # merged: the same images as those of `derivedFrom`, with pages of its parents put in; it may stand for that file.
 KINDS = ("full", "increment", "derived", "merged")
+MAX_WORKLOAD = 4096  # characters
+
+
+def check_workload(workload: str) -> None:
+    """Raises UsageError for a name that a reader would refuse."""
+    if len(workload) > MAX_WORKLOAD:
+        raise UsageError(f"the name of a workload has at most {MAX_WORKLOAD} characters")
+    try:
+        workload.encode()
+    except UnicodeEncodeError:
+        raise UsageError("the name of a workload must be UTF-8") from None
 
 
 class ParentRef(NamedTuple):
@@ -137,7 +148,11 @@ class Origin(NamedTuple):
         chain = f.fields("chain")
         chain_root, sequence = chain.hex("root", ID_SIZE), chain.u64("sequence")
         chain.done()
-        workload, captured, tool = f.text("workload"), f.time("captured"), f.text("tool", limit=256)
+        workload, captured, tool = (
+            f.text("workload", limit=MAX_WORKLOAD),
+            f.time("captured"),
+            f.text("tool", limit=256),
+        )
         signers = decode_signers(f)
         f.done()
         origin = cls(

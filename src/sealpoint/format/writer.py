@@ -44,6 +44,7 @@ from sealpoint.format.statement import (
     ManifestRef,
     Origin,
     ParentRef,
+    check_workload,
     digest,
 )
 
@@ -216,6 +217,7 @@ class SealedWriter:
         chain: id of the chain's first file and place of this one in it, for a file with a parent.  Raises FileError
         where a reader would refuse what was to be written.
         """
+        check_workload(workload)
         self._check(metadata, memory)
         chain_root, chain_sequence = chain or (self.preamble.checkpoint_id, 0)
         refs = {
@@ -243,8 +245,8 @@ class SealedWriter:
             signers=self._signing.signers,
             references=self._index.references,
         )
-        origin.check()
         payload = origin.encode()
+        Origin.decode(payload)  # all that a reader checks, while the captured process still runs
         envelope = self._signing.envelope(ORIGIN_TYPE, payload)
         if len(envelope) > MAX_STATEMENT:
             raise UsageError("the signers' certificates do not fit the statement")
@@ -301,7 +303,9 @@ def sign_slot(preamble: Preamble, slot: Slot, known: dict[Role, bytes], signing:
     statement = EnvelopeStatement.for_slot(
         preamble, slot, known, created=int(time.time()), signers=signing.signers
     )
-    return slot._replace(envelope=signing.envelope(ENVELOPE_TYPE, statement.encode()))
+    payload = statement.encode()
+    EnvelopeStatement.decode(payload)  # what a reader would refuse must fail here
+    return slot._replace(envelope=signing.envelope(ENVELOPE_TYPE, payload))
 
 
 def _first_slot(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from sealpoint import arguments
 from sealpoint.errors import IdentityError, SealpointError
 from sealpoint.format.constants import StanzaKind
 from sealpoint.keys import files, hybrid, identity_file, nist, text, x25519
@@ -19,13 +21,15 @@ if TYPE_CHECKING:
     from sealpoint.keys.certificate import Certificate
 
 Passphrase = Callable[[], bytes]
+Path = str | os.PathLike[str]
 
 
-def load_recipient(text_or_path: str, *, policy: CertificatePolicy = DEFAULT_POLICY) -> Recipient:
+def load_recipient(text_or_path: Path, *, policy: CertificatePolicy = DEFAULT_POLICY) -> Recipient:
     """A literal `sealpoint-<kind>:…`, or a file: recipient.pub, or X.509 in PEM (intermediates may follow).
 
     Raises UsageError (no such file), IdentityError (not a recipient), PolicyError (certificate refused).
     """
+    text_or_path = arguments.path(text_or_path, "a recipient")
     if text.is_literal(text_or_path):
         return _from_text(text_or_path)
     data = files.read_key_file(text_or_path)
@@ -38,11 +42,12 @@ def load_recipient(text_or_path: str, *, policy: CertificatePolicy = DEFAULT_POL
         raise in_file(error, text_or_path) from None
 
 
-def load_identity(path: str, *, passphrase: Passphrase | None = None) -> Identity:
+def load_identity(path: Path, *, passphrase: Passphrase | None = None) -> Identity:
     """identity.key, or a private key in PEM (PKCS#8, SEC1, PKCS#1): X25519, P-256, P-384, RSA.
 
     `passphrase` is called, once, if the file is encrypted.  Raises UsageError (no such file), IdentityError.
     """
+    path = arguments.path(path, "an identity")
     data = files.read_key_file(path)
     try:
         return _identity(data, passphrase)

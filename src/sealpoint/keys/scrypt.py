@@ -11,6 +11,7 @@ import os
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from sealpoint import arguments
 from sealpoint.errors import UsageError
 from sealpoint.format.constants import HASH_SIZE, KEY_SIZE, StanzaKind
 from sealpoint.format.stanza import Stanza, WrapContext
@@ -50,6 +51,13 @@ def _derive(passphrase: bytes, salt: bytes, log2_n: int) -> bytes:
     return Scrypt(salt=salt, length=KEY_SIZE, n=1 << log2_n, r=8, p=1).derive(passphrase)
 
 
+def _checked(passphrase: bytes) -> bytes:
+    """The passphrase.  Raises UsageError: it is empty, or not bytes."""
+    passphrase = arguments.secret(passphrase, "the passphrase")
+    check_passphrase(passphrase)
+    return passphrase
+
+
 def check_passphrase(passphrase: bytes) -> None:
     """Raises UsageError for an empty one, which is a script's unset variable rather than a choice."""
     if not passphrase:
@@ -64,8 +72,7 @@ class PassphraseRecipient:
     name = base.KIND_NAMES[StanzaKind.SCRYPT]
 
     def __init__(self, passphrase: bytes, log2_n: int = DEFAULT_LOG2_N) -> None:
-        check_passphrase(passphrase)
-        self._passphrase = passphrase
+        self._passphrase = _checked(passphrase)
         self._log2_n = log2_n
 
     def wrap(self, roots: bytes, context: WrapContext) -> Stanza:
@@ -87,8 +94,7 @@ class PassphraseIdentity:
     name = base.KIND_NAMES[StanzaKind.SCRYPT]
 
     def __init__(self, passphrase: bytes) -> None:
-        check_passphrase(passphrase)
-        self._passphrase = passphrase
+        self._passphrase = _checked(passphrase)
 
     def matches(self, stanza: Stanza) -> bool:
         """See `Identity`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from sealpoint import arguments
 from sealpoint.errors import IdentityError, SealpointError
 from sealpoint.format import dsse
 from sealpoint.keys import files
-from sealpoint.keys.load import Passphrase, ask, in_file
+from sealpoint.keys.load import Passphrase, Path, ask, in_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sealpoint.keys.signature import SigningKey
 
 
+@runtime_checkable
 class Signer(Protocol):
     """One who signs.  name: for people; key_id: hex SHA-256 of the key's SubjectPublicKeyInfo."""
 
@@ -62,10 +64,10 @@ class KeySigner:
 
 
 def load_signer(
-    path: str,
+    path: Path,
     *,
     passphrase: Passphrase | None = None,
-    certificate: str | None = None,
+    certificate: Path | None = None,
     allow_expired: bool = False,
 ) -> KeySigner:
     """A private key in PEM; certificates in the same file, or in `certificate`, make it an X.509 signer.
@@ -73,6 +75,8 @@ def load_signer(
     `passphrase` is called, once, if the key is encrypted.  An expired certificate is refused, because nobody would
     accept what it signs now.  Raises UsageError (no such file), IdentityError, PolicyError (key usage, expiry).
     """
+    path = arguments.path(path, "a signer")
+    certificate = arguments.optional_path(certificate, "the certificate")
     blocks = files.pem_blocks(files.read_key_file(path))
     try:
         key = _private_key(blocks, passphrase)

@@ -15,9 +15,10 @@ import re
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from sealpoint import arguments
 from sealpoint.errors import FileError, IdentityError, PolicyError
 from sealpoint.keys import files, text
-from sealpoint.keys.load import in_file, load_authorities
+from sealpoint.keys.load import Path, in_file, load_authorities
 from sealpoint.keys.scope import Claim, Scope, TrustTable
 
 if TYPE_CHECKING:
@@ -352,9 +353,9 @@ def _with_hint(error: PolicyError) -> str:
 
 
 def load_trust(
-    paths: Iterable[str | TrustTable],
+    paths: Iterable[Path | TrustTable],
     *,
-    ca_bundles: Iterable[str] = (),
+    ca_bundles: Iterable[Path] = (),
     usages: Sequence[str] = (),
     allow_unsigned: bool = False,
     allow_expired: bool = False,
@@ -371,7 +372,14 @@ def load_trust(
 
     Raises UsageError (no such file), IdentityError, PolicyError (key usage).
     """
-    named = list(paths)
+    named = [
+        p if isinstance(p, TrustTable) else arguments.path(p, "each trusted signer")
+        for p in arguments.items(paths, "the trusted signers")
+    ]
+    ca_bundles = arguments.paths(ca_bundles, "the authorities")
+    usages = arguments.texts(usages, "the usages")
+    allow_unsigned = arguments.flag(allow_unsigned, "allow_unsigned")
+    allow_expired = arguments.flag(allow_expired, "allow_expired")
     pinned, authorities = _load([p for p in named if isinstance(p, str)])
     limited = []
     for table in named:

@@ -36,6 +36,7 @@ from sealpoint.criu.run import CriuRun, check_options
 from sealpoint.errors import CriuError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.preamble import Preamble
+from sealpoint.format.statement import check_workload
 from sealpoint.process import Held
 from sealpoint.progress import Progress, Report, silent
 from sealpoint.store.output import Target
@@ -121,6 +122,7 @@ class Dump:
         """Raises SealpointError; the tree then runs on and nothing is left under the output's name."""
         request = self._request
         check_options(request.options)
+        check_workload(request.workload)
         # Held before anything is looked up by its number: at the gate it must still have it.
         with contextlib.nullcontext(self._tree) if self._tree else Held(request.pid) as tree:
             check_process(tree)

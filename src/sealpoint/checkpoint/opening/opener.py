@@ -182,6 +182,7 @@ class OpenedCheckpoint:
         self._identities: Sequence[Identity] | None = None
         self._own: dict[int, OpenFile] = {}
         self._joined: dict[int, OpenFile] = {}
+        self._closed = False
 
     @classmethod
     def open(
@@ -263,10 +264,12 @@ class OpenedCheckpoint:
 
     def extend(self) -> bool:
         """Open one parent more; False where there is none.  Raises FileError, PolicyError."""
+        self.require_open()
         return self._chain.extend()
 
     def complete(self) -> None:
         """Open all parents.  Raises FileError, PolicyError."""
+        self.require_open()
         self._chain.complete()
 
     # What takes keys
@@ -279,6 +282,7 @@ class OpenedCheckpoint:
 
     def own(self, number: int = 0) -> OpenFile:
         """One of `links` without what lies beside it.  Raises IdentityError, FileError, UsageError."""
+        self.require_open()
         if number not in self._own:
             link = self.links[number]
             try:
@@ -289,6 +293,7 @@ class OpenedCheckpoint:
 
     def file(self, number: int = 0) -> OpenFile:
         """One of `links`, with its pages file.  Raises IdentityError, FileError, PolicyError, UsageError."""
+        self.require_open()
         if number not in self._joined:
             main, directory = self.own(number), os.path.dirname(self.links[number].path)
             absent = self._opening.lenient and separate_pages.is_missing(main, directory)
@@ -328,7 +333,9 @@ class OpenedCheckpoint:
     @property
     def images(self) -> Mapping[str, ImageData]:
         """The images by name, whole.  Raises what `files` raises."""
-        return {name: ImageData(self.flat, image) for name, image in self.flat.images.items()}
+        self.require_open()
+        flat = self.flat
+        return {name: ImageData(flat, image, self) for name, image in flat.images.items()}
 
     def tree(self) -> Iterator[Task]:
         """The processes, parents before children; of a pre-dump none.  Raises FileError, IdentityError."""
@@ -357,13 +364,21 @@ class OpenedCheckpoint:
 
     def close(self) -> None:
         """Let go of all files; what is public of them stays known."""
+        self._closed = True
         joined, self._joined = self._joined, {}
         for opened in joined.values():
             if isinstance(opened, separate_pages.WithPages):
                 opened.close()
         self._chain.close()
 
+    def require_open(self) -> None:
+        """Raises UsageError after `close`."""
+        # The numbers of its descriptors may be those of other files by now, which would be read in their place.
+        if self._closed:
+            raise UsageError(f"{self.label} was closed", hint="open it again")
+
     def __enter__(self) -> Self:
+        self.require_open()
         return self
 
     def __exit__(
@@ -380,6 +395,7 @@ class ImageData(NamedTuple):
 
     flat: Flat
     image: FlatImage
+    checkpoint: OpenedCheckpoint
 
     @property
     def name(self) -> str:
@@ -392,8 +408,11 @@ class ImageData(NamedTuple):
         return self.image.size
 
     def pieces(self) -> Iterator[memoryview]:
-        """Its bytes, piece by piece; each is overwritten by the next.  Raises FileError."""
-        return self.flat.read(self.image)
+        """Its bytes, piece by piece; each is overwritten by the next.  Raises FileError, UsageError."""
+        self.checkpoint.require_open()
+        for piece in self.flat.read(self.image):
+            yield piece
+            self.checkpoint.require_open()
 
     def read(self, limit: int = _READ_LIMIT) -> bytes:
         """All of it.  Raises FileError also if it is larger than `limit` bytes."""

@@ -6,11 +6,13 @@ scope: what is put into the file (`builder`), and where it goes (`store.output`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Final, Self
 
+from sealpoint import arguments
 from sealpoint.checkpoint.opening.access import signing_by, wrap_for
 from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
 from sealpoint.errors import SealpointError, UsageError
@@ -21,6 +23,7 @@ from sealpoint.format.writer import SealedWriter, Signing, Wrap
 from sealpoint.keys import Recipient, Signer, load_recipient, load_signer
 from sealpoint.store.output import Target
 
+Path = str | os.PathLike[str]
 COMPRESSIONS: Final = ("auto", "none", "lz4", "zstd")
 
 
@@ -35,9 +38,9 @@ class Sealing:
     Raises UsageError where nobody could open the file, nobody signs it, or a value is unknown; IdentityError.
     """
 
-    recipients: Sequence[Recipient | str]
-    signer: Signer | str | None = None
-    metadata_recipients: Sequence[Recipient | str] = ()
+    recipients: Sequence[Recipient | Path]
+    signer: Signer | Path | None = None
+    metadata_recipients: Sequence[Recipient | Path] = ()
     suite: Suite | str = Suite.AES_256_GCM
     compression: str = "auto"
     unsigned: bool = False
@@ -46,7 +49,7 @@ class Sealing:
     cipher: Suite = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.unsigned != (self.signer is None):
+        if arguments.flag(self.unsigned, "unsigned") != (self.signer is None):
             raise UsageError(
                 "no signing key is given, or both a signing key and unsigned",
                 hint="name a signer, or say unsigned",
@@ -56,8 +59,11 @@ class Sealing:
                 f"unknown compression {self.compression!r}",
                 hint=f"one of {', '.join(COMPRESSIONS)}",
             )
-        full, metadata = _loaded(self.recipients), _loaded(self.metadata_recipients)
-        signer = load_signer(self.signer) if isinstance(self.signer, str) else self.signer
+        full = _loaded(self.recipients, "recipients")
+        metadata = _loaded(self.metadata_recipients, "metadata_recipients")
+        signer = self.signer
+        if signer is not None and not isinstance(signer, Signer):
+            signer = load_signer(signer)
         values = {
             # Loaded once and kept: a key file that is replaced later changes nothing.
             "recipients": full,
@@ -165,10 +171,11 @@ class Sealer:
             self.abort(SealpointError("the sealed file was given up"))
 
 
-def _loaded(recipients: Iterable[Recipient | str]) -> tuple[Recipient, ...]:
-    if isinstance(recipients, str):
-        raise UsageError("recipients are a list", hint=f"write [{recipients!r}]")
-    return tuple(load_recipient(r) if isinstance(r, str) else r for r in recipients)
+def _loaded(recipients: Sequence[Recipient | Path], what: str) -> tuple[Recipient, ...]:
+    return tuple(
+        r if isinstance(r, Recipient) else load_recipient(r)
+        for r in arguments.items(recipients, what)
+    )
 
 
 def _suite(suite: Suite | str) -> Suite:
