@@ -129,7 +129,7 @@ REFUSED = {
     "nobody": ({"recipients": []}, UsageError, "no recipient"),
     "only metadata": ({"recipients": [], "metadata_recipients": "mine"}, UsageError, "no recipient"),
     "twice": ({"metadata_recipients": "mine"}, UsageError, "twice"),
-    "text for a list": ({"recipients": "recipient.pub"}, UsageError, "are a list"),
+    "text for a list": ({"recipients": "recipient.pub"}, UsageError, "must be a list"),
     "no signer": ({"signer": None}, UsageError, "no signing key"),
     "signer and unsigned": ({"unsigned": True}, UsageError, "both"),
     "suite": ({"suite": "rot13"}, UsageError, "unknown suite"),
