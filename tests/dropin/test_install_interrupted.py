@@ -17,7 +17,9 @@ def wrap(name):
     real = getattr(os, name)
     def wrapped(*arguments, **options):
         global left
-        if not any("sealpoint" in str(a) or "sbin" in str(a) or "deep" in str(a) for a in arguments):
+        held = [os.readlink(f"/proc/self/fd/{v}") for k, v in options.items() if k.endswith("dir_fd")]
+        names = [str(a) for a in (*arguments, *held)]
+        if not any("sealpoint" in a or "sbin" in a or "deep" in a for a in names):
             return real(*arguments, **options)
         left -= 1
         if left == 0:

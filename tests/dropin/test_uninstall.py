@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import tomllib
 from pathlib import Path
 
+import pytest
 from own_machine import existing, fails, installed
 
 
@@ -79,3 +82,41 @@ def test_what_was_changed_since_is_left_and_named(machine, keys, others):
     assert machine.config.read_text().endswith("# edited\n")
     assert "# ours" in Path(f"{machine.config}.before-sealpoint").read_text()
     assert not machine.record.exists()
+
+
+@pytest.mark.parametrize("command", ["uninstall-criu", "install-criu", "doctor"])
+@pytest.mark.parametrize("way", ["mode", "owner"])
+def test_a_record_that_others_can_write_is_not_believed(machine, keys, command, way):
+    """What it names, root removes and runs."""
+    installed(machine, keys)
+    precious = machine.prefix / "precious"
+    precious.write_text("precious")
+    values = json.loads(machine.record.read_text())
+    digest = hashlib.sha256(b"precious").hexdigest()
+    values["criu"] = {"path": str(precious), "ours": [digest], "before": ""}
+    machine.record.write_text(json.dumps(values))
+    if way == "mode":
+        machine.record.chmod(0o666)
+    else:
+        os.chown(machine.record, 65534, 65534)
+    before = machine.snapshot()
+    done = machine.install() if command == "install-criu" else machine.sealpoint(command)
+    assert done.code != 0
+    assert "the record /etc/sealpoint/installed.json is refused" in done.out + done.err
+    assert machine.snapshot() == before
+    machine.record.chmod(0o644)
+    os.chown(machine.record, 0, 0)
+    assert machine.sealpoint("uninstall-criu").code == 0
+    assert not precious.exists()
+
+
+def test_nothing_is_removed_where_others_can_change_names(machine, keys):
+    installed(machine, keys)
+    machine.prefix.chmod(0o777)
+    try:
+        done = machine.sealpoint("uninstall-criu", "--json")
+    finally:
+        machine.prefix.chmod(0o755)
+    (reason,) = (x for x in json.loads(done.out)["left"] if str(machine.prefix) in x)
+    assert "can be changed by others" in reason
+    assert machine.executable.exists()

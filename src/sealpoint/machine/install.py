@@ -233,9 +233,7 @@ def _write_config(new: InstallationRecord, data: bytes) -> None:
     now = record.content_hash(SYSTEM_PATH)
     _announce(new, file, data)
     if now and now == file.before and not os.path.lexists(file.backup):
-        # The same inode: owner, times and attributes come back with it.
-        os.link(SYSTEM_PATH, file.backup, follow_symlinks=False)
-        record.sync_directory(record.DIRECTORY)
+        record.link_backup(file)
     record.write_file(SYSTEM_PATH, data, mode=0o644)
 
 

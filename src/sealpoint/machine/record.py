@@ -25,6 +25,7 @@ BACKUP_SUFFIX: Final = ".before-sealpoint"
 _NEW_SUFFIX: Final = ".sealpoint-new"
 _VERSION: Final = 1
 _MAX_SIZE: Final = 1024 * 1024
+_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 @dataclass(slots=True)
@@ -56,9 +57,13 @@ class InstallationRecord:
 
 
 def load() -> InstallationRecord | None:
-    """None if nothing is installed.  Raises SystemEnvironmentError if the record is not readable."""
+    """None if nothing is installed.
+
+    Raises SystemEnvironmentError if the record is not readable, PolicyError if others than root could have written it:
+    what it names is removed, and run by `doctor`.
+    """
     try:
-        with open(RECORD_PATH, "rb") as file:
+        with open(ownership.open_owned(RECORD_PATH, "the record"), "rb") as file:
             values = json.loads(file.read(_MAX_SIZE))
         if values.pop("version") != _VERSION:
             raise ValueError
@@ -105,9 +110,8 @@ def locked() -> Iterator[None]:
 
 
 def _open_directory() -> int:
-    make_directory(DIRECTORY)
     try:
-        return os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return ownership.private_directory(DIRECTORY, "the directory", mode=0o755, exact=False)
     except OSError as error:
         raise SystemEnvironmentError(f"{DIRECTORY}: {error.strerror}") from None
 
@@ -127,8 +131,7 @@ def make_directory(path: str) -> None:
 def content_hash(path: str) -> str:
     """SHA-256 of a file, "" if there is none.  Raises SystemEnvironmentError."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _hash(os.open(path, _READ))
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
@@ -136,44 +139,110 @@ def content_hash(path: str) -> str:
 
 
 def write_file(path: str, data: bytes, *, mode: int) -> None:
-    """All or nothing, durably.  Raises SystemEnvironmentError."""
-    temporary = path + _NEW_SUFFIX
+    """All or nothing, durably, in a directory that only root can change.  Raises SystemEnvironmentError."""
+    try:
+        with _held(path) as (directory, name):
+            _write(directory, name, data, mode)
+    except OSError as error:
+        raise SystemEnvironmentError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def link_backup(file: FileRecord) -> None:
+    """A second name for what will be replaced: owner, times and attributes come back with it.
+
+    Raises SystemEnvironmentError.
+    """
+    try:
+        with _held(file.path) as (directory, name):
+            os.link(
+                name,
+                name + BACKUP_SUFFIX,
+                src_dir_fd=directory,
+                dst_dir_fd=directory,
+                follow_symlinks=False,
+            )
+            os.fsync(directory)
+    except OSError as error:
+        raise SystemEnvironmentError(
+            f"{file.backup}: cannot be written: {error.strerror}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _held(path: str) -> Iterator[tuple[int, str]]:
+    """The directory of a file, which is root's alone, by a descriptor, and the file's name in it.
+
+    Raises OSError, SystemEnvironmentError.
+    """
+    where, name = os.path.split(path)
+    directory = ownership.private_directory(where, "the directory", make=False, exact=False)
+    try:
+        yield directory, name
+    finally:
+        os.close(directory)
+
+
+def _write(directory: int, name: str, data: bytes, mode: int) -> None:
+    temporary = name + _NEW_SUFFIX
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)  # of one that was interrupted
-        with open(os.open(temporary, flags, mode), "wb") as file:
+        _remove(directory, temporary)  # of one that was interrupted
+        with open(os.open(temporary, flags, mode, dir_fd=directory), "wb") as file:
             os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(temporary, path)
-        sync_directory(os.path.dirname(path))
-    except OSError as error:
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
+    except OSError:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise SystemEnvironmentError(f"{path}: cannot be written: {error.strerror}") from None
+            os.unlink(temporary, dir_fd=directory)
+        raise
 
 
-def sync_directory(path: str) -> None:
-    """Names in it are durable then."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _hash(fd: int) -> str:
+    with open(fd, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_in(directory: int, name: str) -> str:
+    """Empty if there is none, or a link that leads nowhere.  Raises OSError."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        return _hash(os.open(name, _READ, dir_fd=directory))
+    except FileNotFoundError:
+        return ""
+
+
+def _remove(directory: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=directory)
+
+
+def _status(directory: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
 
 
 def undo(record: InstallationRecord) -> tuple[list[str], list[str]]:
-    """Back to what was before.  Returns what was done, and what was left and why.  May be repeated."""
+    """Back to what was before.  Returns what was done, and what was left and why.  May be repeated.
+
+    Raises SystemEnvironmentError.
+    """
     done: list[str] = []
     left: list[str] = []
     for file in (record.criu, record.config):
         if file is not None:
             _undo_file(file, done, left)
-    for path in (RECORD_PATH, RECORD_PATH + _NEW_SUFFIX):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    try:
+        with _held(RECORD_PATH) as (parent, name):
+            _remove(parent, name)
+            _remove(parent, name + _NEW_SUFFIX)
+    except OSError as error:
+        raise SystemEnvironmentError(
+            f"{RECORD_PATH}: cannot be removed: {error.strerror}"
+        ) from None
     for directory in reversed(record.directories):
         try:
             os.rmdir(directory)
@@ -188,32 +257,45 @@ def undo(record: InstallationRecord) -> tuple[list[str], list[str]]:
 
 def _undo_file(file: FileRecord, done: list[str], left: list[str]) -> None:
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(file.path + _NEW_SUFFIX)
-        now = content_hash(file.path) if os.path.lexists(file.path) else ""
-        if now in file.ours or not now:
-            _put_back(file, now, done, left)
-        elif now != file.before:
-            left.append(f"{file.path}: it was changed since")
-            if os.path.lexists(file.backup):
-                left.append(f"{file.backup}: what {file.path} was before")
-        elif os.path.lexists(file.backup) and os.path.samefile(file.backup, file.path):
-            os.unlink(file.backup)  # linked, but never replaced
+        with _held(file.path) as (directory, name):
+            _undo_in(directory, name, file, done, left)
     except SealpointError as error:
         left.append(error.message)
+    except (FileNotFoundError, NotADirectoryError):
+        if file.before:
+            left.append(f"{file.path}: its former content is gone")
     except OSError as error:
         left.append(f"{file.path}: {error.strerror}")
 
 
-def _put_back(file: FileRecord, now: str, done: list[str], left: list[str]) -> None:
-    if file.before and os.path.lexists(file.backup):
-        if content_hash(file.backup) != file.before:
+def _undo_in(directory: int, name: str, file: FileRecord, done: list[str], left: list[str]) -> None:
+    """Raises OSError."""
+    _remove(directory, name + _NEW_SUFFIX)
+    status, kept = _status(directory, name), _status(directory, name + BACKUP_SUFFIX)
+    now = _hash_in(directory, name)
+    if now in file.ours or not now:
+        _put_back(directory, name, file, now, done, left)
+    elif now != file.before:
+        left.append(f"{file.path}: it was changed since")
+        if kept is not None:
+            left.append(f"{file.backup}: what {file.path} was before")
+    elif kept is not None and status is not None and os.path.samestat(kept, status):
+        os.unlink(name + BACKUP_SUFFIX, dir_fd=directory)  # linked, but never replaced
+
+
+def _put_back(
+    directory: int, name: str, file: FileRecord, now: str, done: list[str], left: list[str]
+) -> None:
+    """Raises OSError."""
+    backup = name + BACKUP_SUFFIX
+    if file.before and _status(directory, backup) is not None:
+        if _hash_in(directory, backup) != file.before:
             left.append(f"{file.path}: its former content in {file.backup} was changed since")
             return
-        os.rename(file.backup, file.path)
+        os.rename(backup, name, src_dir_fd=directory, dst_dir_fd=directory)
         done.append(f"restored {file.path}")
     elif file.before:
         left.append(f"{file.path}: its former content is gone")
     elif now:
-        os.unlink(file.path)
+        os.unlink(name, dir_fd=directory)
         done.append(f"removed {file.path}")
