@@ -11,7 +11,7 @@ PREFIX ?= /opt/sealpoint
 BINDIR ?= /usr/local/bin
 # More options for pytest: make test ARGS="-k rekey -x"
 ARGS ?=
-# How many tests run at once, each file's one after another. None, for a debugger: make test WORKERS= ARGS="--pdb -k rekey"
+# How many tests without CRIU run at once, each file's one after another. None: make test WORKERS= ARGS="--pdb -k rekey"
 WORKERS ?= --dist loadfile --tx "3*popen//python=$(CURDIR)/scripts/test-worker"
 
 PYTHON := .venv/bin/python
@@ -57,7 +57,7 @@ vm: ## set up .vm, the virtual machine of the tests with container engines
 
 .PHONY: test
 test: owner dev test-tools ## run all tests that need no virtual machine
-	@$(PYTHON) -m pytest -m "not vm and not bundle" $(WORKERS) $(ARGS)
+	@scripts/run-tests $(PYTHON) '$(WORKERS)' $(ARGS)
 
 # Not part of `dev`: some 400 MB of packages of the system, for a few tests.
 .PHONY: test-tools

@@ -38,7 +38,7 @@ criu = ""
 
 # Directories of the project's tests, demonstration and benchmark; CRIU's own record of what the kernel can do, and what
 # it makes for containers, which are the affair of others.
-_OTHERS = ("sealpoint-", "criu.kdat", ".criu.mntns.")
+_OTHERS = ("sealpoint-", "criu.kdat", ".criu.mntns.", ".criu.move_mount_set_group.")
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = TIMEOUT):

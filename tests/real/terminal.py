@@ -27,7 +27,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env={**environment, "PS1": "$ ", "TERM": "dumb"},
+            env={**environment, "PS1": "$ ", "TERM": "dumb", "HISTFILE": ""},
             start_new_session=True,
             preexec_fn=_usual,  # noqa: PLW1509 - a controlling terminal cannot be had otherwise
         )

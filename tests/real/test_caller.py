@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import fcntl
 import os
 import select
 import shlex
@@ -96,15 +97,16 @@ def run(
     return sealed.Result(done.returncode, b"", said.read_text())
 
 
-@pytest.mark.parametrize("number", [1, 57])
+@pytest.mark.parametrize("which", ["standard output", "a high one"])
 def test_a_restored_tree_gets_the_callers_descriptor(
-    teller: Teller, dumped: Path, sealpoint, keys, place: Path, number: int
+    teller: Teller, dumped: Path, sealpoint, keys, place: Path, which: str
 ) -> None:
     reader, writer = os.pipe()
-    moved = os.dup2(writer, 57)
-    streams, fds = (
-        ({"stdout": writer}, ()) if number == 1 else ({"stdout": subprocess.DEVNULL}, (57,))
-    )
+    moved = fcntl.fcntl(writer, fcntl.F_DUPFD_CLOEXEC, 57)  # the first from there that is free
+    if which == "standard output":
+        number, streams, fds = 1, {"stdout": writer}, ()
+    else:
+        number, streams, fds = moved, {"stdout": subprocess.DEVNULL}, (moved,)
     try:
         words = ("restore", "--detach", dumped, *keys.open, "--", "--inherit-fd")
         run(sealpoint, place, *words, f"fd[{number}]:{teller.name}", fds=fds, **streams).ok()
