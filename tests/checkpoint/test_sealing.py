@@ -2,7 +2,9 @@
 
 import ast
 import os
+import select
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -95,20 +97,21 @@ def test_a_reader_who_does_not_read_keeps_nobody(keys):
     read, write = os.pipe()
     before = set(threading.enumerate())
     try:
-        with (
-            pytest.raises(Given),
-            OutputPipe(write, "a pipe") as out,
-            keys.sealing(compression="none").into(out) as sealer,
-        ):
-            some(sealer)
-            large = sealer.builder.large("pages-1.img")
-            for _ in range(3):  # whole chunks, and far more than the pipe holds
-                large.write(MEMORY)
-            raise Given
-        mine = set(threading.enumerate()) - before
-        for thread in mine:
-            thread.join(20)
-        assert not any(thread.is_alive() for thread in mine)
+        with OutputPipe(write, "a pipe") as out:
+            with pytest.raises(Given), keys.sealing(compression="none").into(out) as sealer:
+                some(sealer)
+                large = sealer.builder.large("pages-1.img")
+                for _ in range(3):  # whole chunks, and far more than the pipe holds
+                    large.write(MEMORY)
+                until = time.monotonic() + 20
+                while select.select([], [write], [], 0)[1]:  # until it is full
+                    assert time.monotonic() < until
+                    time.sleep(0.01)
+                raise Given
+            mine = set(threading.enumerate()) - before
+            for thread in mine:  # before the pipe is closed, which would end them as well
+                thread.join(20)
+            assert not any(thread.is_alive() for thread in mine)
     finally:
         os.close(read)
         os.close(write)
