@@ -119,7 +119,10 @@ def test_a_signal_that_came_too_late_is_delivered_to_what_goes_on():
 def test_what_has_been_killed_counts_as_ended_at_once() -> None:
     for _ in range(30):
         running = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
-        assert process.start_time(running.pid) > 0
-        running.kill()
-        assert process.start_time(running.pid) == 0
+        with process.Held(running.pid) as held:
+            assert process.start_time(running.pid) > 0
+            assert not held.is_ending
+            running.kill()
+            assert process.start_time(running.pid) == 0
+            assert held.is_ending
         running.wait()

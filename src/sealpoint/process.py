@@ -284,9 +284,11 @@ class Held:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it is gone, or on its way: with much memory that takes a while."""
-        flags = self._field(_FLAGS)
-        return not flags or not self.runs or bool(int(flags) & _PF_EXITING)
+        """Whether it is gone, or on its way: with much memory, or on a busy machine, that takes a while."""
+        try:
+            return not self.runs or self.look(lambda pid: _is_ending(pid, _fields(pid)))
+        except OSError:
+            return True
 
     @property
     def fate(self) -> str:
@@ -423,17 +425,25 @@ def now() -> int:
 def start_time(pid: int) -> int:
     """When a process started, in clock ticks since the boot; 0 if it has ended, even if its parent has not noticed.
 
-    One that SIGKILL has been sent to counts as ended: on a busy machine it is still there for a while.
+    One that is on its way counts as ended, see `Held.is_ending`.
     """
     try:
         fields = _fields(pid)
-        lines = proc_lines(f"/proc/{pid}/status")
+        return 0 if _is_ending(pid, fields) else int(fields[_START_TIME])
     except OSError:
         return 0
+
+
+def _is_ending(pid: int, fields: list[str]) -> bool:
+    """fields: see `_fields`.  One that SIGKILL has been sent to is ending, though nothing else shows it yet.
+
+    Raises OSError.
+    """
+    if fields[_STATE] in "ZX" or int(fields[_FLAGS]) & _PF_EXITING:
+        return True
+    lines = proc_lines(f"/proc/{pid}/status")
     pending = [int(x.split()[1], 16) for x in lines if x.startswith(("SigPnd:", "ShdPnd:"))]
-    killed = any(each >> (signal.SIGKILL - 1) & 1 for each in pending)
-    ending = killed or fields[_STATE] in "ZX" or int(fields[_FLAGS]) & _PF_EXITING
-    return 0 if ending else int(fields[_START_TIME])
+    return any(each >> (signal.SIGKILL - 1) & 1 for each in pending)
 
 
 def descendants(pid: int) -> list[int]:
