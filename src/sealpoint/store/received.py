@@ -22,7 +22,6 @@ from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.store import limits
 from sealpoint.store.output import OutputFile
 
-DEFAULT_DIRECTORY: Final = "/var/lib/sealpoint/received"
 _STATE: Final = "STATE"
 _NAME: Final = re.compile(
     r"[0-9]{8}T[0-9]{6}Z-.+", re.DOTALL
