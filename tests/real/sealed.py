@@ -158,6 +158,17 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def described(pid: int) -> dict[str, str]:
+    """What a process is, and what it waits for: why a test found it where there should be none."""
+    told = {"pid": str(pid)}
+    for name in ("cmdline", "wchan", "syscall", "stack", "status"):
+        with contextlib.suppress(OSError):
+            told[name] = Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace")[:600]
+    with contextlib.suppress(OSError):
+        told["log"] = Path(f"/proc/{pid}/cwd/criu.log").read_text(errors="replace")[-2000:]
+    return told
+
+
 class Sealpoint:
     """Runs `sealpoint`; `directory` is for what belongs to it (home, temporary files, what it prints)."""
 
@@ -240,9 +251,7 @@ class Sealpoint:
         with contextlib.suppress(TimeoutError):
             wait_until(lambda: not self.processes(), "all has ended", 30)
         self.reap()
-        assert self.processes() == [], [
-            Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.processes()
-        ]
+        assert self.processes() == [], [described(pid) for pid in self.processes()]
 
     def _places(self) -> set[str]:
         places = {
