@@ -72,14 +72,7 @@ class DropIn:
 
     def processes(self) -> list[int]:
         """Live processes that come from a call of the drop-in: helpers, real CRIUs and what those forked."""
-        wanted = f"{MARK}={self.mark}".encode()
-        found = []
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and harness.process_state(int(entry)) not in (None, "Z", "X"):
-                with contextlib.suppress(OSError):
-                    if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
-                        found.append(int(entry))
-        return found
+        return harness.processes_with(f"{MARK}={self.mark}")
 
     def helpers(self) -> list[int]:
         """Those that still are the interpreter with our script: helpers, and a process that is not CRIU yet."""

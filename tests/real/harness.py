@@ -117,6 +117,36 @@ class Verdict:
         return cls(name, verdict == "ok", int(counter), session, int(pid), tuple(bad))
 
 
+def _words(pid: int, name: str) -> list[bytes]:
+    """Of /proc/PID/cmdline or environ; of a process that has ended none.
+
+    Amid an exec the kernel shows both empty for a moment, which must not be taken for the process's.
+    """
+    for _ in range(200):
+        try:
+            if text := Path(f"/proc/{pid}/{name}").read_bytes():
+                return text.split(b"\0")
+            os.readlink(f"/proc/{pid}/exe")  # a thread of the kernel has none
+        except OSError:
+            return []
+        if process_state(pid) in (None, "Z", "X"):
+            return []
+        time.sleep(0.001)
+    return []
+
+
+def processes_with(word: str | bytes, name: str = "environ") -> list[int]:
+    """Live processes with that word in their environment (NAME=VALUE) or, by "cmdline", in their command line.
+
+    None are found only if two looks find none: a child may be born behind the first look, and its parent die before it.
+    """
+    for _ in range(2):
+        pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+        if found := [pid for pid in pids if os.fsencode(word) in _words(pid, name)]:
+            return sorted(found)
+    return []
+
+
 def process_state(pid: int) -> str | None:
     """The state letter of a process (Z: a zombie), None if there is none."""
     try:

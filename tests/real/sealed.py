@@ -227,14 +227,7 @@ class Sealpoint:
 
     def processes(self) -> list[int]:
         """Live processes that a command started and that have not become something else: CRIU, its hooks."""
-        mark = f"{MARK}={self.mark}".encode()
-        found = []
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(OSError):
-                    if mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
-                        found.append(int(entry))
-        return found
+        return harness.processes_with(f"{MARK}={self.mark}")
 
     def reap(self) -> None:
         """Take the exit status of orphans that came to us; not of what is a Popen's or a workload's."""

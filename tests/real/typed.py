@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import harness
 import sealed
 
 
@@ -84,12 +85,7 @@ class DropIn:
 
     def processes(self) -> list[int]:
         """Those that still are the interpreter with our script: helpers, and what is not CRIU (yet)."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):
-                if os.fsencode(self.path) in entry.read_bytes().split(b"\0"):
-                    found.append(int(entry.parent.name))
-        return found
+        return harness.processes_with(str(self.path), "cmdline")
 
     def settle(self) -> None:
         """No helper and no mount is left."""
