@@ -76,11 +76,11 @@ test-vm: vm ## run the tests that need the virtual machine
 
 .PHONY: test-mutants
 test-mutants: dev test-tools ## take promised checks out of a copy of the code, one at a time: the tests must notice
-	@$(PYTHON) tests/mutants/run.py $(ARGS)
+	@$(PYTHON) -m tests.mutants.run $(ARGS)
 
 .PHONY: test-zdtm
 test-zdtm: owner dev vm ## run CRIU's own tests with stock CRIU and through the drop-in; --selected: those of CI
-	@$(PYTHON) tests/zdtm/side_by_side.py $(ARGS)
+	@$(PYTHON) -m tests.zdtm.side_by_side $(ARGS)
 
 .PHONY: test-bundle
 test-bundle: dev test-tools ## make the self-contained bundle and run it where nothing is installed

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
-from forge import MANIFEST_NUMBER, STRANGER, Forge, pieces_exact
 
 from sealpoint.format import dsse, strictjson
 from sealpoint.format.constants import (
@@ -36,6 +35,7 @@ from sealpoint.format.constants import (
 )
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.slot import Slot, decode_slot, make_slot
+from tests.forge import MANIFEST_NUMBER, STRANGER, Forge, pieces_exact
 
 _PREAMBLE_FIELDS = (0, 7, 8, 9, 10, 11, 12, 13, 15, 16, 31, 32, 63)
 _SLOT_FIELDS = (0, 3, 4, 7, 8, 15, 16, 19, 20, 31, 32, 63)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 
-from forge import SIGNER
+from tests.forge import SIGNER
 
 
 def objects(t):

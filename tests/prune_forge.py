@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from adversary import Mutation, flip, spread
 from blake3 import blake3
-from forge import SIGNER, STRANGER, Forge, Signatory
 
 from sealpoint.format import dsse
 from sealpoint.format.constants import (
@@ -19,6 +17,8 @@ from sealpoint.format.constants import (
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.prune import PruneStatement, PruneTail, bitmap
 from sealpoint.format.statement import ParentRef, digest
+from tests.adversary import Mutation, flip, spread
+from tests.forge import SIGNER, STRANGER, Forge, Signatory
 
 CHILD = ParentRef(blake3(b"child").digest(16), blake3(b"origin of the child").digest())
 OTHER_CHILD = ParentRef(blake3(b"another child").digest(16), CHILD.origin_digest)

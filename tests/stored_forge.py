@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from blake3 import blake3
-from forge import SIGNER, Forge, Sealed, build_sample
 
 from sealpoint.checkpoint.tables.chunk_table import TABLE_NAME, ChunkTable
 from sealpoint.checkpoint.tables.delta import PageRuns
@@ -19,6 +18,7 @@ from sealpoint.format import chunks as format_chunks, stored
 from sealpoint.format.codec import Coder
 from sealpoint.format.constants import Codec, Role, Suite
 from sealpoint.format.stored import Tenant
+from tests.forge import SIGNER, Forge, Sealed, build_sample
 
 TENANT = Tenant(hashlib.sha256(b"a tenant").digest())
 TEXT = (b"text " * 1639)[:8192]  # two pages

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from bench import far, findings, increments, place, slow_disk, tools
+
+ROOT = Path(__file__).resolve().parents[1]
 
 NUMBERS = {
     "dump_tmpfs_ratio",
@@ -46,8 +45,7 @@ def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 def need_criu() -> None:
-    sys.path.insert(0, str(ROOT / "tests" / "real"))
-    import stock_criu
+    from tests.real import stock_criu
 
     if stock_criu.find_criu() is None:
         if os.environ.get("SEALPOINT_REQUIRE_CRIU"):

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import stolen
+
+from tests import stolen
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "sealpoint"
@@ -52,7 +53,8 @@ def test_a_stranger_with_the_pid_is_not_taken_for_the_process(name: str) -> None
         pytest.skip("only root can choose pids")
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable]
     done = subprocess.run(
-        [*command, "-W", "ignore::ResourceWarning", str(ROOT / "tests" / "stolen.py"), name],
+        [*command, "-W", "ignore::ResourceWarning", "-m", "tests.stolen", name],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,

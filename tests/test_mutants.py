@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "mutants"))
+from tests.mutants import mutants
 
-import mutants
+ROOT = Path(__file__).resolve().parent.parent
 
 # What each mutant of the little project below is there for, and the beginning of what is said of it.
 EXPECTED = {
@@ -157,9 +156,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object, seconds: int = 250) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tests/mutants/run.py"), *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.mutants.run", *map(str, arguments)]
     return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds
     )
 
 

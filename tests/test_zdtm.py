@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ZDTM = Path(__file__).resolve().parent / "zdtm"
-sys.path.insert(0, str(ZDTM))
+from tests.zdtm import prepare, side_by_side, zdtm_cases
 
-import prepare
-import side_by_side
-import zdtm_cases
+ZDTM = Path(__file__).resolve().parent / "zdtm"
 
 PIPE, FORK = (
     zdtm_cases.parse(text) for text in ("static/pipe00 h --rpc", "transition/fork h --pre 2")

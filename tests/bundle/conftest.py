@@ -14,7 +14,6 @@ import pytest
 import zstandard
 
 TOP = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TOP / "tests"))
 HERE = Path(__file__).parent
 RPC_CLIENT = TOP / "tests" / "engines" / "rpc.py"
 

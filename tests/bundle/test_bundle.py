@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tools
 import zstandard
-from conftest import TOP, unpack
+
+from tests import tools
+from tests.bundle.conftest import TOP, unpack
 
 pytestmark = [pytest.mark.bundle, pytest.mark.criu]
 Inside = Callable[[str], str]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from checkpoint_helpers import Keys
-
 from sealpoint.checkpoint.opening.access import wrap_for
 from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
 from sealpoint.criu import pagemap
@@ -16,6 +14,7 @@ from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter
 from sealpoint.state.chains import State
 from sealpoint.store.output import OutputFile
+from tests.checkpoint.checkpoint_helpers import Keys
 
 NAME = "pagemap-1.img"
 PAGES = "pages-1.img"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from checkpoint_helpers import Keys
+
+from tests.checkpoint.checkpoint_helpers import Keys
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from chain_helpers import seal_images
-from checkpoint_helpers import Keys
-
 from sealpoint.checkpoint.history.merge import merge
 from sealpoint.checkpoint.opening.chain import Chain
 from sealpoint.checkpoint.opening.flat import Flat
@@ -17,6 +14,8 @@ from sealpoint.criu.pagemap import PAGE
 from sealpoint.format.constants import Suite
 from sealpoint.format.stored import Tenant
 from sealpoint.store.output import OutputFile
+from tests.checkpoint.chain_helpers import seal_images
+from tests.checkpoint.checkpoint_helpers import Keys
 
 KEY = bytes(range(32))
 

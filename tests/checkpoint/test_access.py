@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import Keys, attributes, seal_objects
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "keys"))
-
-from keys_helpers import DAY, NOW, ec_key, make_cert, pem
 
 from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.errors import PolicyError
 from sealpoint.keys import load_signer, load_trust
+from tests.checkpoint.checkpoint_helpers import Keys, attributes, seal_objects
+from tests.keys.keys_helpers import DAY, NOW, ec_key, make_cert, pem
 
 OBJECTS = {"inventory.img": (b"inventory", attributes()), "core-1.img": (b"core", attributes())}
 WITHIN, BEFORE, AFTER = NOW - 7 * DAY, NOW - 11 * DAY, NOW - 2 * DAY

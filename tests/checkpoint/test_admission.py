@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 import pytest
-from chain_helpers import seal_images
-from checkpoint_helpers import Keys
 
 from sealpoint.checkpoint.live.admission import Admission, describe_admitted
 from sealpoint.checkpoint.opening.opener import OpenedCheckpoint
 from sealpoint.criu import schema
 from sealpoint.errors import PolicyError
 from sealpoint.state.newest import Newest
+from tests.checkpoint.chain_helpers import seal_images
+from tests.checkpoint.checkpoint_helpers import Keys
 
 NOW = int(time.time())
 

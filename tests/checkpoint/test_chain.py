@@ -8,7 +8,6 @@ import shutil
 from array import array
 
 import pytest
-from chain_helpers import NAME, PAGES, Memory, Steps, seal_images
 from hypothesis import given, settings, strategies as st
 
 from sealpoint.checkpoint.opening.chain import Chain, claimed_id
@@ -19,6 +18,7 @@ from sealpoint.errors import FileError, PolicyError, UsageError
 from sealpoint.format.manifest import Entry, Stream
 from sealpoint.format.preamble import Preamble
 from sealpoint.keys import load_trust
+from tests.checkpoint.chain_helpers import NAME, PAGES, Memory, Steps, seal_images
 
 
 @pytest.fixture(params=["linked", "beside"])

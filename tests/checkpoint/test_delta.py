@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-from chain_helpers import seal_images
 from hypothesis import given, settings, strategies as st
 
 from sealpoint.checkpoint.history import matching
@@ -25,6 +24,7 @@ from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.source import Access
 from sealpoint.state.chains import StateStore
 from sealpoint.store.output import OutputFile
+from tests.checkpoint.chain_helpers import seal_images
 
 KEY = bytes(range(32))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from chain_helpers import seal_images
 
 from sealpoint.checkpoint.opening.expectation import Expectation
 from sealpoint.checkpoint.opening.opener import OpenedCheckpoint
 from sealpoint.errors import PolicyError, UsageError
+from tests.checkpoint.chain_helpers import seal_images
 
 
 @pytest.fixture

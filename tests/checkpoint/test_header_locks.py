@@ -10,7 +10,6 @@ import threading
 import time
 
 import pytest
-from checkpoint_helpers import attributes, seal_objects
 
 from sealpoint.checkpoint.history import rekey as rekeying
 from sealpoint.checkpoint.history.rekey import RekeyRequest, rekey
@@ -19,6 +18,7 @@ from sealpoint.errors import FileError, SystemEnvironmentError
 from sealpoint.format.constants import PREAMBLE_SIZE
 from sealpoint.format.preamble import Preamble
 from sealpoint.store import locks
+from tests.checkpoint.checkpoint_helpers import attributes, seal_objects
 
 OBJECTS = {"pages-1.img": (os.urandom(50_000), attributes())}
 

@@ -6,13 +6,13 @@ import os
 import random
 
 import pytest
-from test_delta import Dumps, image
 
 from sealpoint.checkpoint.history import merge as module, retention
 from sealpoint.checkpoint.opening.chain import Chain
 from sealpoint.checkpoint.opening.opener import Opening
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.store.output import OutputFile
+from tests.checkpoint.test_delta import Dumps, image
 
 DAY = 24 * 3600
 
@@ -105,7 +105,7 @@ def test_some_of_a_chain_merged_forward(dumps, count):
 
 def test_another_file_of_the_same_signer_does_not_stand_for_a_parent(dumps, tmp_path):
     """Derived is not enough: its images may be others."""
-    from chain_helpers import seal_images
+    from tests.checkpoint.chain_helpers import seal_images
 
     with Chain.open(str(dumps.files[3]), dumps.keys.policy) as chain:
         reference = chain.links[0].reference

@@ -9,11 +9,11 @@ import stat
 import time
 
 import pytest
-from chain_helpers import seal_images
 
 from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.errors import PolicyError, SystemEnvironmentError
 from sealpoint.state.newest import Mark, Newest
+from tests.checkpoint.chain_helpers import seal_images
 
 
 @pytest.fixture

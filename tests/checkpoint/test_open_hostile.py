@@ -17,7 +17,14 @@ import traceback
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import (
+
+from sealpoint.checkpoint.opening import extract
+from sealpoint.checkpoint.tables import tar
+from sealpoint.errors import FileError, IdentityError, SystemEnvironmentError, UsageError
+from sealpoint.format import manifest
+from sealpoint.progress import silent
+from sealpoint.store import output
+from tests.checkpoint.checkpoint_helpers import (
     attributes,
     listing,
     open_to,
@@ -26,13 +33,6 @@ from checkpoint_helpers import (
     seal_objects,
     seal_path,
 )
-
-from sealpoint.checkpoint.opening import extract
-from sealpoint.checkpoint.tables import tar
-from sealpoint.errors import FileError, IdentityError, SystemEnvironmentError, UsageError
-from sealpoint.format import manifest
-from sealpoint.progress import silent
-from sealpoint.store import output
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
@@ -341,7 +341,7 @@ def test_a_failed_replacement_puts_the_old_directory_back(keys, place, monkeypat
 SLOW = """
 import os, sys, time
 sys.path[:0] = {path!r}
-from checkpoint_helpers import Keys
+from tests.checkpoint.checkpoint_helpers import Keys
 from sealpoint.checkpoint.opening import extract
 real = extract._Contents.pieces
 def pieces(self, entry):

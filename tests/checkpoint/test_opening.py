@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
-from chain_helpers import Memory, Steps, seal_images
-from checkpoint_helpers import Keys
 
 import sealpoint
 from sealpoint.checkpoint.opening.opener import OpenedCheckpoint, Opening
 from sealpoint.errors import FileError, IdentityError, PolicyError, UsageError
 from sealpoint.keys import load_trust
+from tests.checkpoint.chain_helpers import Memory, Steps, seal_images
+from tests.checkpoint.checkpoint_helpers import Keys
 
 SOURCE = Path(sealpoint.__file__).parent
 # What only the opening does, and those others that have a reason.
@@ -124,7 +124,7 @@ def test_no_identity_is_an_error_that_names_the_option(file, keys):
 
 
 def test_metadata_alone_makes_no_other_file(tmp_path, keys):
-    from checkpoint_helpers import seal_objects
+    from tests.checkpoint.checkpoint_helpers import seal_objects
 
     analyst = Keys(tmp_path / "analyst")
     seal_objects(keys, tmp_path / "m", {"inventory.img": (b"x", None)}, metadata=[analyst])

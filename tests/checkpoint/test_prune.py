@@ -6,8 +6,6 @@ import os
 import shutil
 
 import pytest
-from chain_helpers import NAME, PAGES, Memory, Steps, seal_images
-from test_chain import flat_of
 
 from sealpoint.checkpoint.history import freeing as module
 from sealpoint.checkpoint.history.freeing import (
@@ -24,6 +22,8 @@ from sealpoint.format.preamble import Preamble
 from sealpoint.format.writer import UNSIGNED
 from sealpoint.keys import load_signer, load_trust
 from sealpoint.state.chains import ImageLayout, StateStore
+from tests.checkpoint.chain_helpers import NAME, PAGES, Memory, Steps, seal_images
+from tests.checkpoint.test_chain import flat_of
 
 CHUNK = 512  # pages
 

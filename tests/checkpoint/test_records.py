@@ -9,7 +9,6 @@ import errno
 import os
 from pathlib import Path
 
-import failing
 import pytest
 
 from sealpoint.errors import SystemEnvironmentError
@@ -18,6 +17,7 @@ from sealpoint.state.chains import NoStateError, State, StateStore
 from sealpoint.state.newest import Mark, Newest
 from sealpoint.state.released import Released
 from sealpoint.state.soft_dirty import Tracking
+from tests import failing
 
 ID = bytes(range(16))
 EXCHANGE = 2

@@ -6,7 +6,6 @@ import os
 import shutil
 
 import pytest
-from checkpoint_helpers import Keys, attributes, listing, seal_objects, seal_path
 
 from sealpoint.checkpoint.history.rekey import RekeyRequest, rekey
 from sealpoint.checkpoint.opening.access import CheckedFile
@@ -23,6 +22,7 @@ from sealpoint.format.preamble import Preamble
 from sealpoint.format.writer import UNSIGNED
 from sealpoint.keys import load_trust, passphrase_recipient
 from sealpoint.store import locks
+from tests.checkpoint.checkpoint_helpers import Keys, attributes, listing, seal_objects, seal_path
 
 OBJECTS = {
     "pstree.img": (b"tree", attributes()),

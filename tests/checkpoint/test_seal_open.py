@@ -11,7 +11,13 @@ import tracemalloc
 
 import pytest
 import zstandard
-from checkpoint_helpers import (
+
+from sealpoint.checkpoint.opening.access import CheckedFile
+from sealpoint.checkpoint.tables import summary
+from sealpoint.criu.roles import SUMMARY_NAME, role_of
+from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
+from sealpoint.format.constants import Role, Suite
+from tests.checkpoint.checkpoint_helpers import (
     attributes,
     fixtures,
     listing,
@@ -23,12 +29,6 @@ from checkpoint_helpers import (
     seal_objects,
     seal_path,
 )
-
-from sealpoint.checkpoint.opening.access import CheckedFile
-from sealpoint.checkpoint.tables import summary
-from sealpoint.criu.roles import SUMMARY_NAME, role_of
-from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
-from sealpoint.format.constants import Role, Suite
 
 COMPRESSORS = {
     "none": bytes,

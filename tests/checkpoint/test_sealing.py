@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import Keys, opened
 
 from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.checkpoint.sealing.sealer import Sealing
 from sealpoint.errors import IdentityError, SealpointError, UsageError
 from sealpoint.format.constants import Suite
 from sealpoint.store.output import OutputFile, OutputPipe
+from tests.checkpoint.checkpoint_helpers import Keys, opened
 
 SOURCE = Path(__file__).parents[2] / "src/sealpoint"
 MEMORY = os.urandom(3 << 20)

@@ -6,10 +6,7 @@ import os
 from array import array
 
 import pytest
-from chain_helpers import seal_images
-from checkpoint_helpers import opened
 from hypothesis import given, settings, strategies as st
-from store_helpers import KEY, Store, noise, pages, read
 
 from sealpoint.checkpoint.history.merge import merge
 from sealpoint.checkpoint.opening.access import CheckedFile, wrap_for
@@ -29,6 +26,9 @@ from sealpoint.format.writer import SealedWriter
 from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.source import Access
 from sealpoint.store.output import OutputFile
+from tests.checkpoint.chain_helpers import seal_images
+from tests.checkpoint.checkpoint_helpers import opened
+from tests.checkpoint.store_helpers import KEY, Store, noise, pages, read
 
 SHARED = pages(1, 700)
 ONE = {"pages-1.img": SHARED + pages(2, 90), "core-1.img": b"one"}

@@ -9,11 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from chain_helpers import seal_images
-from store_helpers import KEY, Store, noise, pages
 
 from sealpoint.checkpoint.tables.chunk_table import TABLE_NAME
 from sealpoint.chunks import directory as chunk_directory
@@ -23,6 +22,8 @@ from sealpoint.criu.pagemap import PAGE
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.index import Reference
 from sealpoint.store.output import OutputFile
+from tests.checkpoint.chain_helpers import seal_images
+from tests.checkpoint.store_helpers import KEY, Store, noise, pages
 
 SHARED = pages(1, 700)
 ONE = {"pages-1.img": SHARED + pages(2, 90), "core-1.img": b"one"}
@@ -67,12 +68,12 @@ def test_two_adds_of_the_same_at_once_end_well_and_share_all_chunks(store, keys)
 
 KILLED = """
 import os, signal, sys
-sys.path[:0] = sys.argv[1:3]
+sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from sealpoint.format.index import Reference
 from sealpoint.chunks import directory as chunk_directory
-from checkpoint_helpers import Keys
-import store_helpers
+from tests.checkpoint.checkpoint_helpers import Keys
+from tests.checkpoint import store_helpers
 
 class Old(Keys):
     def __init__(self, directory):
@@ -88,29 +89,27 @@ def link(source, *target):
         os.kill(os.getpid(), signal.SIGKILL)
     real(source, *target)
 chunk_directory.link_file = link
-if sys.argv[5] == "named":
+if sys.argv[4] == "named":
     real_open = os.open
     def no_tmpfile(path, flags, *more, **options):
         if flags & os.O_TMPFILE == os.O_TMPFILE:
             raise OSError(95, "not here")
         return real_open(path, flags, *more, **options)
     chunk_directory.os.open = no_tmpfile
-store = store_helpers.Store(Path(sys.argv[3]), Old(sys.argv[4]))
-store.add_file(Path(sys.argv[3]).parent / "plain-a.sealed", "a")
+store = store_helpers.Store(Path(sys.argv[2]), Old(sys.argv[3]))
+store.add_file(Path(sys.argv[2]).parent / "plain-a.sealed", "a")
 """
 
 
 @pytest.mark.parametrize("how", ["unnamed", "named"])
 def test_a_kill_amid_an_add_leaves_no_file_and_what_gc_removes(store, keys, how):
     seal_images(keys, store.path.parent / "plain-a.sealed", {"inventory.img": b"i", **ONE})
-    here = os.path.dirname(__file__)
     ended = subprocess.run(
         [
             sys.executable,
             "-c",
             KILLED,
-            here,
-            os.path.dirname(here),
+            Path(__file__).parents[2],
             store.path,
             keys.directory,
             how,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import os
 
-import failing
 import pytest
-from chain_helpers import seal_images
-from checkpoint_helpers import Keys
-from store_helpers import Store, noise
 
 from sealpoint.chunks.collect import collect, statistics
 from sealpoint.chunks.directory import ChunkDirectory
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError
+from tests import failing
+from tests.checkpoint.chain_helpers import seal_images
+from tests.checkpoint.checkpoint_helpers import Keys
+from tests.checkpoint.store_helpers import Store, noise
 
 ONE = {"pages-1.img": noise(1, 300), "core-1.img": b"one"}
 

@@ -8,11 +8,11 @@ import tarfile
 import tracemalloc
 
 import pytest
-from checkpoint_helpers import make_tar, member, read_tar
 from hypothesis import given, settings, strategies as st
 
 from sealpoint.checkpoint.tables import tar
 from sealpoint.errors import FileError
+from tests.checkpoint.checkpoint_helpers import make_tar, member, read_tar
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 

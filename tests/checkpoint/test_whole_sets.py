@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from checkpoint_helpers import a_pre_dump
 
 from sealpoint.checkpoint.tables import whole
 from sealpoint.checkpoint.tables.whole import Taken
 from sealpoint.criu.roles import is_pages
 from sealpoint.errors import FileError, UsageError
+from tests.checkpoint.checkpoint_helpers import a_pre_dump
 
 MEMORY = b"m" * 8192
 

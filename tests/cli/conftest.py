@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoint"))
-
-from checkpoint_helpers import Keys, a_pre_dump, attributes, seal_objects
+from tests.checkpoint.checkpoint_helpers import Keys, a_pre_dump, attributes, seal_objects
 
 OBJECTS = {
     "inventory.img": (b"inventory", attributes()),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_delta import Dumps, image
+
+from tests.checkpoint.test_delta import Dumps, image
 
 
 @pytest.fixture

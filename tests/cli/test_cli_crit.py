@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import seal_path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inspect"))
-
-import crit_reference
-import images_by_hand as hand
-from small_dump import a_tree
 
 from sealpoint.inspect import messages
+from tests.checkpoint.checkpoint_helpers import seal_path
+from tests.inspect import crit_reference, images_by_hand as hand
+from tests.inspect.small_dump import a_tree
 
 
 @pytest.fixture

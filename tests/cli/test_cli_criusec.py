@@ -7,19 +7,15 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "criusec"))
-
-import criusec_made as made
-from criusec_helpers import copy_key, load_vectors, unpack, write
-
 from sealpoint.criusec import limits
+from tests.criusec import criusec_made as made
+from tests.criusec.criusec_helpers import copy_key, load_vectors, unpack, write
 
 STORED = load_vectors()
 PLAIN = STORED["whole"]["plain"]

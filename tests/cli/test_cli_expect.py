@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from chain_helpers import seal_images
 
 from sealpoint.state.newest import Mark, Newest
+from tests.checkpoint.chain_helpers import seal_images
 
 
 @pytest.fixture

@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import make_tar, member, seal_path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inspect"))
-
-import small_dump
-from small_dump import ARGUMENTS, image
 
 from sealpoint.cli import checkpointctl
+from tests.checkpoint.checkpoint_helpers import make_tar, member, seal_path
+from tests.inspect import small_dump
+from tests.inspect.small_dump import ARGUMENTS, image
 
 
 def write(directory, files) -> str:

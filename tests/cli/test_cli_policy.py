@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import seal_objects
+
+from tests.checkpoint.checkpoint_helpers import seal_objects
 
 
 @pytest.fixture

@@ -11,7 +11,15 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import attributes, listing, make_tar, member, read_tar, seal_objects
+
+from tests.checkpoint.checkpoint_helpers import (
+    attributes,
+    listing,
+    make_tar,
+    member,
+    read_tar,
+    seal_objects,
+)
 
 
 def test_seal_then_open_says_what_was_done(cli, images, sealing, opening):

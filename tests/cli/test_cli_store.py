@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 
 import pytest
-from chain_helpers import seal_images
-from checkpoint_helpers import seal_objects
-from store_helpers import noise
+
+from tests.checkpoint.chain_helpers import seal_images
+from tests.checkpoint.checkpoint_helpers import seal_objects
+from tests.checkpoint.store_helpers import noise
 
 
 @pytest.fixture

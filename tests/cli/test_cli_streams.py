@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import attributes, seal_objects
+
+from tests.checkpoint.checkpoint_helpers import attributes, seal_objects
 
 RUN = [sys.executable, "-c", "import sys; from sealpoint.cli import main; main()"]
 OBJECTS = {

@@ -9,10 +9,10 @@ import stat
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import attributes, seal_objects
 
 from sealpoint.format.constants import PREAMBLE_SIZE
 from sealpoint.format.preamble import Preamble
+from tests.checkpoint.checkpoint_helpers import attributes, seal_objects
 
 
 def damage(path: str, at: int) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-for directory in (HERE, HERE.parent / "checkpoint", HERE.parent / "inspect"):
-    sys.path.insert(0, str(directory))
-
-import criusec_made as made
-from criusec_helpers import copy_key
-
 from sealpoint.keys import load_identity
+from tests.criusec import criusec_made as made
+from tests.criusec.criusec_helpers import copy_key
+
+HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="session")

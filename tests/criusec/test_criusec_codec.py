@@ -7,20 +7,7 @@ import struct
 import tarfile
 import tracemalloc
 
-import criusec_made as made
-import images_by_hand
 import pytest
-from checkpoint_helpers import Keys
-from criusec_helpers import (
-    MemoryFiles,
-    copy_key,
-    decrypt,
-    fixtures,
-    load_vectors,
-    open_dump,
-    unpack,
-    write,
-)
 from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import HealthCheck, given, settings, strategies as st
 
@@ -39,6 +26,19 @@ from sealpoint.inspect.image import Image
 from sealpoint.inspect.source import Access
 from sealpoint.keys import load_identity
 from sealpoint.keys.rsa import RsaIdentity
+from tests.checkpoint.checkpoint_helpers import Keys
+from tests.criusec import criusec_made as made
+from tests.criusec.criusec_helpers import (
+    MemoryFiles,
+    copy_key,
+    decrypt,
+    fixtures,
+    load_vectors,
+    open_dump,
+    unpack,
+    write,
+)
+from tests.inspect import images_by_hand
 
 WHOLE = unpack(load_vectors()["whole"])
 DUMPS = ("fk", "nsdump", "ipcd")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 
 import pytest
-from criusec_helpers import VECTORS, decrypt, load_vectors, unpack
 
 from sealpoint.errors import FileError, IdentityError
+from tests.criusec.criusec_helpers import VECTORS, decrypt, load_vectors, unpack
+from tests.vectors.criusec import generate
 
 STORED = load_vectors()
 WHOLE = STORED["whole"]
@@ -49,9 +49,8 @@ def test_all_that_is_wrong_with_a_key_is_told_in_the_same_words(identity):
 
 
 def test_every_layout_is_in_the_whole_dump(identity):
-    from criusec_helpers import open_dump
-
     from sealpoint.criusec.grammar import FieldLayout
+    from tests.criusec.criusec_helpers import open_dump
 
     dump = open_dump(unpack(WHOLE), identity)
     found = {dump.layout(name) for name in dump.names()}
@@ -59,10 +58,7 @@ def test_every_layout_is_in_the_whole_dump(identity):
 
 
 def test_the_generator_makes_the_vectors_that_are_stored():
-    spec = importlib.util.spec_from_file_location("criusec_generate", VECTORS / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = module.generate()
+    made = generate.generate()
     assert made.keys() == STORED.keys()
     for name, vector in made.items():
         # Not the bytes of "files": another zlib may compress otherwise.

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from docs_blocks import (
+from sealpoint import config, errors
+from sealpoint.criu import options as criu_options, run as criu_run
+from tests.docs.docs_blocks import (
     COMMANDS,
     CONFIGURATION,
     DOCUMENTS,
@@ -32,9 +32,6 @@ from docs_blocks import (
     script,
     table,
 )
-
-from sealpoint import config, errors
-from sealpoint.criu import options as criu_options, run as criu_run
 
 RUN_BLOCKS = 35
 RUN = [sys.executable, "-c", "from sealpoint.cli import main; main()"]

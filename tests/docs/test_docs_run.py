@@ -11,13 +11,19 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-for directory in (HERE, HERE.parent / "real"):
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
+from tests.docs.docs_blocks import (
+    PAGES,
+    README,
+    ROOT,
+    Block,
+    blocks,
+    masked,
+    printed,
+    script as script_of,
+)
+from tests.real import stock_criu
 
-import stock_criu
-from docs_blocks import PAGES, README, ROOT, Block, blocks, masked, printed, script as script_of
+HERE = Path(__file__).resolve().parent
 
 NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 

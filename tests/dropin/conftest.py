@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sealpoint.keys.generate import generate, generate_signer
+from tests.dropin.own_machine import OwnMachine
+from tests.real import harness
+from tests.real.conftest import criu  # noqa: F401 - fixtures
+
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "real"
-for directory in (REAL, HERE.parent / "engines", HERE):
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
-
-import harness
-from own_machine import OwnMachine
-
-from sealpoint.keys.generate import generate, generate_signer
-
-_spec = importlib.util.spec_from_file_location(
-    "sealpoint_real_fixtures_dropin", REAL / "conftest.py"
-)
-_real = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_real)
-criu = _real.criu
 
 
 class Keys:

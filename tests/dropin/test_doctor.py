@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from own_machine import SEALPOINT, fails, installed, line, lines
 
 from sealpoint.keys.generate import generate_signer
 from sealpoint.machine import survey, survey_machine
+from tests.dropin.own_machine import SEALPOINT, fails, installed, line, lines
 
 
 def state(pid: int) -> str:

@@ -12,12 +12,10 @@ import sys
 import tomllib
 from pathlib import Path
 
-import harness
-import rpc
-import sealed
-from own_machine import SEALPOINT, fails, installed
-
 import sealpoint
+from tests.dropin.own_machine import SEALPOINT, fails, installed
+from tests.engines import rpc
+from tests.real import harness, sealed
 
 
 def test_the_installed_criu_is_the_real_one_but_for_dumps(machine, keys, criu):

@@ -7,7 +7,8 @@ import shutil
 import sys
 
 import pytest
-from own_machine import existing, fails, installed
+
+from tests.dropin.own_machine import existing, fails, installed
 
 _INTERRUPTED = """
 import os, sys

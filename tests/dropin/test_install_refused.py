@@ -6,7 +6,8 @@ import os
 import shutil
 
 import pytest
-from own_machine import fails, installed
+
+from tests.dropin.own_machine import fails, installed
 
 
 def test_a_checkout_is_refused(machine, keys):

@@ -9,7 +9,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from own_machine import existing, fails, installed
+
+from tests.dropin.own_machine import existing, fails, installed
 
 
 def test_uninstall_leaves_nothing(machine, keys):

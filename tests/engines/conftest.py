@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.engines import containers, dropin as dropin_tools
+from tests.real import harness, sealed
+from tests.real.conftest import criu, keys, needles, ram_dir, workload  # noqa: F401 - fixtures
+
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "real"
-for directory in (REAL, HERE):
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
-
-import containers
-import dropin as dropin_tools
-import harness
-import sealed
-
-_spec = importlib.util.spec_from_file_location("sealpoint_real_fixtures", REAL / "conftest.py")
-_real = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_real)
-criu, keys, needles, ram_dir, workload = (
-    _real.criu,
-    _real.keys,
-    _real.needles,
-    _real.ram_dir,
-    _real.workload,
-)
 
 NO_CRIU = ("test_fuse_requests", "test_request_table", "test_rpc_parsing")
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness
+from tests.real import harness
 
 TIMEOUT = 90.0
 PACKAGES = {"runc": "runc", "busybox": "busybox-static"}

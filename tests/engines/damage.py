@@ -7,12 +7,11 @@ import os
 import stat
 from pathlib import Path
 
-import rpc
-import sealed
-
 from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.criu.fuse import ROOT, Attributes, Filesystem
 from sealpoint.keys import load_identity, load_trust
+from tests.engines import rpc
+from tests.real import sealed
 
 
 def frames_of(keys: sealed.Keys, file: Path, name: str) -> list[tuple[int, int]]:

@@ -10,8 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import harness
-import sealed
+from tests.real import harness, sealed
 
 MARK = "SEALTEST_DROPIN"
 

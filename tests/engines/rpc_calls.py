@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
 import pytest
-import rpc
+
+from tests.engines import dropin as dropin_tools, rpc
+from tests.real import harness
 
 
 @pytest.fixture

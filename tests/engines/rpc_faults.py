@@ -6,12 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
 import pytest
-import rpc
-import rpc_calls
-import sealed
+
+from tests.engines import dropin as dropin_tools, rpc, rpc_calls
+from tests.real import harness, sealed
 
 BIG = ("memory", "--mib", "48")
 LOST = (rpc.ClosedError, ConnectionError)

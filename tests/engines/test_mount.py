@@ -8,24 +8,19 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import dropin as dropin_tools
-import harness
-import leaks
 import pytest
-import sealed
 
 from sealpoint.checkpoint.opening.access import signing_by
 from sealpoint.keys import load_recipient, load_signer
-
-sys.path.insert(0, str(harness.ROOT / "tests" / "checkpoint"))
-from checkpoint_helpers import attributes, seal_objects
+from tests.checkpoint.checkpoint_helpers import attributes, seal_objects
+from tests.engines import dropin as dropin_tools
+from tests.real import harness, leaks, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 Mount = Callable[..., sealed.Result]

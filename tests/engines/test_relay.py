@@ -10,16 +10,15 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import harness
 import pytest
-import rpc
-import sealed
 
 from sealpoint.errors import UsageError
 from sealpoint.podman.broker import Broker
 from sealpoint.podman.place import PREFIX, ArchivePlace
 from sealpoint.podman.tasks import Tasks
 from sealpoint.process import Held
+from tests.engines import rpc
+from tests.real import harness, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 

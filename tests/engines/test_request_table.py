@@ -12,8 +12,7 @@ from hypothesis import given, settings, strategies as st
 from sealpoint.dropin import request_table as table
 from sealpoint.dropin.criu_config import RefusedError
 from sealpoint.dropin.requests import Requests, memory_file
-
-import rpc  # isort: skip
+from tests.engines import rpc
 
 HERE = Path(__file__).resolve().parent
 FACTS = json.loads((HERE / "criu_facts.json").read_text())

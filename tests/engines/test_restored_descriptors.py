@@ -15,13 +15,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
 import pytest
-import rpc
-import sealed
-import stock_criu
-from rpc_calls import dump, places, restore
+
+from tests.engines import dropin as dropin_tools, rpc
+from tests.engines.rpc_calls import dump, places, restore
+from tests.real import harness, sealed, stock_criu
 
 __all__ = ["places"]  # a fixture
 

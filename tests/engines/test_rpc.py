@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
-import leaks
 import pytest
-import rpc
-from rpc_calls import client, dump, places, restore
 
 from sealpoint.state import soft_dirty
+from tests.engines import dropin as dropin_tools, rpc
+from tests.engines.rpc_calls import client, dump, places, restore
+from tests.real import harness, leaks
 
 __all__ = ["places"]  # a fixture
 

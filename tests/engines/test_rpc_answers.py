@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
-import lying
 import pytest
-import rpc
-import rpc_faults
-import sealed
-from damage import flip, frames_of
-from rpc_calls import client
-from rpc_faults import Places, assert_refused, places
+
+from tests.engines import dropin as dropin_tools, rpc, rpc_faults
+from tests.engines.damage import flip, frames_of
+from tests.engines.rpc_calls import client
+from tests.engines.rpc_faults import Places, assert_refused, places
+from tests.real import harness, lying, sealed
 
 __all__ = ["places"]  # a fixture
 

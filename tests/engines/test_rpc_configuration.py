@@ -14,14 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
-import leaks
 import pytest
-import rpc
-from rpc_calls import call, client, dump, places, restore
 
 from sealpoint.criu import binary
+from tests.engines import dropin as dropin_tools, rpc
+from tests.engines.rpc_calls import call, client, dump, places, restore
+from tests.real import harness, leaks
 
 __all__ = ["places"]
 

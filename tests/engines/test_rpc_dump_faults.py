@@ -7,21 +7,26 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
 import pytest
-import rpc
-import sealed
-from rpc_faults import BIG, LOST, Places, assert_refused, dump, helper, places, restore
 
-sys.path.insert(0, str(harness.ROOT / "tests" / "keys"))
-from keys_helpers import DAY, ec_key, make_ca, pem
+from tests.engines import dropin as dropin_tools, rpc
+from tests.engines.rpc_faults import (
+    BIG,
+    LOST,
+    Places,
+    assert_refused,
+    dump,
+    helper,
+    places,
+    restore,
+)
+from tests.keys.keys_helpers import DAY, ec_key, make_ca, pem
+from tests.real import harness, sealed
 
 __all__ = ["places"]  # a fixture
 

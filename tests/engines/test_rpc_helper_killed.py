@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
 import pytest
-import rpc
-from rpc_calls import client, dump, places
+
+from tests.engines import dropin as dropin_tools, rpc
+from tests.engines.rpc_calls import client, dump, places
+from tests.real import harness
 
 __all__ = ["places"]  # a fixture
 

@@ -10,14 +10,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
-import lying
 import pytest
-import rpc
-import rpc_faults
-import sealed
-import stock_criu
+
+from tests.engines import dropin as dropin_tools, rpc, rpc_faults
+from tests.real import harness, lying, sealed, stock_criu
 
 StartWorkload = Callable[..., harness.Workload]
 Places = rpc_faults.Places

@@ -6,13 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
-import sealed
-from far_side import FarSide
-from moving import Receiver, far, receive, tap, through, where
-from rpc_faults import Places, assert_refused, restore
-from tap import Tap
+from tests.engines import dropin as dropin_tools
+from tests.engines.rpc_faults import Places, assert_refused, restore
+from tests.real import harness, sealed
+from tests.real.far_side import FarSide
+from tests.real.moving import Receiver, far, receive, tap, through, where
+from tests.real.tap import Tap
 
 __all__ = ["far", "receive", "tap"]  # fixtures
 

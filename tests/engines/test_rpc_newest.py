@@ -8,16 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
 import pytest
-import sealed
-from rpc_faults import Places, assert_refused, dump, restore
 
 from sealpoint.checkpoint.opening.opener import Opening
 from sealpoint.format.statement import Origin
 from sealpoint.keys import load_trust
 from sealpoint.state.newest import Newest
+from tests.engines import dropin as dropin_tools
+from tests.engines.rpc_faults import Places, assert_refused, dump, restore
+from tests.real import harness, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -8,12 +8,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
 import pytest
-import rpc
-import sealed
-from rpc_calls import client, dump, places, restore
+
+from tests.engines import dropin as dropin_tools, rpc
+from tests.engines.rpc_calls import client, dump, places, restore
+from tests.real import harness, sealed
 
 __all__ = ["places"]  # a fixture
 

@@ -17,8 +17,7 @@ from sealpoint.dropin import criu_config
 from sealpoint.dropin.descriptors import Freezer, Journal
 from sealpoint.dropin.proxy import Proxy, request_type
 from sealpoint.process import Held
-
-import rpc  # isort: skip
+from tests.engines import rpc
 
 
 def meant(data: bytes) -> int:

@@ -8,14 +8,21 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
 import pytest
-import rpc
-import sealed
-import stock_criu
-from damage import flip, frames_of
-from rpc_faults import BIG, LOST, Places, assert_refused, dump, helper, places, restore
+
+from tests.engines import dropin as dropin_tools, rpc
+from tests.engines.damage import flip, frames_of
+from tests.engines.rpc_faults import (
+    BIG,
+    LOST,
+    Places,
+    assert_refused,
+    dump,
+    helper,
+    places,
+    restore,
+)
+from tests.real import harness, sealed, stock_criu
 
 __all__ = ["places"]  # a fixture
 

@@ -6,16 +6,14 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import dropin as dropin_tools
 import pytest
-import rpc
-import rpc_calls
-import sealed
-from damage import OnceUnreadable, flip, frames_of
-from rpc_faults import Places, assert_refused, places, restore
-from test_rpc_restore_faults import assert_nothing_left, dumped
 
 from sealpoint.criu.fuse import FuseServer
+from tests.engines import dropin as dropin_tools, rpc, rpc_calls
+from tests.engines.damage import OnceUnreadable, flip, frames_of
+from tests.engines.rpc_faults import Places, assert_refused, places, restore
+from tests.engines.test_rpc_restore_faults import assert_nothing_left, dumped
+from tests.real import sealed
 
 __all__ = ["dumped", "places"]  # fixtures
 

@@ -7,12 +7,11 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-import dropin as dropin_tools
 import pytest
-import rpc
-import sealed
-import userns
-from rpc_calls import call, places, restore
+
+from tests.engines import dropin as dropin_tools, rpc
+from tests.engines.rpc_calls import call, places, restore
+from tests.real import sealed, userns
 
 __all__ = ["places"]  # a fixture
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import dropin as dropin_tools
-import leaks
 import pytest
-from containers import PLACES, Container
 
 from sealpoint.format.constants import MAGIC
+from tests.engines import dropin as dropin_tools
+from tests.engines.containers import PLACES, Container
+from tests.real import leaks
 
 NewContainer = Callable[..., Container]
 

@@ -9,10 +9,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import dropin as dropin_tools
 import pytest
-import sealed
-from containers import Container
+
+from tests.engines import dropin as dropin_tools
+from tests.engines.containers import Container
+from tests.real import sealed
 
 NewContainer = Callable[..., Container]
 

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import dropin as dropin_tools
-import harness
 import pytest
-import rpc
-from rpc_calls import places
+
+from tests.engines import dropin as dropin_tools, rpc
+from tests.engines.rpc_calls import places
+from tests.real import harness
 
 __all__ = ["places"]  # a fixture
 

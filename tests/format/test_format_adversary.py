@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import stored_forge
-from adversary import mutations
-from forge import build_sample, read_all, rekeyed, sample
 
 from sealpoint.errors import SealpointError
 from sealpoint.format.constants import Suite
 from sealpoint.format.derive import RootKeys
+from tests import stored_forge
+from tests.adversary import mutations
+from tests.forge import build_sample, read_all, rekeyed, sample
 
 
 @pytest.fixture(scope="module", params=Suite, ids=lambda s: s.label)

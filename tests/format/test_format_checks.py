@@ -6,8 +6,6 @@ import dataclasses
 import os
 
 import pytest
-from faults import MEMORY, METADATA, ORIGIN
-from forge import MANIFEST_NUMBER, SIGNER, STRANGER, Forge, read_all, sample, trusting
 
 from sealpoint.errors import FileError
 from sealpoint.format import derive, dsse, manifest, strictjson
@@ -18,6 +16,8 @@ from sealpoint.format.preamble import Trailer
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.slot import decode_slot
 from sealpoint.format.statement import EnvelopeStatement
+from tests.faults import MEMORY, METADATA, ORIGIN
+from tests.forge import MANIFEST_NUMBER, SIGNER, STRANGER, Forge, read_all, sample, trusting
 
 
 @pytest.fixture

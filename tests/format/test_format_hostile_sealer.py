@@ -7,8 +7,6 @@ import zlib
 
 import pytest
 import zstandard
-from faults import MEMORY, METADATA, ORIGIN
-from forge import SIGNER, Forge, build_sample, read_all, sample
 
 from sealpoint.errors import FileError, SealpointError
 from sealpoint.format import manifest, strictjson
@@ -18,6 +16,8 @@ from sealpoint.format.derive import RootKeys
 from sealpoint.format.index import Index
 from sealpoint.format.slot import decode_slot
 from sealpoint.format.statement import Origin
+from tests.faults import MEMORY, METADATA, ORIGIN
+from tests.forge import SIGNER, Forge, build_sample, read_all, sample
 
 
 def with_manifest(role, change):

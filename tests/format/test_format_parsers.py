@@ -6,7 +6,6 @@ import contextlib
 import os
 
 import pytest
-from forge import Forge, read_all, rekeyed, sample
 from hypothesis import assume, example, given, strategies as st
 
 from sealpoint.errors import FileError, SealpointError
@@ -28,6 +27,7 @@ from sealpoint.format.reader import SealedFile
 from sealpoint.format.slot import Slot, decode_slot, encode_slot
 from sealpoint.format.stanza import Stanza, decode_stanzas, encode_stanzas
 from sealpoint.format.statement import EnvelopeStatement, Origin
+from tests.forge import Forge, read_all, rekeyed, sample
 
 PREAMBLE = Preamble(Suite.AES_256_GCM, 24 * 1024, bytes(16), bytes(32))
 SAMPLE = sample()

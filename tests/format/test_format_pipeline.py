@@ -7,7 +7,6 @@ import threading
 import warnings
 
 import pytest
-from forge import SIGNER, Buffer, Forge, read_all, toy_wrap
 
 from sealpoint.checkpoint.sealing.pipeline import Pipeline
 from sealpoint.errors import SealpointError, SystemEnvironmentError
@@ -15,6 +14,7 @@ from sealpoint.format.constants import CHUNK_SIZE, Role, Suite
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.manifest import Entry, Manifest
 from sealpoint.format.writer import SealedWriter
+from tests.forge import SIGNER, Buffer, Forge, read_all, toy_wrap
 
 pytestmark = pytest.mark.timeout(30)
 

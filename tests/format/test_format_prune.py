@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 
-import prune_forge
 import pytest
-from forge import SIGNER, build_sample, read_all, sample, trusting
 from hypothesis import given, strategies as st
-from prune_forge import CHILD, memory_frames, pruned, signed_fault, split, statement_of
 
 from sealpoint.errors import FileError, SealpointError
 from sealpoint.format.constants import MAX_PRUNE_STATEMENT, PRUNE_MAGIC, Suite
@@ -17,6 +14,9 @@ from sealpoint.format.opened import OpenFile
 from sealpoint.format.prune import PruneStatement, PruneTail, bitmap
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.statement import ParentRef
+from tests import prune_forge
+from tests.forge import SIGNER, build_sample, read_all, sample, trusting
+from tests.prune_forge import CHILD, memory_frames, pruned, signed_fault, split, statement_of
 
 
 def read(data: bytes, roots: RootKeys | None) -> dict[str, bytes]:

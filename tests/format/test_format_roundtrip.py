@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import pytest
-from forge import SIGNER, Forge, Sealed, build_sample, read_all, sample, toy_wrap, trusting
 from hypothesis import given, settings, strategies as st
 
 from sealpoint.errors import FileError, IdentityError, UsageError
@@ -15,6 +14,7 @@ from sealpoint.format.derive import RootKeys
 from sealpoint.format.opened import OpenFile, Scratch
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.writer import Signing
+from tests.forge import SIGNER, Forge, Sealed, build_sample, read_all, sample, toy_wrap, trusting
 
 sizes = st.sampled_from([0, 1, 4095, 4096, 4097, 8191, 8192, 12288])
 fillings = st.sampled_from([b"\0", b"a", b"text ", bytes(range(256))])

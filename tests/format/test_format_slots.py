@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from forge import SIGNER, STRANGER, Forge, read_all, rekeyed, sample, sign_slot
 
 from sealpoint.errors import FileError, PolicyError, SealpointError, UsageError
 from sealpoint.format import derive
@@ -19,6 +18,7 @@ from sealpoint.format.slot import (
     slot_size_for,
 )
 from sealpoint.format.stanza import Stanza
+from tests.forge import SIGNER, STRANGER, Forge, read_all, rekeyed, sample, sign_slot
 
 
 @pytest.fixture
@@ -33,9 +33,8 @@ def reads(data, sealed, **options):
 def chosen(data):
     import os
 
-    from forge import trusting
-
     from sealpoint.format.reader import SealedFile
+    from tests.forge import trusting
 
     fd = os.memfd_create("x")
     os.write(fd, data)

@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from forge import SIGNER, Buffer, Forge, append, build_sample, sample, toy_wrap
 
 from sealpoint.errors import FileError, SealpointError
 from sealpoint.format import chunks, derive
@@ -18,6 +17,7 @@ from sealpoint.format.derive import RootKeys
 from sealpoint.format.manifest import Entry, Manifest
 from sealpoint.format.preamble import Preamble
 from sealpoint.format.writer import SealedWriter
+from tests.forge import SIGNER, Buffer, Forge, append, build_sample, sample, toy_wrap
 
 
 def writer():

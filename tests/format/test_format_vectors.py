@@ -6,7 +6,8 @@ import collections
 import sys
 
 import pytest
-import vectors_reader
+
+from tests import vectors_reader
 
 STORED = vectors_reader.load()
 

@@ -8,12 +8,12 @@ import os
 import zlib
 
 import pytest
-from forge import METADATA_NAMES, Forge, build_sample, sample, trusting
 
 from sealpoint.format.constants import Role, Suite
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.reader import SealedFile
+from tests.forge import METADATA_NAMES, Forge, build_sample, sample, trusting
 
 SECRETS = {
     "inventory.img": b"inventory of the tasks",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """fuzz.py TARGET [libFuzzer's options]: fuzzes one target of targets.py, for instance for ten minutes:
 
-    .venv/bin/python tests/fuzz/fuzz.py image -max_total_time=600
+    .venv/bin/python -m tests.fuzz.fuzz image -max_total_time=600
 
 New inputs go to a temporary directory unless one is given with --keep DIR; crashes are written to the current one.
 """
@@ -15,18 +15,17 @@ from pathlib import Path
 
 import atheris
 
+from sealpoint.errors import SealpointError
+
 HERE = Path(__file__).resolve().parent
 # What libFuzzer takes for this process's peak of memory starts with that of the process that started it
 # (exec_mmap in Linux's fs/exec.c hands it on), which says nothing of the target.
 INHERITED_MIB = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 RSS_LIMIT_MIB = 1024
 
-sys.path.insert(0, str(HERE))
 
 with atheris.instrument_imports(include=["sealpoint"]):
-    import targets
-
-from sealpoint.errors import SealpointError
+    from tests.fuzz import targets
 
 
 def main() -> None:

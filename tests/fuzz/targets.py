@@ -12,20 +12,12 @@ import io
 import json
 import os
 import struct
-import sys
 import tarfile
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-for directory in ("inspect", "checkpoint", "criusec"):
-    sys.path.insert(0, str(HERE.parent / directory))
-
-import criusec_helpers
-import images_by_hand as hand
 import lz4.block
-import small_dump
 import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -56,7 +48,11 @@ from sealpoint.inspect.inspection import Inspection, Parts, memory_of
 from sealpoint.inspect.memory import AddressSpace, pids
 from sealpoint.inspect.recode import Recoder
 from sealpoint.inspect.source import Images, image_sets, images
+from sealpoint.keys import load_identity
+from tests.criusec import criusec_helpers
+from tests.inspect import images_by_hand as hand, small_dump
 
+HERE = Path(__file__).resolve().parent
 FAST, SLOW = scanner.Scanner(), scanner.Scanner(scanner.slow_triggers())
 SECRETS = (
     b"-----BEGIN RSA PRIVATE KEY-----\n" + b"QUJD" * 40 + b"\n",
@@ -69,7 +65,6 @@ SECRETS = (
     b" eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIiwibiI6MX0." + b"c2lnbmF0dXJl" * 3,
     b'{"db_password": "x7Kq9-aB3dE6"} postgres://app:x7Kq9aB3@db/app',
 )
-from sealpoint.keys import load_identity
 
 Target = Callable[[bytes], None]
 TREE = small_dump.a_tree()

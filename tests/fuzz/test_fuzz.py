@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-import targets
-
 from sealpoint.errors import SealpointError
+from tests.fuzz import targets
+
+HERE = Path(__file__).resolve().parent
 
 RUNS = 3000
 
@@ -41,8 +40,17 @@ def test_seeds_and_corpus_raise_nothing_but_our_errors(name):
 @pytest.mark.parametrize("name", sorted(targets.TARGETS))
 def test_random_input_raises_nothing_but_our_errors(name, tmp_path):
     done = subprocess.run(
-        [sys.executable, HERE / "fuzz.py", name, f"-runs={RUNS}", "-max_total_time=15", "-seed=1"],
+        [
+            sys.executable,
+            "-m",
+            "tests.fuzz.fuzz",
+            name,
+            f"-runs={RUNS}",
+            "-max_total_time=15",
+            "-seed=1",
+        ],
         cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
         capture_output=True,
         text=True,
         timeout=240,

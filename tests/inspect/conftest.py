@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-for directory in ("checkpoint", "cli"):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / directory))
-
-from checkpoint_helpers import Keys
-from command import opening, run_cli  # noqa: F401 - fixtures
-
 from sealpoint.inspect.source import Access
+from tests.checkpoint.checkpoint_helpers import Keys
+from tests.inspect.command import opening, run_cli  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

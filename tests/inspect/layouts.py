@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import small_dump
-from chain_helpers import seal_images
-from checkpoint_helpers import Keys
-from small_dump import PAGE
-from store_helpers import Store
-from test_inspect_coredump import core_image
-
 from sealpoint.checkpoint.history import merge
 from sealpoint.checkpoint.history.increments import Track
 from sealpoint.checkpoint.opening import separate_pages
@@ -24,6 +17,12 @@ from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import SealedWriter
 from sealpoint.state.chains import StateStore
 from sealpoint.store.output import OutputFile
+from tests.checkpoint.chain_helpers import seal_images
+from tests.checkpoint.checkpoint_helpers import Keys
+from tests.checkpoint.store_helpers import Store
+from tests.inspect import small_dump
+from tests.inspect.small_dump import PAGE
+from tests.inspect.test_inspect_coredump import core_image
 
 IMAGES = small_dump.a_tree() | {"core-10.img": core_image(10)}
 PIDS = [pid for pid, _ in small_dump.TREE]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-import images_by_hand as hand
-
 from sealpoint.inspect import messages
+from tests.inspect import images_by_hand as hand
 
 PAGE = 4096
 ARGUMENTS = b"/bin/task\0--secret=hunter2\0with space\0"

@@ -9,8 +9,9 @@ import subprocess
 import tarfile
 
 import pytest
-import small_dump
-from checkpoint_helpers import make_tar, member
+
+from tests.checkpoint.checkpoint_helpers import make_tar, member
+from tests.inspect import small_dump
 
 BAD = b"caf\xe9"
 TEXT = os.fsdecode(BAD)

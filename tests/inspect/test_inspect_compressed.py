@@ -5,22 +5,16 @@ from __future__ import annotations
 import os
 import random
 import struct
-import sys
-from pathlib import Path
 
 import lz4.block
 import pytest
 from hypothesis import given, settings, strategies as st
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fuzz"))
-
-import images_by_hand as hand
-import small_dump
-from targets import MemorySource
-
 from sealpoint.errors import FileError
 from sealpoint.inspect.memory import load_pages
 from sealpoint.inspect.source import images
+from tests.fuzz.targets import MemorySource
+from tests.inspect import images_by_hand as hand, small_dump
 
 PAGE = 4096
 

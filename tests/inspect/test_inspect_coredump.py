@@ -6,7 +6,6 @@ import struct
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from made import PRESENT, Made, image, message, page, vma
 
 from sealpoint.criu.schema import X86_REGISTERS
 from sealpoint.errors import FileError, SealpointError, UsageError
@@ -16,6 +15,7 @@ from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import PAGE
 from sealpoint.inspect.source import Access, images
 from sealpoint.store.output import OutputFile
+from tests.inspect.made import PRESENT, Made, image, message, page, vma
 
 A = 0x10000
 

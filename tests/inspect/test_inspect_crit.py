@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import struct
 
-import crit_reference
-import images_by_hand as hand
 import pytest
-from checkpoint_helpers import fixtures
 from hypothesis import given, settings, strategies as st
 
 from sealpoint.errors import FileError
 from sealpoint.inspect import messages
 from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.image import write_json
+from tests.checkpoint.checkpoint_helpers import fixtures
+from tests.inspect import crit_reference, images_by_hand as hand
 
 TYPES = sorted(messages.table()["images"])
 EXTRAS = [name for name in TYPES if messages.table()["images"][name][1]]

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from layouts import IMAGES, NAMES, WHOLE, Layouts, seal_beside
 
 from sealpoint.checkpoint.opening import separate_pages
 from sealpoint.checkpoint.opening.opener import OpenedCheckpoint
+from tests.inspect.layouts import IMAGES, NAMES, WHOLE, Layouts, seal_beside
 
 PAGES = [name for name in IMAGES if name.startswith("pages-")]
 

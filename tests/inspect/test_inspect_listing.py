@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-import small_dump
-from checkpoint_helpers import make_tar, member, seal_path
 
 from sealpoint.inspect.listing import _Whose
+from tests.checkpoint.checkpoint_helpers import make_tar, member, seal_path
+from tests.inspect import small_dump
 
 TIME = "2026-01-02T04:00:00Z"
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from checkpoint_helpers import seal_objects
 from hypothesis import given, settings, strategies as st
-from made import LAZY, PARENT, PRESENT, Made, image, message, page, space, vma
 
 from sealpoint.criu import schema
 from sealpoint.errors import FileError, IdentityError, SealpointError, UsageError
@@ -15,6 +13,8 @@ from sealpoint.inspect import memory
 from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import PAGE, AddressSpace
 from sealpoint.inspect.source import Access, images
+from tests.checkpoint.checkpoint_helpers import seal_objects
+from tests.inspect.made import LAZY, PARENT, PRESENT, Made, image, message, page, space, vma
 
 A = 0x10000
 
@@ -217,7 +217,7 @@ def test_sealed_memory_is_read_across_chunks(tmp_path, keys, access):
     data = os.urandom(5 << 20)
     made = Made().task(1, [vma(A, len(data) // PAGE)], [(A, PRESENT, data)])
     made.write(tmp_path / "images")
-    from checkpoint_helpers import seal_path
+    from tests.checkpoint.checkpoint_helpers import seal_path
 
     made.files["inventory.img"] = b""
     made.write(tmp_path / "images")

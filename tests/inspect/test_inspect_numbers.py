@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-import small_dump
-from checkpoint_helpers import seal_path
-from small_dump import image
+
+from tests.checkpoint.checkpoint_helpers import seal_path
+from tests.inspect import small_dump
+from tests.inspect.small_dump import image
 
 NUMBERS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1)
 JSON_NUMBERS = (-1, 2**31, 2**32, 2**63, 2**64, 10**30)

@@ -8,11 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import small_dump
-from chain_helpers import seal_images
-from checkpoint_helpers import seal_path
-from small_dump import PAGE, image
-from test_inspect_coredump import core_image
 
 from sealpoint.checkpoint.tables import summary
 from sealpoint.errors import OmissionWarning
@@ -28,6 +23,11 @@ from sealpoint.inspect import (
     secrets as secret_survey,
     tasks,
 )
+from tests.checkpoint.chain_helpers import seal_images
+from tests.checkpoint.checkpoint_helpers import seal_path
+from tests.inspect import small_dump
+from tests.inspect.small_dump import PAGE, image
+from tests.inspect.test_inspect_coredump import core_image
 
 MEMBERS = {member: (name, magic) for name, (magic, member) in file_table.OLDER.items()}
 

@@ -8,20 +8,12 @@ import html
 import os
 import re
 import subprocess
-import sys
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import seal_path
 from hypothesis import given, settings, strategies as st
-from made import PARENT, PRESENT, Made, image, page, space, vma
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from test_inspect_coredump import core_image
-from test_inspect_source import seal_increment
-from tools import need
 
 from sealpoint.errors import SealpointError
 from sealpoint.inspect import memory, memory_map, messages
@@ -31,6 +23,11 @@ from sealpoint.inspect.memory import PAGE
 from sealpoint.inspect.report import collect
 from sealpoint.inspect.report_page import render
 from sealpoint.inspect.source import Access, images
+from tests.checkpoint.checkpoint_helpers import seal_path
+from tests.inspect.made import PARENT, PRESENT, Made, image, page, space, vma
+from tests.inspect.test_inspect_coredump import core_image
+from tests.inspect.test_inspect_source import seal_increment
+from tests.tools import need
 
 A = 0x10000
 EVIL = "<script>document.title='run'</script>\"'><img src=x onerror=\"document.title='run'\">"

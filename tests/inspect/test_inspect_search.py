@@ -7,15 +7,15 @@ import re
 import tracemalloc
 
 import pytest
-from checkpoint_helpers import seal_path
 from hypothesis import given, settings, strategies as st
-from made import PARENT, PRESENT, Made, page, space, vma
 
 from sealpoint.errors import UsageError
 from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.memory import PAGE, AddressSpace
 from sealpoint.inspect.search import MAX_MATCH, expression, literal, search
 from sealpoint.inspect.source import images
+from tests.checkpoint.checkpoint_helpers import seal_path
+from tests.inspect.made import PARENT, PRESENT, Made, page, space, vma
 
 A = 0x10000
 CHUNK = 2 << 20

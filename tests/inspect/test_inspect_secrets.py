@@ -13,11 +13,9 @@ import string
 import sys
 
 import pytest
-from checkpoint_helpers import seal_objects, seal_path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from hypothesis import given, settings, strategies as st
-from made import PARENT, PRESENT, Made, image, message, page, vma
 
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.inspect import memory, scanner
@@ -27,6 +25,8 @@ from sealpoint.inspect.memory import PAGE
 from sealpoint.inspect.scanner import Scanner, Tally, fast_triggers, slow_triggers
 from sealpoint.inspect.secrets import Survey
 from sealpoint.inspect.source import Access, images
+from tests.checkpoint.checkpoint_helpers import seal_objects, seal_path
+from tests.inspect.made import PARENT, PRESENT, Made, image, message, page, vma
 
 A = 0x10000
 CHUNK = 2 << 20

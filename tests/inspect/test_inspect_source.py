@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from checkpoint_helpers import attributes, make_tar, member, seal_objects, seal_path
 
 from sealpoint.checkpoint.opening.access import wrap_for
 from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
@@ -29,6 +28,13 @@ from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.source import Access, image_sets, images, split_place
 from sealpoint.keys import load_trust
 from sealpoint.store.output import OutputFile
+from tests.checkpoint.checkpoint_helpers import (
+    attributes,
+    make_tar,
+    member,
+    seal_objects,
+    seal_path,
+)
 
 BIG = os.urandom(3 * 1024 * 1024 + 4097)
 FILES = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
-from keys_helpers import IDENTITIES, SIGNING_KEYS, CheapPassphrase, pem
 
 from sealpoint.format.constants import Roots, Suite
 from sealpoint.format.stanza import WrapContext
 from sealpoint.keys import load_signer
+from tests.keys.keys_helpers import IDENTITIES, SIGNING_KEYS, CheapPassphrase, pem
 
 
 @pytest.fixture(params=[*IDENTITIES, "passphrase"])

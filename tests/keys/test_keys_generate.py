@@ -115,7 +115,7 @@ def test_self_signed_certificates_say_what_they_are_for(kind, usage, tmp_path):
 
 @pytest.mark.parametrize("passphrase", [None, b"pass phrase"])
 def test_a_generated_signer_signs_and_is_trusted(passphrase, tmp_path):
-    from keys_helpers import signed
+    from tests.keys.keys_helpers import signed
 
     keys = generate_signer(str(tmp_path), passphrase=passphrase)
     ask = None if passphrase is None else lambda: passphrase

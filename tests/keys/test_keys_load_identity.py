@@ -12,13 +12,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-from keys_helpers import IDENTITIES, ec_key, ed_key, make_cert, pem, rsa_key
 
 from sealpoint.errors import IdentityError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import StanzaKind
 from sealpoint.keys import identity_file, load_identity, permissions_warning, scrypt
 from sealpoint.keys.files import encode_armour
 from sealpoint.keys.generate import generate
+from tests.keys.keys_helpers import IDENTITIES, ec_key, ed_key, make_cert, pem, rsa_key
 
 MAKERS = {
     "x25519": x25519.X25519PrivateKey.generate,

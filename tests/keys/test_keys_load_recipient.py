@@ -7,11 +7,21 @@ import contextlib
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-from keys_helpers import DAY, IDENTITIES, NOW, ec_key, ed_key, make_ca, make_cert, pem, rsa_key
 
 from sealpoint.errors import IdentityError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import StanzaKind
 from sealpoint.keys import CertificatePolicy, load_authorities, load_recipient, text
+from tests.keys.keys_helpers import (
+    DAY,
+    IDENTITIES,
+    NOW,
+    ec_key,
+    ed_key,
+    make_ca,
+    make_cert,
+    pem,
+    rsa_key,
+)
 
 TEXT_KINDS = ["hybrid", "x25519", "p256", "p384"]
 

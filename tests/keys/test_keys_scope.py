@@ -7,12 +7,12 @@ import re
 
 import pytest
 from cryptography import x509
-from keys_helpers import DAY, NOW, ec_key, ed_key, make_ca, pem, public_pem, signed
 
 from sealpoint.errors import IdentityError, PolicyError
 from sealpoint.format.statement import KINDS
 from sealpoint.keys import load_signer, load_trust
 from sealpoint.keys.scope import Claim, Scope, TrustTable, parse_table
+from tests.keys.keys_helpers import DAY, NOW, ec_key, ed_key, make_ca, pem, public_pem, signed
 
 MINE = Claim("billing", "full", NOW - 60)
 

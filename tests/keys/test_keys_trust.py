@@ -10,7 +10,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-from keys_helpers import (
+
+from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
+from sealpoint.format import dsse
+from sealpoint.format.constants import ENVELOPE_TYPE, ORIGIN_TYPE, PRUNE_TYPE
+from sealpoint.keys import TrustPolicy, load_signer, load_trust, text
+from sealpoint.keys.generate import generate
+from tests.keys.keys_helpers import (
     DAY,
     NOW,
     change,
@@ -23,12 +29,6 @@ from keys_helpers import (
     rsa_key,
     signed,
 )
-
-from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
-from sealpoint.format import dsse
-from sealpoint.format.constants import ENVELOPE_TYPE, ORIGIN_TYPE, PRUNE_TYPE
-from sealpoint.keys import TrustPolicy, load_signer, load_trust, text
-from sealpoint.keys.generate import generate
 
 # Signers
 

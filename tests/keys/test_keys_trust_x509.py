@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from keys_helpers import (
+
+from sealpoint.errors import FileError, PolicyError
+from sealpoint.keys import TrustPolicy, load_trust
+from sealpoint.keys.certificate import ANY_USAGE
+from sealpoint.keys.trust import SIGNER_USAGE
+from tests.keys.keys_helpers import (
     DAY,
     NOW,
     change,
@@ -15,11 +20,6 @@ from keys_helpers import (
     rsa_key,
     signed,
 )
-
-from sealpoint.errors import FileError, PolicyError
-from sealpoint.keys import TrustPolicy, load_trust
-from sealpoint.keys.certificate import ANY_USAGE
-from sealpoint.keys.trust import SIGNER_USAGE
 
 CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"
 CODE_SIGNING = "1.3.6.1.5.5.7.3.3"

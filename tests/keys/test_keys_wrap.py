@@ -6,7 +6,6 @@ import os
 
 import pytest
 from cryptography.hazmat.primitives import hpke
-from keys_helpers import IDENTITIES, CheapPassphrase, rsa_key
 
 from sealpoint.errors import IdentityError, UsageError
 from sealpoint.format.constants import MAX_STANZA_BODY, Roots, StanzaKind, Suite
@@ -21,6 +20,7 @@ from sealpoint.keys import (
     scrypt,
     x25519,
 )
+from tests.keys.keys_helpers import IDENTITIES, CheapPassphrase, rsa_key
 
 UNIFORM = "the key does not open this checkpoint"
 

@@ -29,11 +29,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
+from tests.mutants.mutants import Mutant, MutantError, applied, load, missing_tests
 
-from mutants import Mutant, MutantError, applied, load, missing_tests
+HERE = Path(__file__).resolve().parent
 
 PARTS = ("src", "scripts")  # what can be mutated
 TEST_SECONDS = 120  # of one test with a mutant

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.real import harness
+from tests.real.conftest import criu, keys, needles, ram_dir, sealpoint, workload  # noqa: F401 - fixtures
+
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "real"
-for directory in (REAL, HERE.parent / "engines", HERE):
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
-
-import harness
-
-_spec = importlib.util.spec_from_file_location(
-    "sealpoint_real_fixtures_podman", REAL / "conftest.py"
-)
-_real = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_real)
-criu, keys, needles, ram_dir, sealpoint, workload = (
-    _real.criu,
-    _real.keys,
-    _real.needles,
-    _real.ram_dir,
-    _real.sealpoint,
-    _real.workload,
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

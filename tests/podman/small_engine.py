@@ -17,20 +17,20 @@ import tarfile
 import time
 from pathlib import Path
 
-import rpc
+from tests.engines import rpc
 
 SCRIPT = """#!{python} -I
 import sys
-sys.path[:0] = {paths!r}
-import small_engine
+sys.path.insert(0, {root!r})
+from tests.podman import small_engine
 sys.exit(small_engine.Engine({state!r}, {criu!r}).run(sys.argv[1:]))
 """
 
 
 def install(path: Path, state: Path, criu: str = "") -> Path:
     """An executable at `path`.  criu: the one that it runs whatever PATH says."""
-    paths = [str(Path(__file__).parent), str(Path(rpc.__file__).parent)]
-    path.write_text(SCRIPT.format(python=sys.executable, paths=paths, state=str(state), criu=criu))
+    root = str(Path(__file__).resolve().parents[2])
+    path.write_text(SCRIPT.format(python=sys.executable, root=root, state=str(state), criu=criu))
     path.chmod(0o755)
     state.mkdir(exist_ok=True)
     return path

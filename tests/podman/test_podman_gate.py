@@ -14,16 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness
-import lying
 import pytest
-import rpc
-import sealed
-import small_engine
-import stock_criu
-from damage import OnceUnreadable, flip, frames_of
 
 from sealpoint.criu.fuse import FuseServer
+from tests.engines import rpc
+from tests.engines.damage import OnceUnreadable, flip, frames_of
+from tests.podman import small_engine
+from tests.real import harness, lying, sealed, stock_criu
 
 NAME = "web"
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 
-import sealed
-from test_podman_gate import NAME, assert_nothing_left, container, engine
-
 from sealpoint.checkpoint.opening.access import signing_by, wrap_for
 from sealpoint.checkpoint.sealing.archive import seal_path
 from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
@@ -17,6 +14,8 @@ from sealpoint.keys import load_recipient, load_signer
 from sealpoint.progress import silent
 from sealpoint.state.newest import Newest
 from sealpoint.store.output import OutputFile
+from tests.podman.test_podman_gate import NAME, assert_nothing_left, container, engine
+from tests.real import sealed
 
 __all__ = ["container", "engine"]  # fixtures
 NOW = int(time.time())

@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:
-    sys.path.insert(0, str(HERE))
+from tests.real import harness, sealed, stock_criu, typed
 
-import harness
-import sealed
-import stock_criu
-import typed
+HERE = Path(__file__).resolve().parent
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-import sealed
+
+from tests.real import sealed
 
 HERE_ADDRESS, FAR_ADDRESS = (
     "169.254.77.1",

@@ -18,11 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.workloads.workload_ask import NoAnswerError, ask, get_link
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOADS = ROOT / "tests" / "workloads"
-
-sys.path.insert(0, str(WORKLOADS))
-from workload_ask import NoAnswerError, ask, get_link
 
 __all__ = [
     "NEEDLE_NAMES",

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
+
+from tests.real import harness, sealed
 
 _WORDS = """case $1 in --version) exec {criu} --version; esac
 count=$#

@@ -8,11 +8,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from far_side import FarSide
-from tap import PORT, Tap
+
+from tests.real import harness, sealed
+from tests.real.far_side import FarSide
+from tests.real.tap import PORT, Tap
 
 TIMEOUT = "3"  # seconds after which a silent link counts as cut
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import harness
+from tests.real import harness
 
 SEALPOINT = (str(harness.ROOT / ".venv" / "bin" / "sealpoint"),)
 if not os.access(SEALPOINT[0], os.X_OK):

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from harness import ROOT, Workload, make_needles
+from tests.real.harness import ROOT, Workload, make_needles
 
 
 def ram_directory() -> tempfile.TemporaryDirectory[str]:

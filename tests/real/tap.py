@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from far_side import FarSide
+from tests.real.far_side import FarSide
 
 PORT = 7777
 

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
 
 from sealpoint.checkpoint.opening.access import authenticate
 from sealpoint.cli.dump import ack_line
 from sealpoint.keys import load_trust
+from tests.real import harness, leaks, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 

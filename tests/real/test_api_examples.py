@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
+
+from tests.real import harness, sealed
 
 PAGE = Path(__file__).parents[2] / "docs/reference/api.md"
 # As the design of the API was written down; the dots stand for arguments.

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import harness
 import pytest
-import sealed
-from terminal import CTRL_C, CTRL_D, CTRL_Z, PATIENCE, Terminal
-from typed import DropIn
+
+from tests.real import harness, sealed
+from tests.real.terminal import CTRL_C, CTRL_D, CTRL_Z, PATIENCE, Terminal
+from tests.real.typed import DropIn
 
 HERE = Path(__file__).resolve().parent
 StartWorkload = Callable[..., harness.Workload]

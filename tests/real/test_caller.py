@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import sealed
-from typed import DropIn
+
+from tests.real import sealed
+from tests.real.typed import DropIn
 
 TELLS = "import itertools,time\nfor n in itertools.count():print(n, flush=True);time.sleep(.02)"
 

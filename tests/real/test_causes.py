@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import harness
 import pytest
-import sealed
+
+from tests.real import harness, sealed
 
 pytestmark = pytest.mark.criu
 FILE = 'f = open("data", "w"); f.write("12345"); f.flush()'

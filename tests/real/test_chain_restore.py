@@ -11,9 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
 
 from sealpoint.checkpoint.opening.access import CheckedFile, signing_by, wrap_for
 from sealpoint.checkpoint.sealing.builder import CheckpointBuilder
@@ -26,6 +24,7 @@ from sealpoint.format.writer import SealedWriter
 from sealpoint.keys import load_identity, load_recipient, load_signer, load_trust
 from sealpoint.state.chains import State, StateStore
 from sealpoint.store.output import OutputFile
+from tests.real import harness, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -6,16 +6,13 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools import need
+from tests.real import harness, sealed
+from tests.tools import need
 
 
 @contextlib.contextmanager

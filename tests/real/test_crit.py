@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-import stock_criu
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inspect"))
-
-import crit_reference
 
 from sealpoint.inspect.finding import open_source
 from sealpoint.inspect.image import Image
@@ -23,6 +15,8 @@ from sealpoint.inspect.json_text import write_image
 from sealpoint.inspect.recode import Recoder, without_payload
 from sealpoint.inspect.source import Access
 from sealpoint.keys import load_identity, load_trust
+from tests.inspect import crit_reference
+from tests.real import harness, sealed, stock_criu
 
 StartWorkload = Callable[..., harness.Workload]
 # no messages: memory, archives, output of network tools, sealpoint's own

@@ -6,11 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
-import stock_criu
+
+from tests.real import harness, leaks, sealed, stock_criu
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -9,13 +9,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
 
 from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.cli.dump import ack_line
 from sealpoint.keys import load_trust
+from tests.real import harness, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 

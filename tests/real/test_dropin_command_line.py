@@ -8,14 +8,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
-import stock_criu
-from typed import DropIn
 
 from sealpoint.state import soft_dirty
+from tests.real import harness, leaks, sealed, stock_criu
+from tests.real.typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 

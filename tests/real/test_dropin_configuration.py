@@ -10,15 +10,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
 from hypothesis import HealthCheck, given, settings, strategies as st
-from typed import DropIn
 
 from sealpoint.criu.options import UnknownError, scan
 from sealpoint.dropin import criu_config
+from tests.real import harness, leaks, sealed
+from tests.real.typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 

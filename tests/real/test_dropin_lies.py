@@ -6,12 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import lying
 import pytest
-import sealed
-import stock_criu
-import typed
+
+from tests.real import harness, lying, sealed, stock_criu, typed
 
 StartWorkload = Callable[..., harness.Workload]
 silence = pytest.mark.parametrize("silent", [False, True], ids=["asks", "asks nobody"])

@@ -9,12 +9,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from sealed import pretended_criu
 
 import sealpoint as package
+from tests.real import harness, sealed
+from tests.real.sealed import pretended_criu
 
 StartWorkload = Callable[..., harness.Workload]
 

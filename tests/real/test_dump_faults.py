@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from sealed import small_filesystem, stalled_dump
+
+from tests.real import harness, sealed
+from tests.real.sealed import small_filesystem, stalled_dump
 
 StartWorkload = Callable[..., harness.Workload]
 

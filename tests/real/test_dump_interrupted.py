@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
-from sealed import Hold, small_filesystem, stalled_dump, wait_until
+
+from tests.real import harness, leaks, sealed
+from tests.real.sealed import Hold, small_filesystem, stalled_dump, wait_until
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -7,13 +7,13 @@ import contextlib
 import datetime as dt
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.real import harness, sealed
 
 
 def expired_certificate(path: Path) -> Path:

@@ -11,17 +11,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import harness
-import lying
 import pytest
-import sealed
-import stock_criu
-import typed
 
 from sealpoint.checkpoint.tables import evidence
 from sealpoint.checkpoint.tables.evidence import Kind
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import LAZY, PARENT
+from tests.real import harness, lying, sealed, stock_criu, typed
 
 StartWorkload = Callable[..., harness.Workload]
 Images = dict[str, bytes]

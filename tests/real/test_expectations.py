@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from typed import DropIn
 
 from sealpoint.checkpoint.opening.opener import Opening
 from sealpoint.keys import load_trust
 from sealpoint.state.newest import Newest
+from tests.real import harness, sealed
+from tests.real.typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
+
+from tests.real import harness, leaks, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import sealed
+from tests.real import harness, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 

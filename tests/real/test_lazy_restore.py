@@ -9,10 +9,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from typed import DropIn
+
+from tests.real import harness, sealed
+from tests.real.typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 

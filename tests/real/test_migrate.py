@@ -14,16 +14,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from far_side import FarSide
-from moving import Receiver, far, migrate, receive, tap, through, where
-from tap import PORT, Tap
 
 from sealpoint.checkpoint.live import peer
 from sealpoint.checkpoint.opening.access import signing_by
 from sealpoint.keys import load_signer
+from tests.real import harness, sealed
+from tests.real.far_side import FarSide
+from tests.real.moving import Receiver, far, migrate, receive, tap, through, where
+from tests.real.tap import PORT, Tap
 
 __all__ = ["far", "receive", "tap"]  # fixtures
 from sealpoint.state.newest import Mark, Newest

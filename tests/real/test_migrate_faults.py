@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from far_side import FarSide
-from moving import TIMEOUT, Receiver, far, migrate, receive, tap, through, where
-from tap import Tap
+
+from tests.real import harness, sealed
+from tests.real.far_side import FarSide
+from tests.real.moving import TIMEOUT, Receiver, far, migrate, receive, tap, through, where
+from tests.real.tap import Tap
 
 __all__ = ["far", "receive", "tap"]  # fixtures
 StartWorkload = Callable[..., harness.Workload]

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from typed import DropIn
+
+from tests.real import harness, sealed
+from tests.real.typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 

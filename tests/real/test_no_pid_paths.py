@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-import stock_criu
-from typed import DropIn
+
+from tests.real import harness, sealed, stock_criu
+from tests.real.typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 NOBODY = 65534

@@ -10,15 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
-from typed import DropIn
 
 from sealpoint.checkpoint.live import peer
 from sealpoint.checkpoint.opening.access import signing_by
 from sealpoint.keys import load_signer
+from tests.real import harness, leaks, sealed
+from tests.real.typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 

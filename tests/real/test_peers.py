@@ -10,16 +10,15 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from far_side import FarSide
-from moving import Receiver, far, migrate, receive
-from tap import PORT, Tap
 
 from sealpoint.checkpoint.live import peer
 from sealpoint.checkpoint.opening.access import signing_by
 from sealpoint.keys import load_signer
+from tests.real import harness, sealed
+from tests.real.far_side import FarSide
+from tests.real.moving import Receiver, far, migrate, receive
+from tests.real.tap import PORT, Tap
 
 __all__ = ["far", "receive"]  # fixtures
 StartWorkload = Callable[..., harness.Workload]

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from sealed import pretended_criu, small_filesystem
+
+from tests.real import harness, sealed
+from tests.real.sealed import pretended_criu, small_filesystem
 
 StartWorkload = Callable[..., harness.Workload]
 

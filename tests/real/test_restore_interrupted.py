@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from sealed import Hold, wait_until
+
+from tests.real import harness, sealed
+from tests.real.sealed import Hold, wait_until
 
 StartWorkload = Callable[..., harness.Workload]
 

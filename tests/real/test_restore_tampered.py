@@ -8,16 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
-from sealed import Hold, wait_until
 
 from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.errors import SealpointError
@@ -25,9 +20,9 @@ from sealpoint.format.derive import RootKeys
 from sealpoint.format.manifest import Entry
 from sealpoint.format.opened import OpenFile, Scratch
 from sealpoint.keys import load_identity, load_trust
-
-sys.path.insert(0, str(harness.ROOT / "tests"))
-from adversary import Mutation, flip, mutations
+from tests.adversary import Mutation, flip, mutations
+from tests.real import harness, leaks, sealed
+from tests.real.sealed import Hold, wait_until
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -10,10 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
+
+from tests.real import harness, leaks, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 

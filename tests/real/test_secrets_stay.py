@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from sealed import Hold, stalled_dump
+
+from tests.real import harness, sealed
+from tests.real.sealed import Hold, stalled_dump
 
 StartWorkload = Callable[..., harness.Workload]
 

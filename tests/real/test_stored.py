@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
-from typed import DropIn
+
+from tests.real import harness, leaks, sealed
+from tests.real.typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -7,12 +7,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-from typed import DropIn
 
 from sealpoint import process
+from tests.real import harness, sealed
+from tests.real.typed import DropIn
 
 StartWorkload = Callable[..., harness.Workload]
 PATIENCE = 20.0

@@ -9,11 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import leaks
 import pytest
-import sealed
-import userns
-from typed import DropIn
+
+from tests.real import leaks, sealed, userns
+from tests.real.typed import DropIn
 
 StartTree = Callable[[str], userns.Tree]
 maps = pytest.mark.parametrize("uid_map", [userns.MANY, userns.ONE], ids=["many", "one"])
@@ -152,9 +151,9 @@ def test_nobody_else_reads_the_images_while_a_tree_comes_back(
 # What an action script of CRIU's does: as root of the tree's namespace it reads an image, and tells how that went.
 _IN_THE_NAMESPACE = """#!{python} -I
 import sys
-sys.path[:0] = {path!r}
+sys.path.insert(0, {root!r})
 import ctypes, os
-import userns
+from tests.real import userns
 action = os.environ["CRTOOLS_SCRIPT_ACTION"]
 if action in ("post-setup-namespaces", "pre-resume"):
     everybody = [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -176,8 +175,8 @@ def test_what_was_restored_reads_no_image_any_more_when_it_may_run(
     running = tree(userns.MANY)
     dump(dropin, running, images)
     script, said = tmp_path / "script", tmp_path / "said"
-    path = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    script.write_text(_IN_THE_NAMESPACE.format(python=sys.executable, path=path, said=str(said)))
+    root = str(Path(__file__).parents[2])
+    script.write_text(_IN_THE_NAMESPACE.format(python=sys.executable, root=root, said=str(said)))
     script.chmod(0o755)
     command = ["restore", "-d", "-D", images, "--action-script", script, *running.options]
     status, log = dropin.run(*command)

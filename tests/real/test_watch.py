@@ -8,9 +8,9 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
+
+from tests.real import harness, sealed
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -11,16 +11,14 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
 import pytest
-import sealed
-import stock_criu
 
 from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import LAZY, PARENT
 from sealpoint.format.constants import Role
 from sealpoint.keys import load_identity, load_trust
+from tests.real import harness, sealed, stock_criu
 
 StartWorkload = Callable[..., harness.Workload]
 PAGE = 4096

@@ -15,10 +15,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import stock_criu
+
+from tests.real import harness, leaks, stock_criu
 
 StartWorkload = Callable[..., harness.Workload]
 

@@ -10,8 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import harness
-import sealed
+from tests.real import harness, sealed
 
 
 class DropIn:

@@ -13,9 +13,8 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import harness
-import sealed
-from tools import need
+from tests.real import harness, sealed
+from tests.tools import need
 
 MANY = "0 100000 65536"
 ONE = "0 100000 1"

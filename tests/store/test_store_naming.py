@@ -9,12 +9,12 @@ import errno
 import os
 import subprocess
 
-import failing
 import pytest
 
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.store import naming
 from sealpoint.store.output import OutputFile
+from tests import failing
 
 EXCHANGE, NOREPLACE = 2, 1
 OLD, NEW = b"old", b"new"

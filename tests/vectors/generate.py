@@ -1,4 +1,4 @@
-"""Makes the test vectors in this folder: `python tests/vectors/generate.py` (docs/spec.md, Test vectors).
+"""Makes the test vectors in this folder: `python -m tests.vectors.generate` (docs/spec.md, Test vectors).
 
 Base vectors hold a whole file.  HPKE, OAEP, PSS and ECDSA draw random numbers that cannot be fixed, so a base that
 exists is kept (delete it to have a new one).  All other vectors are edits of a base and come out the same each time; a
@@ -14,25 +14,15 @@ import hashlib
 import itertools
 import json
 import re
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "src")]
-
-import adversary
-import faults
-import prune_forge
-import stored_forge
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from forge import SIGNER, STRANGER, Forge, Sealed, Signatory, build_sample, rekeyed
-from vectors_reader import apply, chunks_of, identity_of, load, read, unpack
 
 from sealpoint.format import dsse
 from sealpoint.format.constants import Role, Roots, StanzaKind, Suite
@@ -41,6 +31,11 @@ from sealpoint.format.stanza import WrapContext
 from sealpoint.format.statement import ParentRef
 from sealpoint.keys import signature
 from sealpoint.keys.scrypt import PassphraseRecipient
+from tests import adversary, faults, prune_forge, stored_forge
+from tests.forge import SIGNER, STRANGER, Forge, Sealed, Signatory, build_sample, rekeyed
+from tests.vectors_reader import apply, chunks_of, identity_of, load, read, unpack
+
+HERE = Path(__file__).resolve().parent
 
 Vector = dict[str, Any]
 MAIN = "aes-256-gcm"  # the base of nearly all broken vectors

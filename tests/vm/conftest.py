@@ -7,36 +7,20 @@ what the machine that runs the other tests may not have.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.real import harness, sealed
+from tests.real.conftest import criu, needles, ram_dir, sealpoint, workload  # noqa: F401 - fixtures
+from tests.vm import podman as podman_tools
+
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "real"
-for directory in (REAL, HERE):
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
-
-import harness
-import podman as podman_tools
-import sealed
-
-_spec = importlib.util.spec_from_file_location("sealpoint_real_fixtures", REAL / "conftest.py")
-_real = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_real)
-criu, needles, ram_dir, sealpoint, workload = (
-    _real.criu,
-    _real.needles,
-    _real.ram_dir,
-    _real.sealpoint,
-    _real.workload,
-)
 
 IN_VM = Path("/run/sealpoint-vm").exists()
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import leaks
+from tests.real import leaks
 
 TIMEOUT = 300.0  # the processor is emulated, and the machine below may be busy
 PLACES = ("env", "heap", "pipe", "unlinked", "shm")

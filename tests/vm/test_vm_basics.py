@@ -14,11 +14,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
-import stock_criu
+
+from tests.real import harness, leaks, sealed, stock_criu
 
 StartWorkload = Callable[..., harness.Workload]
 USER = 1000

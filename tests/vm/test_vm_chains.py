@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import harness
-import leaks
 import pytest
-import sealed
+
+from tests.real import harness, leaks, sealed
 
 pytestmark = pytest.mark.vm
 

@@ -10,9 +10,10 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import podman
 import pytest
-import sealed
+
+from tests.real import sealed
+from tests.vm import podman
 
 pytestmark = pytest.mark.vm
 

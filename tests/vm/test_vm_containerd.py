@@ -11,10 +11,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import harness
-import podman
 import pytest
-import sealed
+
+from tests.real import harness, sealed
+from tests.vm import podman
 
 pytestmark = pytest.mark.usefixtures("dropin")
 

@@ -14,14 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import harness
-import leaks
-import podman
 import pytest
-import sealed
 
 from sealpoint.state.chains import DEFAULT_STATE, StateStore
 from sealpoint.state.container_workload import workload_of
+from tests.real import harness, leaks, sealed
+from tests.vm import podman
 
 pytestmark = pytest.mark.usefixtures("dropin")
 

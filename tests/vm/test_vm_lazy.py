@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import harness
-import podman
 import pytest
-import sealed
+
+from tests.engines import containers
+from tests.real import harness, sealed
+from tests.vm import podman
 
 ENGINES = Path(__file__).resolve().parent.parent / "engines"
-if str(ENGINES) not in sys.path:
-    sys.path.insert(0, str(ENGINES))
-
-import containers
 
 CRIU = "/usr/local/sbin/criu"
 MAGIC = b"\x89SEALPT\n"

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import podman
 import pytest
-import sealed
+
+from tests.real import sealed
+from tests.vm import podman
 
 StartContainer = Callable[..., podman.Container]
 RUNTIMES = ("crun", "runc")

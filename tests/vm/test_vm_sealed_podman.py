@@ -10,11 +10,10 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import harness
-import leaks
-import podman
 import pytest
-import sealed
+
+from tests.real import harness, leaks, sealed
+from tests.vm import podman
 
 StartContainer = Callable[..., podman.Container]
 both = pytest.mark.parametrize("runtime", ["crun", "runc"])

@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import zdtm_cases as known
-from zdtm_cases import HERE, PLACES, Case
+from tests.zdtm import zdtm_cases as known
+from tests.zdtm.zdtm_cases import HERE, PLACES, Case
 
 PROJECT: Final = HERE.parent.parent
 SIDES: Final = ("stock", "drop-in")

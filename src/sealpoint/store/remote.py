@@ -69,7 +69,7 @@ class RemoteFile(Protocol):
         """Let go of connections."""
 
 
-class Listed(NamedTuple):
+class StoredFile(NamedTuple):
     """One of a store's sealed files.  size: bytes, None if unknown; properties: nobody believes them."""
 
     name: str
@@ -110,7 +110,7 @@ class Store(Protocol):
         file: from `open`, with the head to be replaced.  Raises SystemEnvironmentError where it is another by now.
         """
 
-    def list(self) -> Iterator[Listed]:
+    def list(self) -> Iterator[StoredFile]:
         """The sealed files beside and below it.  Raises UsageError, SystemEnvironmentError."""
 
     def incomplete(self) -> Iterator[Incomplete]:

@@ -1,4 +1,4 @@
-"""Makes the vectors of the CRIUsec format in this folder: `python tests/vectors/criusec/generate.py`.
+"""Makes the vectors of the CRIUsec format in this folder: `python -m tests.vectors.criusec.generate`.
 
 `whole.json` holds a dump; all others are changes of its files, most of them harmful.  outcome: "plain" (it opens;
 `plain` has the hash of every image), "file" or "identity" (refused with that error).  undetected: it opens although it
@@ -11,17 +11,25 @@ import base64
 import hashlib
 import json
 import struct
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-TESTS = HERE.parent.parent
-sys.path[:0] = [str(TESTS / "criusec"), str(TESTS.parent / "src")]
+from tests.criusec import criusec_made as made
+from tests.criusec.criusec_made import (
+    PAGE,
+    Image,
+    Maker,
+    a_dump,
+    clear,
+    magic,
+    pagemap,
+    pkcs1,
+    record,
+    seed,
+)
 
-import criusec_made as made
-from criusec_made import PAGE, Image, Maker, a_dump, clear, magic, pagemap, pkcs1, record, seed
+HERE = Path(__file__).resolve().parent
 
 Images = dict[str, Image]
 Change = Callable[[Maker, Images], dict[str, bytes] | None]
