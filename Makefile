@@ -123,6 +123,10 @@ bundle: venv ## make dist/sealpoint-VERSION-linux-ARCH.tar.zst, which runs on an
 deb: venv ## make dist/sealpoint_VERSION_ARCH.deb, which holds the bundle
 	@scripts/deb
 
+.PHONY: image
+image: venv ## make dist/sealpoint-VERSION-linux-ARCH.oci.tar, an OCI image that holds the bundle; needs no daemon
+	@$(PYTHON) scripts/image
+
 .PHONY: man
 man: venv ## write the manual pages into build/man
 	@$(PYTHON) scripts/command-pages --man build/man
