@@ -89,6 +89,7 @@ def make_needles() -> dict[str, bytes]:
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_PF_EXITING = 0x4  # of the ninth field of /proc/PID/stat (Linux, include/linux/sched.h)
 
 
 def become_subreaper() -> None:
@@ -116,8 +117,8 @@ class Verdict:
         return cls(name, verdict == "ok", int(counter), session, int(pid), tuple(bad))
 
 
-def _words(pid: int, name: str) -> list[bytes]:
-    """Of /proc/PID/cmdline or environ; of a process that has ended none.
+def words(pid: int, name: str) -> list[bytes]:
+    """Of /proc/PID/cmdline or environ (`name`); of a process that has ended none.
 
     Amid an exec the kernel shows both empty for a moment, which must not be taken for the process's.
     """
@@ -141,7 +142,7 @@ def processes_with(word: str | bytes, name: str = "environ") -> list[int]:
     """
     for _ in range(2):
         pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-        if found := [pid for pid in pids if os.fsencode(word) in _words(pid, name)]:
+        if found := [pid for pid in pids if os.fsencode(word) in words(pid, name)]:
             return sorted(found)
     return []
 
@@ -153,6 +154,18 @@ def process_state(pid: int) -> str | None:
     except OSError:
         return None
     return text.rpartition(")")[2].split()[0]
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process that is still there has been killed, or has begun to end: under load that lasts a while."""
+    try:
+        flags = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[6])
+        status = Path(f"/proc/{pid}/status").read_bytes().splitlines()
+    except OSError:
+        return False  # it has ended
+    pending = [line.split()[1] for line in status if line.startswith((b"SigPnd:", b"ShdPnd:"))]
+    kill = 1 << (signal.SIGKILL - 1)
+    return bool(flags & _PF_EXITING) or any(int(word, 16) & kill for word in pending)
 
 
 class Workload:

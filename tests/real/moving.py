@@ -74,14 +74,13 @@ class Receiver:
         os.kill(self.pid(far), signal.SIGTERM)
         return self.wait()
 
+    def pids(self, far: FarSide) -> list[int]:
+        """Of `sealpoint receive` itself; none when it has ended."""
+        lines = {pid: harness.words(pid, "cmdline") for pid in far.pids()}
+        return [pid for pid, line in lines.items() if b"receive" in line and b"nsenter" not in line]
+
     def pid(self, far: FarSide) -> int:
-        """Of `sealpoint receive` itself."""
-        [pid] = [
-            p
-            for p in far.pids()
-            if b"receive" in Path(f"/proc/{p}/cmdline").read_bytes().split(b"\0")
-            and b"nsenter" not in Path(f"/proc/{p}/cmdline").read_bytes()
-        ]
+        [pid] = self.pids(far)
         return pid
 
 
@@ -109,7 +108,12 @@ def migrate(far: FarSide, running: harness.Workload, keys: sealed.Keys, *more: s
 
 
 def where(running: harness.Workload, far: FarSide) -> list[str]:
-    """On which sides processes of the workload are."""
+    """On which sides processes of the workload are, when those that somebody has killed have ended.
+
+    CRIU and sealpoint end as soon as they have killed a tree that shall not run: it may still be there then.
+    """
+    killed = lambda: [pid for pid in running.processes() if harness.is_ending(pid)]  # noqa: E731
+    sealed.wait_until(lambda: not killed(), "what was killed has ended")
     there = far.pids()
     return sorted({"far" if pid in there else "here" for pid in running.processes()})
 

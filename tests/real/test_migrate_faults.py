@@ -6,6 +6,7 @@ where the tree is: the side that lives, or the next `receive`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -43,6 +44,12 @@ MESSAGES = {
 FAULTS = ["cut", "freeze", "kill sender", "kill receiver", "stop sender", "stop receiver"]
 
 
+def signal_all(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 class Scene:
     """A migration with one round, through a tap that does something at one message."""
 
@@ -76,9 +83,14 @@ class Scene:
             how, _, side = fault.partition(" ")
             self.what = "freeze" if side else how
             if side:
-                pid = self.sender.pid if side == "sender" else self.receiver.pid(self.far)
+                if side == "sender":
+                    pids = [self.sender.pid]
+                else:
+                    # RUNNING is the last that it says: it may have ended before the tap saw that.
+                    pids = self.receiver.pids(self.far)
+                    assert pids or self.receiver.process.wait() == 0, self.receiver.wait()
                 if how == "stop":
-                    os.kill(pid, signal.SIGSTOP)
+                    signal_all(pids, signal.SIGSTOP)
                     self.what = "pass"
                     self.go_on.set()
                     # The other side must end by its own patience.
@@ -86,7 +98,7 @@ class Scene:
                         self._receiver_ends()
                     else:
                         self.sender.wait()
-                os.kill(pid, signal.SIGKILL)
+                signal_all(pids, signal.SIGKILL)
                 # nsenter stops when its child does.
                 self.receiver.process.send_signal(signal.SIGCONT)
         finally:
