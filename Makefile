@@ -67,8 +67,17 @@ test-tools:
 # In one process and without CRIU, so that all of it is counted.
 .PHONY: coverage
 coverage: venv ## measure how many branches of format and keys their tests take; fail below 95 %
-	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz and not bundle" tests/format tests/keys \
+	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz and not bundle and not services" tests/format tests/keys \
 		--cov=sealpoint.format --cov=sealpoint.keys --cov-branch --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
+
+# Not part of `dev`: servers that are downloaded and kept in the cache of this user.
+.PHONY: services
+services: venv
+	@scripts/get-services
+
+.PHONY: test-services
+test-services: owner dev services ## run the tests that talk to real servers: buckets
+	@SEALPOINT_REQUIRE_SERVICES=1 $(PYTHON) -m pytest -m services $(ARGS)
 
 .PHONY: test-vm
 test-vm: vm ## run the tests that need the virtual machine
@@ -88,7 +97,7 @@ test-bundle: dev test-tools ## make the self-contained bundle and run it where n
 
 .PHONY: test-fast
 test-fast: venv ## run the tests that need neither CRIU nor much time
-	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz and not bundle" $(ARGS)
+	@$(PYTHON) -m pytest -m "not slow and not criu and not vm and not fuzz and not bundle and not services" $(ARGS)
 
 .PHONY: lint
 lint: venv ## check style, types, layers and the scripts of the shell
@@ -145,5 +154,5 @@ uninstall: ## remove what `make install` made
 
 .PHONY: clean
 clean: ## remove all that was made here, .venv and .criu included
-	rm -rf .venv .criu .criu.tmp .vm .vm.tmp build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .criu .criu.tmp .vm .vm.tmp .services build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

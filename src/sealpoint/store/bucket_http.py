@@ -1,0 +1,277 @@
+"""The wire under botocore's S3 client: one HTTP request, bounded in time and in what is taken from the peer.
+
+botocore signs requests and reads answers, but its transport bounds neither: each single byte may come just before the
+timeout, and an answer in XML is read whole, however long it is.  So its public hook "before-send" hands each signed
+request to this module.  Every request has a time in which it must be over; then its connection is cut from another
+thread.  Redirects are never followed.  Proxies are not used.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+CONNECT_SECONDS: Final = 10.0
+SILENCE_SECONDS: Final = 30.0  # a peer that neither takes nor sends a byte for so long is gone
+_REQUEST_SECONDS: Final = 60.0  # for a whole request, and for its bytes at the pace below
+_WORK_SECONDS: Final = 600.0  # some servers put the parts together before they answer
+_EARLY_SECONDS: Final = 2.0
+_SLOWEST: Final = 64 * 1024  # bytes per second
+_MAX_DOCUMENT: Final = 16 * 1024 * 1024  # an answer in XML: a page of 1000 names is below 4 MiB
+_STEP: Final = 256 * 1024
+_POOLED: Final = 16
+
+
+class Body:
+    """What a request's answer holds, while it is read.  Raises OSError, http.client.HTTPException."""
+
+    def __init__(self, wire: Wire, lease: Lease, answer: http.client.HTTPResponse) -> None:
+        self._wire = wire
+        self._lease = lease
+        self._answer = answer
+
+    def readinto(self, out: memoryview) -> int:
+        """As many bytes as there are now, at least one; 0 at the end."""
+        data = self._answer.read1(min(len(out), _STEP))
+        out[: len(data)] = data
+        return len(data)
+
+    def stream(self) -> Iterator[bytes]:
+        """All of it, for botocore: an answer in XML."""
+        left = _MAX_DOCUMENT
+        try:
+            while data := self._answer.read1(_STEP):
+                left -= len(data)
+                if left < 0:
+                    raise http.client.HTTPException("the answer does not end")
+                yield data
+            if self._answer.length:
+                raise http.client.IncompleteRead(b"", self._answer.length)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Keep the connection if all was read, else cut it."""
+        answer = self._answer
+        whole = not answer.length and (answer.isclosed() or not answer.chunked)
+        keep = whole and answer.length is not None and not answer.will_close
+        answer.close()
+        self._wire.give_back(self._lease, keep=keep or (whole and answer.chunked))
+
+
+class Lease:
+    """One request's use of a connection: after `seconds` it is cut."""
+
+    def __init__(self, connection: Connection, address: tuple[str, str]) -> None:
+        self.connection = connection
+        self.address = address
+        self.thread = threading.get_ident()
+        self.late = False
+        self._watch: threading.Timer | None = None
+
+    def start(self, seconds: float) -> None:
+        self._watch = threading.Timer(seconds, self._expire)
+        self._watch.daemon = True
+        self._watch.start()
+
+    def _expire(self) -> None:
+        self.late = True
+        self.cut()
+
+    def cut(self) -> None:
+        """From any thread."""
+        self.connection.cutter.cut()
+
+    def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+
+
+class Wire:
+    """Sends the requests of one client, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[tuple[tuple[str, str], Connection]] = []
+        self._leases: set[Lease] = set()
+        self._tls: ssl.SSLContext | None = None
+
+    def send(self, request: Any, **_: Any) -> Any:
+        """botocore's hook: an AWSPreparedRequest to an AWSResponse.  Raises OSError, http.client.HTTPException."""
+        from botocore.awsrequest import AWSResponse
+
+        url = urlsplit(request.url)
+        headers = {name: _text(value) for name, value in request.headers.items()}
+        headers.pop(
+            "Expect", None
+        )  # nothing here waits for 100-continue; it is not part of the signature
+        lease = self._lease(url)
+        try:
+            # One end until there is an answer; its bytes are given their time when its length is known.
+            work = _WORK_SECONDS if request.method == "POST" and "uploadId=" in url.query else 0.0
+            lease.start(work + allowed_seconds(int(headers.get("Content-Length", "0"))))
+            lease.connection.patience(work or SILENCE_SECONDS)
+            target = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
+            answer = _exchange(lease, request.method, target, request.body, headers)
+            lease.stop()
+            lease.start(allowed_seconds(min(answer.length or 0, 1 << 40)))
+        except BaseException as error:
+            self.give_back(lease, keep=False)
+            if lease.late and isinstance(error, (OSError, http.client.HTTPException)):
+                raise TimeoutError("the exchange lasted too long") from None
+            raise
+        return AWSResponse(request.url, answer.status, _headers(answer), Body(self, lease, answer))
+
+    def _lease(self, url: SplitResult) -> Lease:
+        address = (url.scheme, url.netloc)
+        with self._lock:
+            found = [each for each in self._idle if each[0] == address]
+            if found:
+                self._idle.remove(found[-1])
+                connection = found[-1][1]
+            else:
+                connection = self._connection(url)
+            lease = Lease(connection, address)
+            self._leases.add(lease)
+        return lease
+
+    def _connection(self, url: SplitResult) -> Connection:
+        host = url.hostname or ""
+        if url.scheme == "http":
+            return _Plain(host, url.port)
+        if self._tls is None:
+            self._tls = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or None)
+        return _Secure(host, url.port, self._tls)
+
+    def give_back(self, lease: Lease, *, keep: bool) -> None:
+        """Once for each lease; more often does nothing."""
+        with self._lock:
+            if lease not in self._leases:
+                return
+            self._leases.remove(lease)
+            lease.stop()
+            if keep and not lease.late and len(self._idle) < _POOLED:
+                self._idle.append((lease.address, lease.connection))
+                return
+        lease.connection.close()
+
+    def interrupt(self, threads: set[int]) -> None:
+        """Cut what these threads are sending."""
+        with self._lock:
+            for lease in self._leases:
+                if lease.thread in threads:
+                    lease.cut()
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for _, connection in idle:
+            connection.close()
+
+
+def _exchange(
+    lease: Lease, method: str, target: str, body: Any, headers: dict[str, str]
+) -> http.client.HTTPResponse:
+    try:
+        lease.connection.request(method, target, body=body, headers=headers)
+    except (BrokenPipeError, ConnectionResetError, TimeoutError) as error:
+        # A server that refuses a large body may say so, and no more, before it has read all of it.
+        if lease.late or lease.connection.sock is None:
+            raise
+        lease.connection.patience(_EARLY_SECONDS)
+        try:
+            answer = lease.connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            raise error from None
+        answer.will_close = True
+        return answer
+    return lease.connection.getresponse()
+
+
+def allowed_seconds(size: int) -> float:
+    """In which an exchange of `size` bytes must be over."""
+    return _REQUEST_SECONDS + size / _SLOWEST
+
+
+class _Cutter:
+    """A second descriptor of a TCP connection, which ends it, also amid a TLS handshake.
+
+    Never through SSLSocket.shutdown: another thread would then go on in plain text.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sock: socket.socket | None = None
+        self.patience = SILENCE_SECONDS
+
+    def dial(self, address: tuple[str, int], *_: Any, **__: Any) -> socket.socket:
+        """As socket.create_connection.  To find no peer is known sooner than that a peer is silent."""
+        sock = socket.create_connection(address, CONNECT_SECONDS)
+        sock.settimeout(self.patience)
+        self.close()
+        with self._lock:
+            self._sock = sock.dup()
+        return sock
+
+    def cut(self) -> None:
+        with self._lock:
+            if self._sock is not None:
+                try:
+                    self._sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # not connected any more
+
+    def close(self) -> None:
+        with self._lock:
+            if self._sock is not None:
+                self._sock.close()
+                self._sock = None
+
+
+class _Plain(http.client.HTTPConnection):
+    def __init__(self, host: str, port: int | None) -> None:
+        super().__init__(host, port, blocksize=_STEP)
+        self.cutter = _Cutter()
+        self._create_connection = self.cutter.dial
+
+    def patience(self, seconds: float) -> None:
+        self.cutter.patience = seconds
+        if self.sock is not None:
+            self.sock.settimeout(seconds)
+
+    def close(self) -> None:
+        super().close()
+        self.cutter.close()
+
+
+class _Secure(http.client.HTTPSConnection):
+    def __init__(self, host: str, port: int | None, context: ssl.SSLContext) -> None:
+        super().__init__(host, port, context=context, blocksize=_STEP)
+        self.cutter = _Cutter()
+        self._create_connection = self.cutter.dial
+
+    def patience(self, seconds: float) -> None:
+        self.cutter.patience = seconds
+        if self.sock is not None:
+            self.sock.settimeout(seconds)
+
+    def close(self) -> None:
+        super().close()
+        self.cutter.close()
+
+
+Connection = _Plain | _Secure
+
+
+def _headers(answer: http.client.HTTPResponse) -> Mapping[str, str]:
+    return dict(answer.getheaders())
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value

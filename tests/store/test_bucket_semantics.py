@@ -1,0 +1,609 @@
+"""Sealed files in a bucket of moto's S3 server: parts, commit, heads, leftovers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
+from sealpoint.format.preamble import Preamble, Suite
+from sealpoint.store import bucket_client, bucket_upload
+from sealpoint.store.bucket import open_store
+from sealpoint.store.bucket_record import CommitRecord, body_key, head_key
+from sealpoint.store.remote import Incomplete
+from tests.store.bucket_servers import BUCKET, ROOT, Proxy, start_moto, use
+
+pytestmark = pytest.mark.services
+MIB = 1024 * 1024
+
+
+class Spool:
+    def __init__(self, data):
+        self.data = data
+
+    def read(self, offset, size):
+        assert offset + size <= len(self.data)
+        return memoryview(self.data)[offset : offset + size]
+
+
+def new_head(old=None):
+    preamble = old[:64] if old else Preamble.create(Suite(1), 8192).encode()
+    return preamble + os.urandom(2 * 8192)
+
+
+def send_all(upload, size):
+    jobs, offset = [], 0
+    while offset < size:
+        number = len(jobs)
+        jobs.append((number, offset, min(upload.part_size(number), size - offset)))
+        offset += jobs[-1][2]
+    with ThreadPoolExecutor(upload.parallel) as pool:
+        list(pool.map(lambda job: upload.send(*job), jobs))
+
+
+def put(store, body, head=None, properties=None, *, force=False, unconditional=False):
+    head = head or new_head()
+    upload = store.begin(Spool(body), force=force, unconditional=unconditional)
+    send_all(upload, len(body))
+    assert upload.commit(head, properties or {}) == store.name
+    return head
+
+
+def content(store):
+    file = store.open()
+    try:
+        out = memoryview(bytearray(file.size))
+        file.read_into(out, 0)
+        return bytes(out)
+    finally:
+        file.close()
+
+
+def keys(store, prefix=""):
+    return [each.key for each in store._client.objects(prefix)]
+
+
+def nothing_but(store, key):
+    """In the bucket below `key`; uploads neither."""
+    assert keys(store, key) == []
+    assert list(store._client.uploads(key)) == []
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory):
+    server = start_moto(tmp_path_factory.mktemp("moto"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def proxy(moto, monkeypatch):
+    monkeypatch.setattr(bucket_client, "FIRST_PAUSE", 0.01)
+    proxy = Proxy(moto.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def place(request, moto, monkeypatch):
+    """Opens places of this test alone, by the real server or by a URL."""
+
+    stores, mine = [], hashlib.md5(request.node.name.encode()).hexdigest()
+
+    def opened(name="file", url=None):
+        use(monkeypatch, url or moto.url)
+        stores.append(open_store(f"s3://{BUCKET}/{mine}/{name}"))
+        return stores[-1]
+
+    yield opened
+    for store in stores:
+        store.close()
+
+
+# --- Writing. ---
+
+
+def test_what_was_put_comes_back_byte_for_byte_with_its_properties(place):
+    store, body = place(), os.urandom(16 * MIB) + b"end"
+    head = put(store, body, properties={"workload": "räuber", "signer": "x"})
+    file = store.open()
+    assert (file.size, file.head_size) == (len(head) + len(body), len(head))
+    assert dict(file.properties) == {"workload": "räuber", "signer": "x"}
+    assert content(store) == head + body
+    around = memoryview(bytearray(100))
+    file.read_into(around, len(head) - 50)
+    assert bytes(around) == head[-50:] + body[:50]
+    file.close()
+    (listed,) = place("").list()
+    assert (listed.name, listed.size) == (store.name, file.size)
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "ü+ä", "100%", "q?x=1", "a#b", "a&b=c", "deep/er/x", "~'()*!", "a.sealed"]
+)
+def test_any_printable_key_is_a_name(place, name):
+    store = place(name)
+    head = put(store, b"body")
+    assert content(store) == head + b"body"
+    assert list(place("").incomplete()) == []
+    store.remove()
+    nothing_but(store, store._key)
+
+
+@pytest.mark.parametrize("key", ["", "x/", "a\nb", "\x1b[2J", "x.parts/y", "x" * 1000])
+def test_a_key_that_cannot_be_one_is_refused(place, key):
+    with pytest.raises(UsageError):
+        place(key).check_free(force=False, unconditional=False)
+
+
+def test_nothing_is_visible_before_the_commit(place):
+    store = place()
+    upload = store.begin(Spool(b"x" * 100), force=False, unconditional=False)
+    upload.send(0, 0, 100)
+    with pytest.raises(UsageError, match="does not exist"):
+        store.open()
+    assert list(place("").list()) == []
+    upload.abort()
+    nothing_but(store, store._key)
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_sent(place):
+    store = place()
+    head = put(store, b"first")
+    with pytest.raises(UsageError, match="exists already"):
+        store.begin(Spool(b"second"), force=False, unconditional=False)
+    assert content(store) == head + b"first"
+
+
+def test_of_two_uploads_to_one_name_the_second_to_commit_fails_and_leaves_nothing(place):
+    store, other = place(), place()
+    head = new_head()
+    uploads = [s.begin(Spool(b"body"), force=False, unconditional=False) for s in (store, other)]
+    for upload in uploads:
+        upload.send(0, 0, 4)
+    uploads[0].commit(head, {})
+    with pytest.raises(UsageError, match="exists already"):
+        uploads[1].commit(new_head(), {})
+    uploads[1].abort()
+    assert content(store) == head + b"body"
+    assert len(keys(store, store._key)) == 3  # record, body, head
+    assert list(store.incomplete()) == []
+
+
+def test_force_replaces_the_file_and_removes_the_parts_of_the_old_one(place):
+    store = place()
+    put(store, b"first")
+    head = put(store, b"second", force=True)
+    assert content(store) == head + b"second"
+    assert len(keys(store, store._key)) == 3
+
+
+def test_an_upload_that_is_given_up_amid_a_part_leaves_nothing(place, proxy):
+    store = place(url=proxy.url)
+    stalled = threading.Event()
+
+    def before(exchange):
+        if "partNumber=2" in exchange.path:
+            stalled.set()
+            return exchange.stall(proxy)
+        return False
+
+    proxy.before = before
+    body = os.urandom(17 * MIB)
+    upload = store.begin(Spool(body), force=False, unconditional=False)
+    upload.send(0, 0, 16 * MIB)
+    failed = []
+
+    def send():
+        try:
+            upload.send(1, 16 * MIB, MIB)
+        except SystemEnvironmentError as error:
+            failed.append(error.message)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert stalled.wait(60)
+    upload.abort()
+    thread.join()
+    assert "given up" in failed[0]
+    proxy.before = lambda _: None
+    nothing_but(store, store._key)
+    with pytest.raises(SystemEnvironmentError, match="given up"):
+        upload.commit(new_head(), {})
+
+
+def test_a_part_that_was_not_sent_is_missed_at_the_commit(place):
+    store = place()
+    upload = store.begin(Spool(bytes(17 * MIB)), force=False, unconditional=False)
+    upload.send(1, 16 * MIB, MIB)
+    with pytest.raises(SystemEnvironmentError, match="not sent"):
+        upload.commit(new_head(), {})
+    upload.abort()
+    nothing_but(store, store._key)
+
+
+# --- Who may open it: heads. ---
+
+
+def test_a_rekey_replaces_the_head_and_removes_the_older_one(place):
+    store = place()
+    first = put(store, b"body", properties={"for": "alice"})
+    second = new_head(first)
+    assert store.replace_head(store.open(), second, {"for": "bob"}) == store.name
+    assert content(store) == second + b"body"
+    assert dict(store.open().properties) == {"for": "bob"}
+    heads = [key for key in keys(store, store._key) if "/head-" in key]
+    assert [key[-1] for key in heads] == ["1"]
+    assert list(store.incomplete()) == []
+
+
+def test_of_two_rekeys_at_the_same_time_one_fails(place, proxy):
+    """Both are about to make the same head when either goes on."""
+    store = place(url=proxy.url)
+    first = put(store, b"body")
+    both = threading.Barrier(2, timeout=60)
+
+    def before(exchange):
+        if exchange.method == "PUT" and "/head-" in exchange.path:
+            both.wait()
+        return False
+
+    proxy.before = before
+    files = [store.open(), store.open()]
+    heads = [new_head(first), new_head(first)]
+
+    def rekey(number):
+        try:
+            store.replace_head(files[number], heads[number], {"n": str(number)})
+        except SystemEnvironmentError as error:
+            return error.message
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        won = list(pool.map(rekey, (0, 1)))
+    proxy.before = lambda _: None
+    assert sorted(each is True or "somebody else" in each for each in won) == [True, True]
+    assert won.count(True) == 1
+    winner = won.index(True)
+    assert content(store) == heads[winner] + b"body"
+    assert dict(store.open().properties) == {"n": str(winner)}
+
+
+def test_a_rekey_of_what_was_rekeyed_since_it_was_opened_fails(place):
+    store = place()
+    first = put(store, b"body")
+    stale = store.open()
+    second = new_head(first)
+    store.replace_head(store.open(), second, {})
+    with pytest.raises(SystemEnvironmentError, match="somebody else"):
+        store.replace_head(stale, new_head(first), {})
+    assert content(store) == second + b"body"
+
+
+def test_a_rekey_that_two_others_overtook_amid_its_request_fails(place, proxy):
+    """The number that it takes was used, and is free again."""
+    direct = place()
+    first = put(direct, b"body")
+    store = place(url=proxy.url)
+    stale, last = store.open(), new_head(first)
+    once = []
+
+    def before(exchange):
+        if exchange.method == "PUT" and "/head-" in exchange.path and not once:
+            once.append(1)
+            direct.replace_head(direct.open(), new_head(first), {})
+            direct.replace_head(direct.open(), last, {})
+        return False
+
+    proxy.before = before
+    with pytest.raises(SystemEnvironmentError, match="somebody else"):
+        store.replace_head(stale, new_head(first), {})
+    assert content(direct) == last + b"body"
+    assert [k[-1] for k in keys(direct, direct._key) if "/head-" in k] == ["2"]
+
+
+def test_a_rekey_that_lost_the_answer_to_its_own_head_succeeds(place, proxy):
+    store = place(url=proxy.url)
+    first = put(store, b"body")
+    cut = []
+
+    def after(exchange):
+        ours = "/head-" in exchange.path or ".parts" not in exchange.path
+        if exchange.method == "PUT" and ours and exchange.path not in cut:
+            cut.append(exchange.path)
+            return exchange.cut()
+        return False
+
+    proxy.after = after
+    second = new_head(first)
+    store.replace_head(store.open(), second, {"a": "b"})
+    assert len(cut) == 2  # head and record
+    assert content(store) == second + b"body"
+
+
+def test_a_head_of_another_checkpoint_is_no_rekey(place):
+    store = place()
+    put(store, b"body")
+    with pytest.raises(FileError, match="not one of this checkpoint"):
+        store.replace_head(store.open(), new_head(), {})
+
+
+def test_the_highest_head_counts_while_an_older_one_is_still_there(place):
+    store = place()
+    first = put(store, b"body")
+    parts, second = store.open().record.parts, new_head(first)
+    store._client.put(head_key(store._key, parts, 1), second)
+    assert content(store) == second + b"body"
+    (older,) = store.incomplete()
+    assert older.name.endswith("/head-000000000")
+    store.remove_incomplete(older)
+    assert content(store) == second + b"body"
+    assert list(store.incomplete()) == []
+    with pytest.raises(UsageError, match="complete file"):
+        store.remove_incomplete(Incomplete(older.name[:-1] + "1", None))
+
+
+@pytest.mark.parametrize("foreign", ["another checkpoint", "too short", "too long", "no head"])
+def test_a_foreign_head_is_passed_over(place, foreign):
+    store = place()
+    first = put(store, b"body")
+    data = {
+        "another checkpoint": new_head(),
+        "too short": new_head(first)[:-1],
+        "too long": new_head(first) + b"x",
+        "no head": bytes(len(first)),
+    }[foreign]
+    store._client.put(head_key(store._key, store.open().record.parts, 5), data)
+    assert content(store) == first + b"body"
+    second = new_head(first)
+    store.replace_head(store.open(), second, {})
+    assert content(store) == second + b"body"
+
+
+def test_without_a_head_the_file_is_refused(place):
+    store = place()
+    put(store, b"body")
+    store._client.remove(head_key(store._key, store.open().record.parts, 0))
+    with pytest.raises(FileError, match="no head"):
+        store.open()
+
+
+def test_an_older_head_that_somebody_puts_back_does_not_count(place):
+    store = place()
+    first = put(store, b"body")
+    store.replace_head(store.open(), new_head(first), {})
+    parts = store.open().record.parts
+    store._client.remove(head_key(store._key, parts, 1))
+    store._client.put(head_key(store._key, parts, 0), first)
+    with pytest.raises(FileError, match="no head"):
+        store.open()
+
+
+# --- Reading what others put there. ---
+
+
+def test_a_plain_object_is_read_as_it_is(place):
+    store = place()
+    whole = new_head() + b"the rest of a sealed file" * 5000
+    store._client.put(store._key, whole)
+    file = store.open()
+    assert (file.size, file.head_size) == (len(whole), 64 + 2 * 8192)
+    assert content(store) == whole
+    assert [each.name for each in place("").list()] == [store.name]
+    with pytest.raises(UsageError, match="plain object"):
+        store.replace_head(file, new_head(whole), {})
+    store.remove()
+    nothing_but(store, store._key)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"{}", b'{"a":1}', b"{" * 60000, b"{" + b" " * 70000, b"\x89SEALPT\nx"]
+)
+def test_another_object_is_refused_and_not_listed_as_a_checkpoint(place, data):
+    store = place()
+    store._client.put(store._key, data)
+    with pytest.raises(FileError):
+        store.open()
+    if not data.startswith(b"\x89"):
+        assert list(place("").list()) == []
+
+
+def test_a_body_that_changes_after_it_was_found_is_noticed(place):
+    store = place()
+    put(store, b"a" * 1000)
+    file = store.open()
+    store._client.put(body_key(store._key, file.record.parts), b"b" * 1000)
+    with pytest.raises(FileError, match="changed"):
+        file.read_into(memoryview(bytearray(10)), file.head_size)
+
+
+@pytest.mark.parametrize("change", ["gone", "shorter", "longer"])
+def test_a_body_that_is_not_the_one_of_the_record_is_noticed(place, change):
+    store = place()
+    put(store, b"a" * 1000)
+    record = store.open().record
+    key = body_key(store._key, record.parts)
+    if change == "gone":
+        store._client.remove(key)
+    else:
+        store._client.put(key, b"a" * (999 if change == "shorter" else 1001))
+    file = store.open()
+    with pytest.raises(FileError, match="changed or removed"):
+        file.read_into(memoryview(bytearray(10)), file.head_size)
+
+
+def test_no_read_goes_beyond_the_end(place):
+    store = place()
+    put(store, b"a" * 10)
+    file = store.open()
+    with pytest.raises(FileError, match="ends before"):
+        file.read_into(memoryview(bytearray(2)), file.size - 1)
+
+
+def test_many_threads_read_one_file(place):
+    store, body = place(), os.urandom(2 * MIB)
+    head = put(store, body)
+    file, whole = store.open(), head + body
+
+    def read(start):
+        out = memoryview(bytearray(4096))
+        file.read_into(out, start)
+        return bytes(out) == whole[start : start + 4096]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(0, len(whole) - 4096, 50_000)))
+    file.close()
+
+
+# --- Leftovers. ---
+
+KILLED = """
+import sys, time
+from sealpoint.store.bucket import open_store
+class Spool:
+    def read(self, offset, size):
+        return memoryview(bytes(size))
+upload = open_store(sys.argv[1]).begin(Spool(), force=False, unconditional=False)
+upload.send(0, 0, 16 << 20)
+if sys.argv[2] == "completed":
+    upload._finish = lambda record: (print("ready", flush=True), time.sleep(600))
+    from sealpoint.format.preamble import Preamble, Suite
+    upload.commit(Preamble.create(Suite(1), 8192).encode() + bytes(16384), {})
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("when", ["sending", "completed"])
+def test_a_killed_upload_is_invisible_found_and_removed(place, when):
+    store = place()
+    command = [sys.executable, "-c", KILLED, f"s3://{BUCKET}/{store._key}", when]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as child:
+        assert child.stdout.readline() == b"ready\n"
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    with pytest.raises(UsageError, match="does not exist"):
+        store.open()
+    assert list(place("").list()) == []
+    (left,) = place("").incomplete()
+    assert left.name.startswith(f"{store.name}.parts/")
+    assert left.since
+    head = put(store, b"another")  # which does not disturb the next one
+    (left,) = store.incomplete()
+    store.remove_incomplete(left)
+    assert list(store.incomplete()) == []
+    assert list(store._client.uploads(store._key)) == []
+    assert content(store) == head + b"another"
+    assert len(keys(store, store._key)) == 3
+
+
+def test_a_probe_that_was_left_is_found_and_removed(place):
+    store = place()
+    store._client.put(f"{store._key}.parts/probe-{'0' * 32}", b"1")
+    (left,) = place("").incomplete()
+    store.remove_incomplete(left)
+    nothing_but(store, store._key)
+
+
+@pytest.mark.parametrize(
+    "what", ["", "x", ".parts/", f".parts/{'0' * 32}", ".parts/probe-1", "/../x"]
+)
+def test_only_what_an_upload_leaves_is_removed_as_a_leftover(place, what):
+    store = place()
+    head = put(store, b"body")
+    with pytest.raises(UsageError):
+        store.remove_incomplete(Incomplete(f"{store.name}{what}", None))
+    assert content(store) == head + b"body"
+
+
+def test_the_parts_of_a_complete_file_are_no_leftover(place):
+    store = place()
+    head = put(store, b"body")
+    used = f"{store.name}.parts/{store.open().record.parts}/"
+    with pytest.raises(UsageError, match="complete file"):
+        store.remove_incomplete(Incomplete(used, None))
+    assert content(store) == head + b"body"
+
+
+def test_removing_takes_the_record_and_all_parts(place):
+    store = place()
+    put(store, b"body")
+    store.remove()
+    nothing_but(store, store._key)
+    with pytest.raises(UsageError, match="does not exist"):
+        store.remove()
+
+
+def test_a_bucket_that_is_not_there_is_said(place):
+    place()
+    with pytest.raises(UsageError, match="no bucket"):
+        open_store("s3://no-such-bucket/x").check_free(force=False, unconditional=False)
+
+
+# --- Memory. ---
+
+UPLOAD = """
+import mmap, os, resource, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from sealpoint.format.preamble import Preamble, Suite
+from sealpoint.store.bucket import open_store
+fd, size = os.open(sys.argv[2], os.O_RDONLY), os.path.getsize(sys.argv[2])
+class Spool:
+    def read(self, offset, size):
+        return memoryview(os.pread(fd, size, offset))
+begun = time.monotonic()
+upload = open_store(sys.argv[1]).begin(Spool(), force=False, unconditional=False)
+jobs, at = [], 0
+while at < size:
+    jobs.append((len(jobs), at, min(upload.part_size(len(jobs)), size - at)))
+    at += jobs[-1][2]
+with ThreadPoolExecutor(upload.parallel) as pool:
+    list(pool.map(lambda job: upload.send(*job), jobs))
+sent = time.monotonic() - begun
+upload.commit(Preamble.create(Suite(1), 8192).encode() + bytes(16384), {})
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_maxrss // 1024, f"{size / 1e6 / sent:.0f} MB/s, CPU {used.ru_utime + used.ru_stime:.1f} s")
+"""
+
+
+@pytest.mark.slow
+def test_a_gibibyte_is_uploaded_in_bounded_memory(place, tmp_path, record_property):
+    store, data = place(), tmp_path / "data"
+    with data.open("wb") as file:
+        file.truncate(1024 * MIB)
+    command = [sys.executable, "-c", UPLOAD, f"s3://{BUCKET}/{store._key}", str(data)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, cwd=ROOT, text=True, check=True)
+    peak, _, figures = done.stdout.partition(" ")
+    record_property("figures", f"{peak} MiB, {figures}")
+    print(peak, "MiB,", figures)
+    assert int(peak) <= 200
+    store.remove()
+
+
+def test_ten_thousand_parts_hold_five_tebibytes_and_each_is_one_that_s3_takes():
+    sizes = [bucket_upload.part_size(number) for number in range(10_000)]
+    assert sum(sizes) >= 5 << 40
+    assert min(sizes) >= 5 * MIB
+    assert max(sizes) <= 5 << 30
+    assert sizes == sorted(sizes)
+
+
+def test_the_record_is_the_last_thing_that_is_made(place, proxy):
+    store = place(url=proxy.url)
+    put(store, b"body")
+    made = [
+        Path(path.partition("?")[0]).name
+        for method, path in proxy.seen
+        if method in {"PUT", "POST"}
+    ]
+    assert made[-1] == "file"
+    assert made.index("head-000000000") < len(made) - 1
+    assert isinstance(store.open().record, CommitRecord)
