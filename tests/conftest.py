@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import pwd
 import signal
+from collections import Counter
 from pathlib import Path
+
+import pytest
 
 # Python itself ignores these, and gives them back to the programs that it starts.
 _PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -48,6 +51,39 @@ def _usual_environment() -> None:
     if not Path(os.environ.get("HOME") or "/nonexistent").is_dir():
         os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
     os.umask(0o022)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker of parallel tests has a /tmp of its own: there it makes the place of its temporary directories."""
+    if hasattr(config, "workerinput") and config.option.basetemp:
+        Path(config.option.basetemp).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files that need long come first: what begins last must not keep one worker busy alone."""
+    if hasattr(config, "workerinput"):
+        weights = Counter[Path]()
+        for item in items:
+            weights[item.path] += 30 if item.get_closest_marker("slow") else 1
+        items.sort(key=lambda item: -weights[item.path])
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Beside pytest's slowest tests (--durations=N) the slowest files."""
+    if config.option.durations is None:
+        return
+    costs, counts = Counter[str](), Counter[str]()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                costs[report.location[0]] += report.duration
+                counts[report.location[0]] += report.when == "call"
+    terminalreporter.section("slowest files")
+    for path, seconds in costs.most_common(config.option.durations or None):
+        terminalreporter.write_line(f"{seconds:8.1f} s {counts[path]:5} tests  {path}")
 
 
 _usual_signals()

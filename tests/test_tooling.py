@@ -1,5 +1,6 @@
 """The project's own tools: what `make`, the scripts and the set-up promise."""
 
+import ast
 import hashlib
 import os
 import re
@@ -202,6 +203,31 @@ def test_version_has_one_source() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "version" in project["dynamic"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", sealpoint.__version__)
+
+
+SEARCHES = {"FileWatcher", "watched"}  # what is written anywhere, for secrets (tests/real/leaks.py)
+
+
+def test_a_test_that_searches_all_that_is_written_for_secrets_runs_alone() -> None:
+    """Else it would search what other tests write at the same time, and for long."""
+    found, wrong = 0, []
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
+        if "vm" in file.relative_to(ROOT).parts:
+            continue  # one after another, there
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                inside = {
+                    ast.unparse(n.func).split(".")[-1]
+                    for n in ast.walk(node)
+                    if isinstance(n, ast.Call)
+                }
+                if inside & SEARCHES:
+                    found += 1
+                    marks = [ast.unparse(decorator) for decorator in node.decorator_list]
+                    if "pytest.mark.alone" not in marks:
+                        wrong.append(f"{file.relative_to(ROOT)}::{node.name}")
+    assert found > 15
+    assert wrong == []
 
 
 def test_scripts_are_executable_and_parse() -> None:

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 
 NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
-pytestmark = pytest.mark.criu
+pytestmark = [pytest.mark.criu, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

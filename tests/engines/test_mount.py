@@ -123,6 +123,7 @@ def test_the_view_is_what_open_gives(
     assert os.listdir(point) == []
 
 
+@pytest.mark.alone
 def test_stock_criu_restores_from_it_and_crit_reads_it(
     sealpoint: sealed.Sealpoint,
     keys: sealed.Keys,

@@ -80,6 +80,7 @@ def test_a_question_needs_no_configuration_and_is_quick(dropin: dropin_tools.Dro
 # --- dump and restore --------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("listens", [True, False], ids=["with notifications", "without"])
 @pytest.mark.parametrize("kind", ["secret", "ipc", "tree"])
 def test_round_trip(

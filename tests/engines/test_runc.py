@@ -50,6 +50,7 @@ def unexpected(container: Container, found: list[leaks.Leak]) -> list[leaks.Leak
     ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("terminal", [False, True], ids=["without a terminal", "with a terminal"])
 def test_a_container_is_sealed_and_restored_and_nothing_of_it_is_written_in_the_clear(
     dropin: dropin_tools.DropIn,

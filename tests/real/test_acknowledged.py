@@ -145,6 +145,7 @@ def test_runs_on_when_the_wait_is_broken_off(
     running.assert_continues(before)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 @pytest.mark.parametrize("command", [("ipc",), ("tree",)], ids=" ".join)
 def test_from_one_command_to_the_other_over_two_pipes(

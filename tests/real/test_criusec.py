@@ -53,6 +53,7 @@ def test_a_plain_dump_to_criusec_and_back_is_restored_by_stock_criu(
     running.assert_continues(before)
 
 
+@pytest.mark.alone
 def test_a_criusec_dump_is_sealed_and_restored_by_sealpoint(
     criu: Path,
     workload: StartWorkload,

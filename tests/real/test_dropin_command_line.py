@@ -17,6 +17,7 @@ from tests.real.typed import DropIn
 StartWorkload = Callable[..., harness.Workload]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["secret", "ipc", "tree"])
 def test_a_tree_dumped_as_typed_is_sealed_and_restored_as_typed(
     workload: StartWorkload, dropin: DropIn, tmp_path: Path, kind: str

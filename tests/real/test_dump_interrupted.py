@@ -125,6 +125,7 @@ def stop_when_written(command: sealed.Running, directory: Path, size: int) -> No
     command.signal(signal.SIGSTOP)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("whom", ["sealpoint", "sealpoint by SIGINT", "criu"])
 @pytest.mark.parametrize("size", [1, 1 << 20, 8 << 20], ids=["header", "1 MiB", "8 MiB"])
 def test_killed_while_it_writes_a_file(

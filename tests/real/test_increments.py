@@ -44,6 +44,7 @@ def dumps(
     return lambda *kind: Dumps(workload(*kind), sealpoint, keys, tmp_path)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["dirty", "tree", "memory", "ipc"])
 def test_a_chain_of_three_comes_back(
     dumps: Callable[..., Dumps], sealpoint: sealed.Sealpoint, keys: sealed.Keys, kind: str

@@ -146,6 +146,8 @@ def decoded(out: bytes) -> str:
         return out.decode("iso-8859-1")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_command_shows_such_names_in_every_locale_and_steers_no_terminal(
     running: harness.Workload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, dump: Path
 ) -> None:
@@ -159,6 +161,7 @@ def test_every_command_shows_such_names_in_every_locale_and_steers_no_terminal(
                 assert text in shown, (name, locale, text, shown[:3000])
 
 
+@pytest.mark.slow
 def test_json_has_the_very_bytes_of_each_name(
     running: harness.Workload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, dump: Path
 ) -> None:

@@ -128,6 +128,7 @@ def bring_together(near: Path, far: Far) -> None:
     (far.images / "inventory.img").write_bytes((near / "inventory.img").read_bytes())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["secret", "ipc", "tree"])
 def test_memory_goes_there_sealed_and_is_restored_with_the_rest_beside_it(
     workload: StartWorkload, dropin: DropIn, far: Far, near: Path, tmp_path: Path, kind: str

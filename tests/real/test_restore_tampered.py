@@ -113,6 +113,8 @@ def another(
     return (tmp_path / "other").read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_mutation_is_readable_to_the_end(
     target: Callable[..., Target], another: bytes, tmp_path: Path
 ) -> None:

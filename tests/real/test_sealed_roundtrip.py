@@ -61,6 +61,7 @@ def feed(data: bytes) -> Iterator[int]:
         thread.join()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("command", [*QUICK, WHOLE], ids=" ".join)
 def test_dumped_to_a_file_killed_verified_and_restored(
     workload: StartWorkload,
@@ -87,6 +88,7 @@ def test_dumped_to_a_file_killed_verified_and_restored(
     assert_sealed(sealpoint, keys, file, running, ram_dir / "images")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "spool", [False, True], ids=["held in memory", "held in a spool directory"]
 )
@@ -124,6 +126,7 @@ def test_dumped_into_a_pipe_and_restored_from_one(
     assert [v.session for v in after.values()] == [v.session for v in before.values()]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("command", QUICK, ids=" ".join)
 def test_runs_on_when_it_is_left_running_and_can_be_restored_later(
     workload: StartWorkload,
@@ -143,6 +146,7 @@ def test_runs_on_when_it_is_left_running_and_can_be_restored_later(
     running.assert_continues(before)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "options",
     [
@@ -168,6 +172,7 @@ def test_every_compression_and_suite(
     running.assert_continues(before)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("to", "by"),
     [
@@ -201,6 +206,7 @@ def test_every_kind_of_recipient(
     running.assert_continues(before)
 
 
+@pytest.mark.alone
 def test_a_passphrase(
     workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_process_is_dumped_into_a_store_twice_and_comes_back(
     running.assert_continues(before)
 
 
+@pytest.mark.alone
 def test_no_secret_is_written_in_the_clear(
     store: Store, workload: StartWorkload, sealpoint: sealed.Sealpoint, keys: sealed.Keys
 ) -> None:

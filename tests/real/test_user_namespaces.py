@@ -48,6 +48,7 @@ def dump(dropin: DropIn, running: userns.Tree, images: Path) -> None:
     running.wait_gone()
 
 
+@pytest.mark.alone
 @maps
 @pytest.mark.parametrize("how", [("-d",), ("-d", "--restore-sibling")], ids=" ".join)
 def test_a_tree_with_its_own_users_comes_back_as_typed(

@@ -160,6 +160,7 @@ def test_daemon_as_the_demonstration_uses_it(tmp_path: Path) -> None:
 # What the watcher finds
 
 
+@pytest.mark.alone
 def test_watcher_finds_what_plain_criu_leaves(
     criu: Path, workload: StartWorkload, needles: dict[str, bytes], ram_dir: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_watcher_finds_what_plain_criu_leaves(
     assert {Path(leak.path).parent for leak in found} == {ram_dir}
 
 
+@pytest.mark.alone
 def test_watcher_is_quiet_about_workloads(
     workload: StartWorkload, needles: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -183,6 +185,7 @@ def test_watcher_is_quiet_about_workloads(
     assert watcher.leaks() == []
 
 
+@pytest.mark.alone
 def test_watcher_finds_what_the_snapshot_shows(needles: dict[str, bytes], tmp_path: Path) -> None:
     old, same = tmp_path / "old", tmp_path / "same"
     old.write_bytes(b"before")
@@ -207,6 +210,7 @@ def test_watcher_finds_what_the_snapshot_shows(needles: dict[str, bytes], tmp_pa
     )
 
 
+@pytest.mark.alone
 def test_watcher_finds_what_was_removed_again(needles: dict[str, bytes], tmp_path: Path) -> None:
     with leaks.FileWatcher(needles, [tmp_path]) as watcher:
         if not watcher.traced:
