@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import random
 import re
 import ssl
@@ -36,6 +37,14 @@ _AGAIN: Final = {
     "RequestLimitExceeded",
     "ConditionalRequestConflict",
     "OperationAborted",
+}
+_NEEDED: Final = {
+    "complete_multipart_upload": ("ETag",),
+    "create_multipart_upload": ("UploadId",),
+    "head_object": ("ETag", "ContentLength"),
+    "list_objects_v2": ("IsTruncated",),
+    "put_object": ("ETag",),
+    "upload_part": ("ETag",),
 }
 _MD5: Final = re.compile(r'"?([0-9a-f]{32}(?:-\d+)?)"?')
 _LOOPBACK: Final = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
@@ -95,7 +104,18 @@ class BucketClient:
     ) -> dict[str, Any]:
         """One of the client's methods; what it returns.  cancelled: no further attempt once it is set."""
         method = getattr(self._s3, operation)
-        return self.again(lambda: method(Bucket=self._bucket, **parameters), cancelled)
+        body = parameters.get("Body")
+
+        def attempt() -> dict[str, Any]:
+            if isinstance(body, io.IOBase):
+                body.seek(0)
+            answer: dict[str, Any] = method(Bucket=self._bucket, **parameters)
+            # The HTTP client takes headers that a cut connection ended for all of them.
+            if not all(name in answer for name in _NEEDED.get(operation, ())):
+                raise http.client.HTTPException("headers are missing")
+            return answer
+
+        return self.again(attempt, cancelled)
 
     def again(
         self, attempt: Callable[[], dict[str, Any]], cancelled: threading.Event | None = None
@@ -146,7 +166,7 @@ class BucketClient:
         def attempt() -> dict[str, Any]:
             answer = self._s3.get_object(Bucket=self._bucket, Key=key, Range=f"bytes=0-{limit - 1}")
             with answer["Body"] as body:
-                size = _whole_size(answer, f"{self.name}/{key}")
+                size = _whole_size(answer)
                 out = memoryview(bytearray(min(size, limit)))
                 _fill(body, out)
             return {"data": bytes(out), "size": size, "etag": str(answer.get("ETag", ""))}
@@ -384,14 +404,14 @@ def _judge(name: str, error: Exception) -> str:
     raise error
 
 
-def _whole_size(answer: dict[str, Any], name: str) -> int:
+def _whole_size(answer: dict[str, Any]) -> int:
     """Of the object, from the answer to a range from its start, or to a range that was not understood."""
     stated = str(answer.get("ContentRange", ""))
     if found := re.fullmatch(r"bytes 0-\d+/(\d{1,18})", stated):
         return int(found[1])
     size = answer.get("ContentLength")
     if stated or not isinstance(size, int) or size < 0:
-        raise SystemEnvironmentError(f"{printable(name)}: the store does not say how large it is")
+        raise http.client.HTTPException("the size is missing")
     return size
 
 
@@ -400,12 +420,14 @@ def _check_range(
 ) -> None:
     """wanted: first and last byte, size of the object.  Raises FileError, SystemEnvironmentError."""
     first, last, size = wanted
+    if "ETag" not in answer:
+        raise http.client.HTTPException("headers are missing")
     if answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
         raise SystemEnvironmentError(
             f"{printable(name)}: the store answers a range with the whole object",
             hint="ranges of this server do not work (status 200 instead of 206): copy the object to a file first",
         )
-    if answer.get("ETag") != etag:
+    if answer["ETag"] != etag:
         raise changed(name)
     found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", str(answer.get("ContentRange")))
     if found is None or [int(n) for n in found.groups()[:2]] != [first, last]:

@@ -120,6 +120,9 @@ class Wire:
             target = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
             answer = _exchange(lease, request.method, target, request.body, headers)
             lease.stop()
+            if lease.late:
+                answer.close()
+                raise TimeoutError  # the headers are those that came before the cut
             lease.start(allowed_seconds(min(answer.length or 0, 1 << 40)))
         except BaseException as error:
             self.give_back(lease, keep=False)
