@@ -82,7 +82,7 @@ services: venv
 	@scripts/get-services
 
 .PHONY: test-services
-test-services: owner dev services ## run the tests that talk to real servers: buckets
+test-services: owner dev services ## run the tests that talk to real servers: buckets, registries
 	@SEALPOINT_REQUIRE_SERVICES=1 $(PYTHON) -m pytest -m services $(ARGS)
 
 .PHONY: test-vm

@@ -63,8 +63,14 @@ from sealpoint.store.bucket_record import (
     is_plain,
     split,
 )
-from sealpoint.store.bucket_upload import BucketUpload, UncertainCommitError
-from sealpoint.store.remote import Incomplete, RemoteFile, Spooled, StoredFile
+from sealpoint.store.bucket_upload import BucketUpload
+from sealpoint.store.remote import (
+    Incomplete,
+    RemoteFile,
+    Spooled,
+    StoredFile,
+    UncertainCommitError,
+)
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _MAX_KEY: Final = 900  # of S3's 1024 bytes; the parts' names are longer than the file's

@@ -1,9 +1,11 @@
-"""The wire under botocore's S3 client: one HTTP request, bounded in time and in what is taken from the peer.
+"""The wire under the clients of stores: one HTTP request, bounded in time and in what is taken from the peer.
 
-botocore signs requests and reads answers, but its transport bounds neither: each single byte may come just before the
-timeout, and an answer in XML is read whole, however long it is.  So its public hook "before-send" hands each signed
-request to this module.  Every request has a time in which it must be over; then its connection is cut from another
-thread.  Redirects are never followed.  Proxies are not used.
+Every request has a time in which it must be over; then its connection is cut from another thread.  Redirects are never
+followed.  Proxies are not used.
+
+Registries (`oci`) use `Wire.exchange`.  For buckets, botocore signs requests and reads answers, but its transport
+bounds neither: each byte may come just before the timeout, and an answer in XML is read whole, however long it is.  So
+its public hook "before-send" hands each signed request to this module.
 """
 
 from __future__ import annotations
@@ -96,8 +98,10 @@ class Lease:
 class Wire:
     """Sends the requests of one client, from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, authorities: str = "AWS_CA_BUNDLE") -> None:
+        """authorities: the variable that names a file of authorities instead of the machine's (and SSL_CERT_FILE's)."""
         self._lock = threading.Lock()
+        self._authorities = authorities
         self._idle: list[tuple[tuple[str, str], Connection]] = []
         self._leases: set[Lease] = set()
         self._tls: ssl.SSLContext | None = None
@@ -111,14 +115,31 @@ class Wire:
         headers.pop(
             "Expect", None
         )  # nothing here waits for 100-continue; it is not part of the signature
+        work = _WORK_SECONDS if request.method == "POST" and "uploadId=" in url.query else 0.0
+        answer, body = self.exchange(request.method, url, request.body, headers, work=work)
+        return AWSResponse(request.url, answer.status, _headers(answer), body)
+
+    def exchange(
+        self,
+        method: str,
+        url: SplitResult,
+        body: Any,
+        headers: Mapping[str, str],
+        *,
+        work: float = 0.0,
+    ) -> tuple[http.client.HTTPResponse, Body]:
+        """One request; of the answer only its head is read.  The body has to be closed.
+
+        body: None, bytes, a file or an iterable of bytes, then with a Content-Length; work: seconds that the server
+        may think.  Raises OSError, http.client.HTTPException.
+        """
         lease = self._lease(url)
         try:
             # One end until there is an answer; its bytes are given their time when its length is known.
-            work = _WORK_SECONDS if request.method == "POST" and "uploadId=" in url.query else 0.0
             lease.start(work + allowed_seconds(int(headers.get("Content-Length", "0"))))
             lease.connection.patience(work or SILENCE_SECONDS)
             target = f"{url.path or '/'}?{url.query}" if url.query else url.path or "/"
-            answer = _exchange(lease, request.method, target, request.body, headers)
+            answer = _exchange(lease, method, target, body, headers)
             lease.stop()
             if lease.late:
                 answer.close()
@@ -129,7 +150,7 @@ class Wire:
             if lease.late and isinstance(error, (OSError, http.client.HTTPException)):
                 raise TimeoutError("the exchange lasted too long") from None
             raise
-        return AWSResponse(request.url, answer.status, _headers(answer), Body(self, lease, answer))
+        return answer, Body(self, lease, answer)
 
     def _lease(self, url: SplitResult) -> Lease:
         address = (url.scheme, url.netloc)
@@ -149,7 +170,8 @@ class Wire:
         if url.scheme == "http":
             return _Plain(host, url.port)
         if self._tls is None:
-            self._tls = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or None)
+            authorities = os.environ.get(self._authorities) or None
+            self._tls = ssl.create_default_context(cafile=authorities)
         return _Secure(host, url.port, self._tls)
 
     def give_back(self, lease: Lease, *, keep: bool) -> None:
@@ -179,10 +201,10 @@ class Wire:
 
 
 def _exchange(
-    lease: Lease, method: str, target: str, body: Any, headers: dict[str, str]
+    lease: Lease, method: str, target: str, body: Any, headers: Mapping[str, str]
 ) -> http.client.HTTPResponse:
     try:
-        lease.connection.request(method, target, body=body, headers=headers)
+        lease.connection.request(method, target, body=body, headers=dict(headers))
     except (BrokenPipeError, ConnectionResetError, TimeoutError) as error:
         # A server that refuses a large body may say so, and no more, before it has read all of it.
         if lease.late or lease.connection.sock is None:

@@ -26,7 +26,7 @@ from sealpoint.store.bucket_record import (
     head_key,
     new_parts,
 )
-from sealpoint.store.remote import Spooled
+from sealpoint.store.remote import Spooled, UncertainCommitError
 
 PARALLEL: Final = 4
 _MIB: Final = 1024 * 1024
@@ -38,10 +38,6 @@ _LOST: Final = 3  # uploads that the store may lose before that is an error
 _SETTLE_SECONDS: Final = 40.0  # until what was cut has ended
 
 Commit = Callable[[CommitRecord], str]
-
-
-class UncertainCommitError(SystemEnvironmentError):
-    """Nobody knows whether the commit record was stored: the connection broke before the answer."""
 
 
 def part_size(number: int) -> int:

@@ -12,6 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
+from sealpoint.errors import SystemEnvironmentError
+
+
+class UncertainCommitError(SystemEnvironmentError):
+    """Nobody knows whether a file got its name: the connection broke before the answer.  Its parts are left there."""
+
 
 class Spooled(Protocol):
     """The body of a sealed file in the making, as far as it was written, to be read again as often as needed."""
@@ -41,7 +47,8 @@ class Upload(Protocol):
         """The body is complete: give it its name; returns a URL that names exactly this file.
 
         properties: public facts by their annotation keys, for `list`; nobody believes them.  Raises UsageError where
-        the name is taken and may not be replaced; SystemEnvironmentError, and then nothing is visible.
+        the name is taken and may not be replaced; UncertainCommitError; SystemEnvironmentError, and then nothing is
+        visible.
         """
 
     def abort(self) -> None:

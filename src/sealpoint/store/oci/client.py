@@ -1,0 +1,371 @@
+"""Requests to a registry: sent by `bucket_http.Wire`, authorised, tried again, and redirected within limits.
+
+Credentials go to the registry's own origin and to the token server that it names, never where a redirect leads.  Of
+what a server says, only status and OCI's error code are shown.
+"""
+
+from __future__ import annotations
+
+import http.client
+import random
+import re
+import ssl
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError
+from sealpoint.names import printable
+from sealpoint.store.bucket_http import Body, Wire
+from sealpoint.store.oci.authorizer import Authorizer
+from sealpoint.store.oci.reference import ArtifactName, is_loopback
+
+ATTEMPTS: Final = 6
+FIRST_PAUSE: Final = 0.2  # seconds; twice as long each time, up to the longest
+LONGEST_PAUSE: Final = 10.0
+_LONGEST_WISH: Final = 60.0  # of a server, by Retry-After
+_REDIRECTS: Final = 5
+_MAX_ERROR: Final = 16 * 1024
+_WORK_SECONDS: Final = 600.0  # some registries hash a layer before they answer
+_CODE: Final = re.compile(rb'"code"\s*:\s*"([A-Z][A-Z_]{1,63})"')
+_REDIRECT: Final = {301, 302, 303, 307, 308}
+
+PULL: Final = "pull"
+PUSH: Final = "pull,push"
+DELETE: Final = "pull,delete"
+
+T = TypeVar("T")
+Pieces = Callable[[], Iterable[bytes | memoryview]]
+
+
+class RegistryAnswerError(Exception):
+    """The registry's answer is no, and it stays so.  code: OCI's word, or empty; status: HTTP's."""
+
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(f"{status} {code}")
+        self.status = status
+        self.code = code
+
+
+class RetryError(Exception):
+    """It may work in a while.  after: seconds that the server asks for."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.after = after
+
+
+class Answer(NamedTuple):
+    """url: after redirects; data: all of the body, up to the limit of the request."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    url: SplitResult
+    data: bytes
+
+
+class Client:
+    """One repository.  From any thread.
+
+    Every method raises SystemEnvironmentError where the registry cannot be reached, refuses the credentials or answers
+    nonsense; and RegistryAnswerError where it says no to this request.
+    """
+
+    def __init__(self, reference: ArtifactName, *, plain_http: bool) -> None:
+        """Sends nothing."""
+        self.name = f"oci://{reference.registry}/{reference.repository}"
+        self._reference = reference
+        self._plain_http = plain_http
+        self._wire = Wire(authorities="")
+        weakref.finalize(self, self._wire.close)
+        self._lock = threading.Lock()
+        self._origin = ""
+        self._auth = Authorizer(reference.registry, reference.repository, self._fetch_token)
+
+    def path(self, rest: str) -> str:
+        """Of the API, below the repository."""
+        return f"/v2/{self._reference.repository}/{rest}"
+
+    def call(
+        self,
+        method: str,
+        target: str,
+        scope: str = PULL,
+        *,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+        limit: int = 65536,
+        cancelled: threading.Event | None = None,
+    ) -> Answer:
+        """A request with a small body and a small answer, tried again.  limit: bytes of the answer."""
+        return self.again(
+            lambda: self.once(method, target, scope, headers=headers, body=body, limit=limit),
+            cancelled,
+        )
+
+    def once(
+        self,
+        method: str,
+        target: str,
+        scope: str,
+        *,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+        pieces: tuple[Pieces, int] | None = None,
+        limit: int = 65536,
+    ) -> Answer:
+        """The same, one attempt.  pieces: a body that is made anew for each request, and its length."""
+        answer, content, url = self.begin(
+            method, target, scope, headers=headers, body=body, pieces=pieces
+        )
+        try:
+            data = bytearray()
+            if method != "HEAD":
+                _read(content, data, limit, answer.length)
+            return Answer(answer.status, answer.headers, url, bytes(data))
+        finally:
+            content.close()
+
+    def begin(
+        self,
+        method: str,
+        target: str,
+        scope: str,
+        *,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+        pieces: tuple[Pieces, int] | None = None,
+    ) -> tuple[http.client.HTTPResponse, Body, SplitResult]:
+        """One request up to an answer that is a success, without its body.  Raises RetryError too."""
+        url = self.locate(target)
+        sent = {"Accept-Encoding": "identity", **(headers or {})}
+        if body is not None or pieces is not None:
+            sent["Content-Length"] = str(
+                len(body) if body is not None else pieces[1] if pieces else 0
+            )
+        elif method in {"POST", "PUT", "PATCH"}:
+            sent["Content-Length"] = "0"
+        for _ in range(_REDIRECTS + 1):
+            answer, content = self._authorised(method, url, scope, sent, body, pieces)
+            if answer.status not in _REDIRECT:
+                break
+            location = answer.headers.get("Location", "")
+            content.close()
+            if method not in {"GET", "HEAD"}:
+                raise self._nonsense("it redirects what is sent to it")
+            url = self.locate(location, url)
+        else:
+            raise self._nonsense("its redirects do not end")
+        if 200 <= answer.status < 300:
+            return answer, content, url
+        raise self._refusal(method, answer, content)
+
+    def _refusal(self, method: str, answer: http.client.HTTPResponse, content: Body) -> Exception:
+        data = bytearray()
+        try:
+            if method != "HEAD":
+                _read(content, data, _MAX_ERROR, None)
+        except (OSError, http.client.HTTPException):
+            pass  # the status says enough
+        finally:
+            content.close()
+        found = _CODE.search(data)
+        code = found[1].decode() if found else ""
+        if answer.status == 429 or (answer.status >= 500 and answer.status != 501):
+            after = answer.headers.get("Retry-After", "")
+            wish = float(after) if re.fullmatch(r"[0-9]{1,9}", after) else 0.0
+            return RetryError(f"{code} ({answer.status})".strip(), min(wish, _LONGEST_WISH))
+        return RegistryAnswerError(answer.status, code)
+
+    def _authorised(
+        self,
+        method: str,
+        url: SplitResult,
+        scope: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        pieces: tuple[Pieces, int] | None,
+    ) -> tuple[http.client.HTTPResponse, Body]:
+        own = _origin_of(url) == self._origin
+        value = self._auth.header(scope) if own else None
+
+        def exchange() -> tuple[http.client.HTTPResponse, Body]:
+            sent = headers if value is None else {**headers, "Authorization": value}
+            data = pieces[0]() if pieces is not None else body
+            work = _WORK_SECONDS if method == "PUT" else 0.0
+            return self._wire.exchange(method, url, data, sent, work=work)
+
+        answer, content = exchange()
+        if answer.status == 401 and own:
+            content.close()
+            self._auth.renew(scope, answer.headers.get_all("WWW-Authenticate") or [], value)
+            value = self._auth.header(scope)
+            answer, content = exchange()
+        if answer.status == 401:
+            content.close()
+            raise SystemEnvironmentError(
+                f"{self.name}: the registry does not accept the credentials",
+                hint="log in with `skopeo login` or `docker login`, and see what the account may do",
+            )
+        return answer, content
+
+    # --- Where requests go. ---
+
+    def locate(self, target: str, base: SplitResult | None = None) -> SplitResult:
+        """An address of the registry or one that it names.  Raises SystemEnvironmentError: nothing is sent there."""
+        if not self._origin:
+            with self._lock:
+                self._origin = self._find_origin()
+        if not target or not target.isascii() or not target.isprintable() or " " in target:
+            raise self._nonsense("it names no address to go on at")
+        try:
+            url = urlsplit(urljoin(base.geturl() if base else self._origin + "/", target))
+            port = url.port
+        except ValueError:
+            raise self._nonsense("it names no address to go on at") from None
+        if not url.hostname or url.username is not None or port == 0:
+            raise self._nonsense("it names no address to go on at")
+        return self._check_transport(url)
+
+    def _check_transport(self, url: SplitResult) -> SplitResult:
+        plain = url.scheme == "http" and (
+            _origin_of(url) == self._origin
+            or (
+                self._origin.startswith("http:")
+                and (self._plain_http or is_loopback(url.hostname or ""))
+            )
+        )
+        if url.scheme == "https" or plain:
+            return url._replace(fragment="")
+        raise SystemEnvironmentError(
+            f"{self.name}: the registry leads to {printable(url.hostname or '')} over plain HTTP",
+            hint="nothing was sent there",
+        )
+
+    def _find_origin(self) -> str:
+        """https; where the registry is on this machine, http if it does not speak TLS."""
+        address = self._reference.address
+        if self._plain_http:
+            return f"http://{address}"
+        if is_loopback(self._reference.host):
+            try:
+                url = urlsplit(f"https://{address}/v2/")
+                _, content = self._wire.exchange("GET", url, None, {})
+                content.close()
+            except ssl.SSLCertVerificationError:
+                pass  # it speaks TLS, and the next request says what is wrong
+            except (ssl.SSLError, ConnectionResetError, http.client.HTTPException):
+                return f"http://{address}"
+            except OSError:
+                pass
+        return f"https://{address}"
+
+    def _fetch_token(self, realm: str, query: str, basic: str | None, form: bytes | None) -> bytes:
+        """From the token server that the registry names; for Authorizer."""
+        url = self.locate(realm)
+        headers = {"Accept": "application/json"}
+        if basic is not None:
+            headers["Authorization"] = basic
+        if form is not None:
+            headers |= {
+                "Content-Type": "application/x-www-form-urlencoded",
+                "Content-Length": str(len(form)),
+            }
+        else:
+            url = url._replace(query="&".join(part for part in (url.query, query) if part))
+        answer, content = self._wire.exchange("GET" if form is None else "POST", url, form, headers)
+        if answer.status != 200:
+            error = self._refusal("GET", answer, content)
+            if isinstance(error, RetryError):
+                raise error
+            raise SystemEnvironmentError(
+                f"{self.name}: the registry's token server says no ({answer.status})",
+                hint="log in with `skopeo login` or `docker login`, and see what the account may do",
+            )
+        data = bytearray()
+        try:
+            _read(content, data, 1024 * 1024, answer.length)
+        finally:
+            content.close()
+        return bytes(data)
+
+    # --- Again. ---
+
+    def again(self, attempt: Callable[[], T], cancelled: threading.Event | None = None) -> T:
+        """Try until it works, or will not."""
+        stop = cancelled or threading.Event()
+        pause, wish, reason = FIRST_PAUSE, 0.0, ""
+        for number in range(ATTEMPTS):
+            if number:
+                if stop.wait(max(wish, pause * random.uniform(0.5, 1.0))):  # noqa: S311 (no secret)
+                    break
+                pause = min(2 * pause, LONGEST_PAUSE)
+            try:
+                return attempt()
+            except (SealpointError, RegistryAnswerError):
+                raise
+            except RetryError as error:
+                reason, wish = error.reason, error.after
+            except (OSError, http.client.HTTPException) as error:
+                reason, wish = self.reason(error), 0.0
+            if stop.is_set():
+                break
+        raise self._nonsense(reason or "given up")
+
+    def reason(self, error: Exception) -> str:
+        """Why to try again, for a message.  Raises SystemEnvironmentError for what will not change."""
+        if isinstance(error, TimeoutError):
+            return "it is silent or too slow"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise SystemEnvironmentError(
+                f"{self.name}: the certificate of the registry is not one that this machine trusts",
+                hint="SSL_CERT_FILE names a file of other authorities",
+            ) from None
+        if isinstance(error, OSError):
+            return printable(error.strerror or type(error).__name__)
+        return f"its answer is broken ({type(error).__name__})"
+
+    def _nonsense(self, reason: str) -> SystemEnvironmentError:
+        return SystemEnvironmentError(
+            f"{self.name}: the registry does not answer as it should: {reason}",
+            hint="see that address and network work, then try again",
+        )
+
+    def refused(self, error: RegistryAnswerError) -> SystemEnvironmentError:
+        """A refusal that the caller has no use for."""
+        code = f"{error.code}, " if error.code else ""
+        hint = "look at what the account may do" if error.status == 403 else None
+        return SystemEnvironmentError(
+            f"{self.name}: the registry refuses this ({code}status {error.status})", hint=hint
+        )
+
+    def changed(self, what: str) -> FileError:
+        return FileError(
+            f"{self.name}: {what} was changed or removed while it was read", hint="start again"
+        )
+
+    def interrupt(self, threads: set[int]) -> None:
+        """Cut what these threads are sending."""
+        self._wire.interrupt(threads)
+
+    def close(self) -> None:
+        """Let go of connections; more requests open others."""
+        self._wire.close()
+
+
+def _origin_of(url: SplitResult) -> str:
+    return f"{url.scheme}://{url.netloc}"
+
+
+def _read(content: Body, data: bytearray, limit: int, length: int | None) -> None:
+    """All of a body, or a mistake: longer than the limit, or shorter than it said."""
+    step = memoryview(bytearray(min(limit + 1, 65536)))
+    while got := content.readinto(step):
+        data += step[:got]
+        if len(data) > limit:
+            raise http.client.HTTPException("the answer is too long")
+    if length is not None and len(data) != length:
+        raise http.client.IncompleteRead(b"", length - len(data))

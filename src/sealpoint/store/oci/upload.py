@@ -1,0 +1,310 @@
+"""A body on its way into a registry: layer after layer, each by PATCHes one after the other.
+
+A PATCH that breaks off kills an upload on the common registry: it keeps a part of the bytes and answers 404 to every
+further request.  So after any failure the layer is sent again from its start, out of the spool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import urlencode, urljoin
+
+from sealpoint.errors import SealpointError, SystemEnvironmentError
+from sealpoint.store.oci.client import DELETE, PUSH, Answer, Client, RegistryAnswerError, RetryError
+from sealpoint.store.oci.manifest import EMPTY, LAYER_SIZE, ArtifactManifest, Blob, digest_of
+from sealpoint.store.remote import Spooled, UncertainCommitError
+
+PART_SIZE: Final = 32 * 1024 * 1024  # LAYER_SIZE is a multiple
+_STEP: Final = 1024 * 1024
+_SETTLE_SECONDS: Final = 40.0  # until what was cut has ended
+_BINARY: Final = {"Content-Type": "application/octet-stream"}
+
+Commit = Callable[[ArtifactManifest], str]
+
+
+class _Layer:
+    """The layer that is being sent.  start: its offset in the body; sent: bytes that the registry has of it."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.sent = 0
+        self.hash = hashlib.sha256()
+        self.location = ""
+
+
+class RegistryUpload:
+    """One upload."""
+
+    parallel = 1
+
+    def __init__(self, client: Client, spooled: Spooled, title: str, finish: Commit) -> None:
+        """Sends nothing yet.  title: a file name; finish: pushes the manifest."""
+        self._client = client
+        self._spooled = spooled
+        self._title = title
+        self._finish = finish
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._sending: list[int] = []  # identities of threads
+        self._cancelled = threading.Event()
+        self._visible = False
+        self._layer = _Layer(0)
+        self._blobs: list[Blob] = []
+
+    def part_size(self, number: int) -> int:  # noqa: ARG002 - parts of a registry need not grow
+        """As `Upload.part_size`: a layer has any number of parts, so that they need not grow."""
+        return PART_SIZE
+
+    def send(self, number: int, offset: int, size: int) -> None:
+        """As `Upload.send`; one part after the other."""
+        with self._counted():
+            end = offset + size
+            if offset != self._layer.start + self._layer.sent:
+                raise SystemEnvironmentError(f"{self._client.name}: part {number} is not the next")
+            while offset < end:
+                step = min(end - offset, LAYER_SIZE - self._layer.sent)
+                self._append(step)
+                offset += step
+                if self._layer.sent == LAYER_SIZE:
+                    self._finish_layer()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        me = threading.get_ident()
+        with self._lock:
+            if self._cancelled.is_set():
+                raise self._given_up()
+            self._sending.append(me)
+        try:
+            yield
+        except RegistryAnswerError as error:
+            raise self._client.refused(error) from None
+        except SystemEnvironmentError:
+            if self._cancelled.is_set():
+                raise self._given_up() from None
+            raise
+        finally:
+            with self._lock:
+                self._sending.remove(me)
+                self._idle.notify_all()
+
+    def _given_up(self) -> SystemEnvironmentError:
+        return SystemEnvironmentError(f"{self._client.name}: the upload was given up")
+
+    # --- Layers. ---
+
+    def _append(self, size: int) -> None:
+        """The next bytes of the layer; if that fails all of them again."""
+        wanted = self._layer.sent + size
+
+        def attempt() -> None:
+            try:
+                self._advance(wanted)
+            except BaseException:
+                self._forget()
+                raise
+
+        self._client.again(attempt, self._cancelled)
+
+    def _advance(self, wanted: int) -> None:
+        """Send of the layer what is not there yet, up to `wanted` bytes of it."""
+        layer = self._layer
+        if not layer.location:
+            layer.location = begin_upload(self._client)
+        while layer.sent < wanted:
+            size = min(PART_SIZE, wanted - layer.sent)
+            answer, hashed = self._patch(layer, size)
+            _check_progress(answer, layer.sent + size)
+            layer.location = _next_location(answer)
+            layer.hash = hashed
+            layer.sent += size
+
+    def _patch(self, layer: _Layer, size: int) -> tuple[Answer, hashlib._Hash]:
+        """The answer, and the hash of the layer with these bytes."""
+        hashed = layer.hash
+
+        def pieces() -> Iterator[memoryview]:
+            nonlocal hashed
+            hashed = layer.hash.copy()
+            for piece in self._pieces(layer.start + layer.sent, size):
+                hashed.update(piece)
+                yield piece
+
+        extent = f"{layer.sent}-{layer.sent + size - 1}"
+        headers = {**_BINARY, "Content-Range": extent}
+        try:
+            answer = self._client.once(
+                "PATCH", layer.location, PUSH, headers=headers, pieces=(pieces, size)
+            )
+        except RegistryAnswerError as error:
+            raise _lost(error) from None
+        return answer, hashed
+
+    def _pieces(self, start: int, size: int) -> Iterator[memoryview]:
+        for at in range(start, start + size, _STEP):
+            if self._cancelled.is_set():
+                raise OSError("given up")
+            yield self._spooled.read(at, min(_STEP, start + size - at))
+
+    def _forget(self) -> None:
+        """The registry's upload of this layer may be broken: the next attempt begins another."""
+        layer = self._layer
+        if layer.location:
+            self._discard(layer.location)
+        self._layer = _Layer(layer.start)
+
+    def _discard(self, location: str) -> None:
+        """Best effort: the registry forgets uploads by itself, some day."""
+        try:
+            self._client.once("DELETE", location, PUSH)
+        except (
+            SealpointError,
+            RegistryAnswerError,
+            RetryError,
+            OSError,
+            http.client.HTTPException,
+        ):
+            pass
+
+    def _finish_layer(self) -> None:
+        """The registry compares the digest; only then the layer is there."""
+        size, digest = self._layer.sent, ""
+
+        def attempt() -> None:
+            nonlocal digest
+            try:
+                self._advance(size)
+                digest = f"sha256:{self._layer.hash.hexdigest()}"
+                close_upload(self._client, self._layer.location, digest, b"")
+            except BaseException as error:
+                # An answer may have been lost, and the blob be there.
+                if digest and not isinstance(error, SealpointError) and self._there(digest, size):
+                    return
+                self._forget()
+                raise
+
+        self._client.again(attempt, self._cancelled)
+        check_blob(self._client, Blob(digest, size))
+        self._blobs.append(Blob(digest, size))
+        self._layer = _Layer(self._layer.start + size)
+
+    def _there(self, digest: str, size: int) -> bool:
+        try:
+            check_blob(self._client, Blob(digest, size))
+        except (SealpointError, RegistryAnswerError):
+            return False
+        return True
+
+    # --- The end. ---
+
+    def commit(self, head: bytes, properties: Mapping[str, str]) -> str:
+        """As `Upload.commit`."""
+        with self._counted():
+            if self._layer.sent:
+                self._finish_layer()
+            if not self._blobs:
+                raise SystemEnvironmentError(f"{self._client.name}: nothing was sent")
+            first = push_blob(self._client, head, self._cancelled)
+            push_blob(self._client, EMPTY, self._cancelled)
+            manifest = ArtifactManifest(first, tuple(self._blobs), self._title, properties)
+            self._blobs.append(first)
+            try:
+                url = self._finish(manifest)
+            except UncertainCommitError:
+                self._visible = True
+                raise
+            self._visible = True
+            return url
+
+    def abort(self) -> None:
+        """As `Upload.abort`.  Layers that are there are deleted where the registry allows it."""
+        with self._lock:
+            self._cancelled.set()
+            self._client.interrupt(set(self._sending))
+            self._idle.wait_for(lambda: not self._sending, timeout=_SETTLE_SECONDS)
+        if self._visible:
+            return
+        if self._layer.location:
+            self._discard(self._layer.location)
+        for blob in self._blobs:
+            try:
+                self._client.once("DELETE", self._client.path(f"blobs/{blob.digest}"), DELETE)
+            except (
+                SealpointError,
+                RegistryAnswerError,
+                RetryError,
+                OSError,
+                http.client.HTTPException,
+            ):
+                pass  # the registry's garbage collection takes it
+
+
+def begin_upload(client: Client) -> str:
+    """Where to send it.  Raises RetryError, RegistryAnswerError, SystemEnvironmentError."""
+    return _next_location(client.once("POST", client.path("blobs/uploads/"), PUSH))
+
+
+def close_upload(client: Client, location: str, digest: str, data: bytes) -> None:
+    """One attempt; data: what is still missing."""
+    target = location + ("&" if "?" in location else "?") + urlencode({"digest": digest})
+    try:
+        answer = client.once("PUT", target, PUSH, headers=_BINARY, body=data)
+    except RegistryAnswerError as error:
+        raise _lost(error) from None
+    if answer.headers.get("Docker-Content-Digest", digest) != digest:
+        raise RetryError("the registry's digest is not that of what was sent")
+
+
+def push_blob(client: Client, data: bytes, cancelled: threading.Event | None = None) -> Blob:
+    """A small one.  Raises RegistryAnswerError, SystemEnvironmentError."""
+    blob = Blob(digest_of(data), len(data))
+
+    def attempt() -> None:
+        close_upload(client, begin_upload(client), blob.digest, data)
+
+    client.again(attempt, cancelled)
+    check_blob(client, blob)
+    return blob
+
+
+def check_blob(client: Client, blob: Blob) -> None:
+    """The registry has it, of this size.  Raises SystemEnvironmentError, RegistryAnswerError."""
+    answer = client.call("HEAD", client.path(f"blobs/{blob.digest}"), PUSH)
+    size = answer.headers.get("Content-Length", "")
+    if (
+        size != str(blob.size)
+        or answer.headers.get("Docker-Content-Digest", blob.digest) != blob.digest
+    ):
+        raise SystemEnvironmentError(
+            f"{client.name}: the registry has something else than what was sent",
+            hint="nothing was stored under the final name; try again",
+        )
+
+
+def _lost(error: RegistryAnswerError) -> RegistryAnswerError | RetryError:
+    """An upload that the registry does not know any more, or whose bytes do not fit, is begun again."""
+    if error.status in {404, 416} or error.code in {"BLOB_UPLOAD_INVALID", "DIGEST_INVALID"}:
+        return RetryError(f"the registry lost the upload ({error.status})")
+    return error
+
+
+def _next_location(answer: Answer) -> str:
+    """The newest one, with its query."""
+    location = answer.headers.get("Location")
+    if not location:
+        raise RetryError("it does not say where an upload goes on")
+    return urljoin(answer.url.geturl(), location)
+
+
+def _check_progress(answer: Answer, expected: int) -> None:
+    """What the registry says that it has, where it says so."""
+    stated = answer.headers.get("Range")
+    found = re.fullmatch(r"(?:bytes=)?0-(\d{1,18})", stated) if stated else None
+    if stated and (found is None or int(found[1]) + 1 != expected):
+        raise RetryError("it has another part of the layer than was sent")

@@ -1,0 +1,466 @@
+"""Sealed files in a real docker-registry: push, ranges, rekey, list; skopeo judges what is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import urllib.request
+
+import pytest
+
+from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
+from sealpoint.format.preamble import Preamble, Suite
+from sealpoint.store.oci import open_store, upload
+from sealpoint.store.oci.manifest import ARTIFACT_TYPE, BODY_TYPE, HEAD_TYPE, TITLE
+from sealpoint.store.oci.referrers import fallback_tag, referrers
+from tests.store.registry_servers import (
+    PASSWORD,
+    USER,
+    Registry,
+    log_in,
+    skopeo,
+    with_passwords,
+    with_tokens,
+)
+
+pytestmark = pytest.mark.services
+MIB = 1024 * 1024
+PROPERTIES = {"dev.sealpoint.workload": "tests", "org.criu.checkpoint.note": "böse"}
+
+
+class Spool:
+    """In memory; `reads` says what was asked for."""
+
+    def __init__(self, data):
+        self.data = data
+        self.reads = []
+
+    def read(self, offset, size):
+        assert offset + size <= len(self.data)
+        self.reads.append(offset)
+        return memoryview(self.data)[offset : offset + size]
+
+
+def new_head(old=None):
+    preamble = old[:64] if old else Preamble.create(Suite(1), 8192).encode()
+    return preamble + os.urandom(2 * 8192)
+
+
+def send_all(sending, size):
+    number = offset = 0
+    while offset < size:
+        step = min(sending.part_size(number), size - offset)
+        sending.send(number, offset, step)
+        number, offset = number + 1, offset + step
+
+
+def put(store, body, head=None, properties=PROPERTIES, *, force=False):
+    head = head or new_head()
+    sending = store.begin(Spool(body), force=force, unconditional=False)
+    send_all(sending, len(body))
+    return head, sending.commit(head, properties)
+
+
+def content(store):
+    file = store.open()
+    try:
+        out = memoryview(bytearray(file.size))
+        file.read_into(out, 0)
+        return bytes(out)
+    finally:
+        file.close()
+
+
+def api(registry, path, method="GET", data=None, **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(
+        f"http://{registry.address}/v2/{path}", data=data, headers=named, method=method
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open(request, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    server = Registry(tmp_path_factory.mktemp("registry"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def no_login(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "nobody"))
+    monkeypatch.setattr("sealpoint.store.oci.client.FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def place(registry, request):
+    """A URL in a repository of this test alone."""
+    digest = hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]
+    return f"oci://{registry.address}/tests/{digest}:one"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Layers of 3 MiB, parts of 1 MiB, so that several of each are made."""
+    monkeypatch.setattr(upload, "LAYER_SIZE", 3 * MIB)
+    monkeypatch.setattr(upload, "PART_SIZE", MIB)
+
+
+def test_what_was_pushed_is_read_back_byte_for_byte(place, small):
+    body = random.randbytes(7 * MIB + 5)
+    head, url = put(open_store(place), body)
+    assert content(open_store(place)) == head + body
+    assert content(open_store(url)) == head + body
+    file = open_store(place).open()
+    assert [blob.size for blob in file.manifest.body] == [3 * MIB, 3 * MIB, MIB + 5]
+    assert (file.head_size, file.size) == (len(head), len(head) + len(body))
+    assert file.properties == PROPERTIES
+    file.close()
+
+
+def test_any_range_is_the_one_of_the_file(place, small):
+    body = random.randbytes(7 * MIB)
+    head, _ = put(open_store(place), body)
+    whole = head + body
+    file = open_store(place).open()
+    border = len(head) + 3 * MIB
+    for start, size in [
+        (0, 1),
+        (0, len(head)),
+        (len(head) - 1, 2),
+        (border - 2, 4),
+        (5, 0),
+        (len(whole) - 1, 1),
+        (border - 2, 3 * MIB + 4),
+    ]:
+        out = bytearray(size)
+        file.read_into(memoryview(out), start)
+        assert out == whole[start : start + size]
+    with pytest.raises(FileError, match="ends before"):
+        file.read_into(memoryview(bytearray(2)), len(whole) - 1)
+    file.close()
+
+
+def test_nothing_is_under_the_tag_before_the_commit(place):
+    store = open_store(place)
+    body = random.randbytes(MIB)
+    sending = store.begin(Spool(body), force=False, unconditional=False)
+    send_all(sending, len(body))
+    with pytest.raises(UsageError, match="does not exist"):
+        open_store(place).open()
+    sending.commit(new_head(), {})
+    open_store(place).open().close()
+
+
+def test_a_tag_that_is_taken_stays_unless_forced(place):
+    first, _ = put(open_store(place), b"a" * 1000)
+    with pytest.raises(UsageError, match="exists already"):
+        open_store(place).begin(Spool(b"b"), force=False, unconditional=False)
+    assert content(open_store(place)) == first + b"a" * 1000
+    second, _ = put(open_store(place), b"b" * 1000, force=True)
+    assert content(open_store(place)) == second + b"b" * 1000
+
+
+def test_a_tag_that_was_taken_during_the_upload_stays(place):
+    sending = open_store(place).begin(Spool(b"late"), force=False, unconditional=False)
+    send_all(sending, 4)
+    head, _ = put(open_store(place), b"early")
+    with pytest.raises(UsageError, match="exists already"):
+        sending.commit(new_head(), {})
+    sending.abort()
+    assert content(open_store(place)) == head + b"early"
+
+
+def test_an_aborted_upload_leaves_no_layer(registry, place, small):
+    body = random.randbytes(4 * MIB)
+    sending = open_store(place).begin(Spool(body), force=False, unconditional=False)
+    send_all(sending, len(body))
+    digest = hashlib.sha256(body[: 3 * MIB]).hexdigest()
+    name = place.removeprefix(f"oci://{registry.address}/").removesuffix(":one")
+    api(registry, f"{name}/blobs/sha256:{digest}", "HEAD").close()
+    sending.abort()
+    with pytest.raises(OSError, match="404"):
+        api(registry, f"{name}/blobs/sha256:{digest}", "HEAD")
+    with pytest.raises(SystemEnvironmentError, match="given up"):
+        sending.send(9, len(body), 1)
+
+
+def test_skopeo_reads_the_manifest_and_copies_all_layers(registry, place, tmp_path, small):
+    body = random.randbytes(4 * MIB)
+    head, _ = put(open_store(place), body)
+    docker = place.replace("oci://", "docker://")
+    manifest = json.loads(skopeo("inspect", "--raw", "--tls-verify=false", docker).stdout)
+    assert manifest["artifactType"] == ARTIFACT_TYPE
+    kinds = [layer["mediaType"] for layer in manifest["layers"]]
+    assert kinds == [HEAD_TYPE, BODY_TYPE, BODY_TYPE]
+    assert manifest["annotations"] == {**PROPERTIES, TITLE: "one.sealed"}
+    skopeo(
+        "--insecure-policy", "copy", "--src-tls-verify=false", docker, f"oci:{tmp_path}/copy:one"
+    )
+    blobs = tmp_path / "copy" / "blobs" / "sha256"
+    layers = [
+        (blobs / layer["digest"].removeprefix("sha256:")).read_bytes()
+        for layer in manifest["layers"]
+    ]
+    assert b"".join(layers) == head + body
+
+
+def test_a_copy_by_skopeo_is_read_like_the_original(registry, place):
+    head, _ = put(open_store(place), b"x" * 5000)
+    docker = place.replace("oci://", "docker://")
+    there = docker.replace(":one", "/copy:two")
+    skopeo(
+        "--insecure-policy",
+        "copy",
+        "--src-tls-verify=false",
+        "--dest-tls-verify=false",
+        docker,
+        there,
+    )
+    assert content(open_store(there.replace("docker://", "oci://"))) == head + b"x" * 5000
+
+
+def test_an_image_of_somebody_else_is_refused_with_its_kind(registry, place, tmp_path):
+    name = place.removeprefix(f"oci://{registry.address}/").removesuffix(":one")
+    put(open_store(place), b"x")
+    config = b'{"architecture":"amd64","os":"linux"}'
+    digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
+    start = api(registry, f"{name}/blobs/uploads/", "POST", b"").headers["Location"]
+    path = start.split("/v2/")[1]
+    api(registry, f"{path}&digest={digest}", "PUT", config, Content_Type="application/octet-stream")
+    kind = "application/vnd.oci.image.config.v1+json"
+    media = "application/vnd.oci.image.manifest.v1+json"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": media,
+        "config": {"mediaType": kind, "digest": digest, "size": len(config)},
+        "layers": [],
+    }
+    data = json.dumps(manifest).encode()
+    api(registry, f"{name}/manifests/image", "PUT", data, Content_Type=media)
+    with pytest.raises(FileError, match=r"not a sealed checkpoint but .*image\.config"):
+        open_store(place.replace(":one", ":image")).open()
+    names = [each.name for each in open_store(place.removesuffix(":one")).list()]
+    assert names == [place]
+
+
+def test_a_listing_has_every_sealed_file_with_size_and_properties(place):
+    head, _ = put(open_store(place), b"x" * 10)
+    put(open_store(place.replace(":one", ":two")), b"y" * 20, properties={})
+    found = {each.name: each for each in open_store(place.removesuffix(":one")).list()}
+    assert set(found) == {place, place.replace(":one", ":two")}
+    assert (found[place].size, found[place].properties) == (len(head) + 10, PROPERTIES)
+
+
+def test_a_repository_that_is_not_there_is_said(registry):
+    with pytest.raises(UsageError, match="does not exist"):
+        list(open_store(f"oci://{registry.address}/nobody/nothing").list())
+
+
+def test_removed_is_the_manifest_with_its_tag(place):
+    _, url = put(open_store(place), b"x")
+    open_store(place).remove()
+    for name in (place, url):
+        with pytest.raises(UsageError, match="does not exist"):
+            open_store(name).open()
+
+
+# --- Rekey. ---
+
+
+def test_a_new_head_stands_before_the_same_body(place, small):
+    body = random.randbytes(4 * MIB)
+    old, old_url = put(open_store(place), body)
+    store = open_store(place)
+    file = store.open()
+    new = new_head(old)
+    url = store.replace_head(file, new, {"dev.sealpoint.workload": "other"})
+    assert content(open_store(place)) == content(open_store(url)) == new + body
+    again = open_store(place).open()
+    assert again.properties == {"dev.sealpoint.workload": "other"}
+    assert again.manifest.body == file.manifest.body
+    with pytest.raises(UsageError, match="does not exist"):
+        open_store(old_url).open()
+
+
+def test_every_tag_of_the_old_manifest_gets_the_new_head(registry, place):
+    old, _ = put(open_store(place), b"body")
+    name = place.removeprefix(f"oci://{registry.address}/").removesuffix(":one")
+    media = "application/vnd.oci.image.manifest.v1+json"
+    data = api(registry, f"{name}/manifests/one", Accept=media).read()
+    api(registry, f"{name}/manifests/also", "PUT", data, Content_Type=media)
+    store = open_store(place)
+    new = new_head(old)
+    store.replace_head(store.open(), new, {})
+    assert content(open_store(place.replace(":one", ":also"))) == new + b"body"
+
+
+def test_of_two_who_rekey_the_same_file_the_second_fails(place):
+    old, _ = put(open_store(place), b"body")
+    first, second = open_store(place), open_store(place)
+    theirs, ours = first.open(), second.open()
+    new = new_head(old)
+    first.replace_head(theirs, new, {})
+    with pytest.raises(SystemEnvironmentError, match="somebody else"):
+        second.replace_head(ours, new_head(old), {})
+    assert content(open_store(place)) == new + b"body"
+
+
+def test_a_head_of_another_checkpoint_is_not_put_before_a_body(place):
+    old, _ = put(open_store(place), b"body")
+    store = open_store(place)
+    with pytest.raises(FileError, match="not one of this checkpoint"):
+        store.replace_head(store.open(), new_head(), {})
+    assert content(open_store(place)) == old + b"body"
+
+
+def test_what_refers_to_the_file_is_attached_to_the_new_manifest(registry, place):
+    old, url = put(open_store(place), b"body")
+    name = place.removeprefix(f"oci://{registry.address}/").removesuffix(":one")
+    digest = url.partition("@")[2]
+    store = open_store(place)
+    file = store.open()
+    media = "application/vnd.oci.image.manifest.v1+json"
+    empty = {
+        "mediaType": "application/vnd.oci.empty.v1+json",
+        "digest": f"sha256:{hashlib.sha256(b'{}').hexdigest()}",
+        "size": 2,
+    }
+    signature = {
+        "schemaVersion": 2,
+        "mediaType": media,
+        "artifactType": "application/vnd.example.signature",
+        "config": empty,
+        "layers": [empty],
+        "subject": {"mediaType": media, "digest": digest, "size": 1},
+    }
+    data = json.dumps(signature).encode()
+    described = {
+        "mediaType": media,
+        "digest": f"sha256:{hashlib.sha256(data).hexdigest()}",
+        "size": len(data),
+    }
+    api(registry, f"{name}/manifests/{described['digest']}", "PUT", data, Content_Type=media)
+    kind = "application/vnd.oci.image.index.v1+json"
+    index = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": [described]}).encode()
+    api(registry, f"{name}/manifests/{fallback_tag(digest)}", "PUT", index, Content_Type=kind)
+
+    moved_url = store.replace_head(file, new_head(old), {})
+
+    moved = moved_url.partition("@")[2]
+    (found,) = referrers(store._client, moved)
+    answer = json.loads(api(registry, f"{name}/manifests/{found}", Accept=media).read())
+    assert answer["subject"]["digest"] == moved
+    assert answer["artifactType"] == "application/vnd.example.signature"
+    assert referrers(store._client, digest) == []
+    listed = [each.name for each in open_store(place.removesuffix(":one")).list()]
+    assert listed == [place]
+
+
+def test_where_nothing_can_be_deleted_a_rekey_says_what_is_left(tmp_path):
+    server = Registry(tmp_path / "registry", delete=False)
+    try:
+        place = f"oci://{server.address}/kept:one"
+        old, _ = put(open_store(place), b"body")
+        store, new = open_store(place), new_head(old)
+        with pytest.raises(SystemEnvironmentError, match=r"deletes nothing.*may still be there"):
+            store.replace_head(store.open(), new, {})
+        assert content(open_store(place)) == new + b"body"
+    finally:
+        server.close()
+
+
+# --- Who may. ---
+
+
+def test_a_password_is_sent_over_tls_by_an_authority_of_the_users(tmp_path, monkeypatch):
+    server = with_passwords(tmp_path / "registry")
+    try:
+        place = f"oci://{server.address}/secret/one:one"
+        with pytest.raises(SystemEnvironmentError, match="certificate") as raised:
+            open_store(place).open()
+        assert "SSL_CERT_FILE" in raised.value.hint
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "registry" / "ca.crt"))
+        with pytest.raises(SystemEnvironmentError, match="wants a user and a password"):
+            open_store(place).open()
+        wrong = log_in(tmp_path / "wrong", server.address, password="wrong-and-secret")
+        monkeypatch.setenv("DOCKER_CONFIG", str(wrong))
+        with pytest.raises(SystemEnvironmentError, match="does not accept") as raised:
+            open_store(place).open()
+        assert "wrong-and-secret" not in f"{raised.value!r} {raised.value.hint}"
+        monkeypatch.setenv("DOCKER_CONFIG", str(log_in(tmp_path / "config", server.address)))
+        head, _ = put(open_store(place), b"body" * 1000)
+        assert content(open_store(place)) == head + b"body" * 1000
+    finally:
+        server.close()
+
+
+def test_tokens_are_asked_for_by_scope_and_renewed(tmp_path, monkeypatch):
+    server, tokens = with_tokens(tmp_path / "registry", seconds=300)
+    try:
+        monkeypatch.setenv("DOCKER_CONFIG", str(log_in(tmp_path / "config", server.address)))
+        store = open_store(f"oci://{server.address}/secret/one:one")
+        head, _ = put(store, b"body" * 1000)
+        assert content(store) == head + b"body" * 1000
+        assert set(tokens.seen) == {
+            "repository:secret/one:pull,push",
+            "repository:secret/one:pull",
+        }
+        assert len(tokens.seen) == 2
+        # What is refused by now is asked for once more.
+        auth = store._client._auth
+        auth._tokens = {scope: ("Bearer old", until) for scope, (_, until) in auth._tokens.items()}
+        assert content(store) == head + b"body" * 1000
+        assert len(tokens.seen) == 3
+        new = new_head(head)
+        store.replace_head(store.open(), new, {})
+        assert tokens.seen[-1].endswith(":pull,delete") or "delete" in " ".join(tokens.seen)
+        assert content(store) == new + b"body" * 1000
+    finally:
+        server.close()
+        tokens.close()
+
+
+def test_without_the_password_the_token_server_gives_nothing(tmp_path, monkeypatch):
+    server, tokens = with_tokens(tmp_path / "registry")
+    try:
+        store = open_store(f"oci://{server.address}/secret/one:one")
+        with pytest.raises(SystemEnvironmentError, match="token server says no"):
+            store.open()
+        monkeypatch.setenv(
+            "DOCKER_CONFIG", str(log_in(tmp_path / "c", server.address, password="n0"))
+        )
+        with pytest.raises(SystemEnvironmentError, match="token server says no") as raised:
+            open_store(f"oci://{server.address}/secret/one:one").open()
+        assert "n0" not in raised.value.message
+    finally:
+        server.close()
+        tokens.close()
+
+
+def test_a_credential_helper_is_asked_on_its_standard_input(tmp_path, monkeypatch):
+    server = with_passwords(tmp_path / "registry")
+    try:
+        programs = tmp_path / "bin"
+        programs.mkdir()
+        helper = programs / "docker-credential-tests"
+        helper.write_text(
+            "#!/bin/sh\n"
+            f'[ "$*" = get ] && [ "$(cat)" = "{server.address}" ] || exit 1\n'
+            f'echo \'{{"ServerURL": "x", "Username": "{USER}", "Secret": "{PASSWORD}"}}\'\n'
+        )
+        helper.chmod(0o755)
+        config = tmp_path / "config"
+        config.mkdir()
+        text = json.dumps({"credHelpers": {server.address: "tests"}})
+        (config / "config.json").write_text(text)
+        monkeypatch.setenv("DOCKER_CONFIG", str(config))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "registry" / "ca.crt"))
+        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        head, _ = put(open_store(f"oci://{server.address}/secret/one:one"), b"x")
+        assert content(open_store(f"oci://{server.address}/secret/one:one")) == head + b"x"
+    finally:
+        server.close()
