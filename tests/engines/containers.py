@@ -200,7 +200,7 @@ class Container:
         random = os.urandom(100_000)
         self.path("/secret/file").write_bytes(random + self.needles["shm"] + random[::-1])
         self.contents = self.path("/secret/file").read_bytes()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while len(self.processes()) != 3 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert len(self.processes()) == 3
@@ -338,7 +338,7 @@ def _pid_inside(pid: int) -> int:
 
 
 def _await_end(pids: Sequence[int]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while any(harness.process_state(p) not in (None, "Z") for p in pids):
         assert time.monotonic() < deadline, "the container cannot be ended"
         time.sleep(0.01)

@@ -63,5 +63,5 @@ def helper(dropin: dropin_tools.DropIn, connection: rpc.Client) -> int:
         found = [pid for pid in dropin.helpers() if pid != connection.process.pid]
         return [pid for pid in found if harness._parent(pid) in found]  # the other is its guard
 
-    [pid] = sealed.wait_until(others, "the helper runs", 10)
+    [pid] = sealed.wait_until(others, "the helper runs", 30)
     return pid

@@ -102,7 +102,7 @@ class Ends:
     def close(self) -> None:
         self.engine.close()
         self.criu.close()
-        self.thread.join(10)
+        self.thread.join(30)
         assert not self.thread.is_alive()
         os.close(self.ended)
 

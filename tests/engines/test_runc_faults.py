@@ -133,7 +133,7 @@ def test_kill_9_in_a_restore_leaves_nothing_that_runs(
         running.assert_whole(count)  # it was done before
         return
     dropin.settle()
-    sealed.wait_until(running.stopped, "nothing of it runs", 10)
+    sealed.wait_until(running.stopped, "nothing of it runs", 30)
     if victim != "runc":  # which leaves its own mount
         assert running.mounts() == []
     running.forget()

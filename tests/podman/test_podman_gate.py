@@ -84,7 +84,7 @@ def restore(
 
 
 def assert_nothing_left(it: Sealed, tmp_path: Path) -> None:
-    sealed.wait_until(lambda: it.workload.remains() == [], "nothing of the tree is left", 10)
+    sealed.wait_until(lambda: it.workload.remains() == [], "nothing of the tree is left", 30)
     assert not (tmp_path / "containers" / NAME).exists()
 
 
@@ -213,7 +213,7 @@ def test_a_container_of_other_images_leaves_nothing_that_runs(
     result = restore(it.file, tmp_path / "small-engine", "--criu", led)
     result.fails(7, "was ended" if silent else "it never read core-")
     assert_nothing_left(it, tmp_path)
-    sealed.wait_until(lambda: other.remains() == [], "nothing of the other is left", 10)
+    sealed.wait_until(lambda: other.remains() == [], "nothing of the other is left", 30)
 
 
 def test_podman_ends_although_nobody_reads_its_archive_any_more(

@@ -302,7 +302,7 @@ class Workload:
             with contextlib.suppress(ChildProcessError):  # not ours, or reaped before
                 os.waitpid(pid, os.WNOHANG)
 
-    def wait_gone(self, timeout: float = 10.0) -> None:
+    def wait_gone(self, timeout: float = 30.0) -> None:
         """Wait until no process is left, after a dump that killed them. Needed before restore."""
         deadline = time.monotonic() + timeout
         while True:
@@ -316,7 +316,7 @@ class Workload:
 
     def kill(self) -> None:
         """End all its processes, and wait for it. Only those that are surely ours."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while left := self.remains():
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):

@@ -269,7 +269,7 @@ class Sealpoint:
         What is there only for a moment may be of another CRIU that runs at the same time.
         """
         with contextlib.suppress(TimeoutError):
-            wait_until(lambda: not self._left(), "nothing is left", 3)
+            wait_until(lambda: not self._left(), "nothing is left", 10)
         return self._left()
 
     def _left(self) -> list[str]:

@@ -152,7 +152,7 @@ def test_a_damaged_file_is_not_restored(
     file.write_bytes(data)
     status, said = dropin.run("restore", "-d", "-D", images)
     assert status == 1, said
-    sealed.wait_until(lambda: running.remains() == [], "nothing of the tree is left", 10)
+    sealed.wait_until(lambda: running.remains() == [], "nothing of the tree is left", 30)
 
 
 @pytest.mark.parametrize(

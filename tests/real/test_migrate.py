@@ -211,7 +211,7 @@ def test_a_restore_that_fails_over_there_leaves_the_tree_here(
     )
     try:
         taken = lambda: os.path.exists(f"/proc/{far.init}/root/proc/{running.pid}")  # noqa: E731
-        sealed.wait_until(taken, "its pid is taken over there", 10)
+        sealed.wait_until(taken, "its pid is taken over there", 30)
         sealpoint.run(*migrate(far, running, keys)).fails(6, "gave up", "File exists")
         receiver.wait().fails(7, "File exists")
     finally:

@@ -193,7 +193,7 @@ def test_the_server_goes_into_the_background_and_says_its_pid(
     assert harness.process_state(pid) not in (None, "Z")
     status, said = dump(dropin, running.pid, near, far.port, "-R")
     assert status == 0, said
-    sealed.wait_until(lambda: harness.process_state(pid) in (None, "Z"), "it has ended", 10)
+    sealed.wait_until(lambda: harness.process_state(pid) in (None, "Z"), "it has ended", 30)
     assert len(far.files()) == 1
 
 
@@ -397,7 +397,7 @@ def test_a_restore_without_the_right_pages_file_runs_nothing(
         status, said = dropin.run("restore", "-d", "-D", far.images)
         assert status == 1, what
         assert said.startswith("criu (sealpoint): "), (what, said)
-        sealed.wait_until(lambda: running.remains() == [], what, 10)
+        sealed.wait_until(lambda: running.remains() == [], what, 30)
 
     pages.unlink()
     refused("missing")
@@ -435,7 +435,7 @@ def test_a_damaged_page_runs_nothing(
     pages.write_bytes(data)
     status, _ = dropin.run("restore", "-d", "-D", far.images)
     assert status == 1
-    sealed.wait_until(lambda: running.remains() == [], "nothing runs", 10)
+    sealed.wait_until(lambda: running.remains() == [], "nothing runs", 30)
 
 
 @pytest.mark.parametrize(

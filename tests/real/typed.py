@@ -88,7 +88,7 @@ class DropIn:
 
     def settle(self) -> None:
         """No helper and no mount is left."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.processes():
             time.sleep(0.05)
         assert self.processes() == []
