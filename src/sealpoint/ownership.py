@@ -305,7 +305,7 @@ def _problem(
     if info.st_uid not in owners:
         path = _path(fd)
         return Problem(
-            path, f"belongs to {_user(info.st_uid)}", f"if that is right for you: chown root {path}"
+            path, f"belongs to {_user(info.st_uid)}", f"if you trust it: chown root {path}"
         )
     if entry_only and info.st_mode & stat.S_ISVTX:
         return None
@@ -318,7 +318,7 @@ def _problem(
     return Problem(
         path,
         f"can be changed by others ({mode}): {' and '.join(writers)}",
-        f"take that right away: {f'setfacl -b {path}; ' if listed else ''}chmod go-w {path}",
+        f"remove that permission: {f'setfacl -b {path}; ' if listed else ''}chmod go-w {path}",
     )
 
 

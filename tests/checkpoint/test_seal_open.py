@@ -306,7 +306,7 @@ def test_an_output_archive_that_exists_is_kept_unless_forced(keys, tmp_path):
         (make_tar(member("s", kind=tarfile.SYMTYPE, linkname="")), FileError, "link to nothing"),
         (make_tar(member("a", uid=2**33)), FileError, "uid"),
         (make_tar(member("a", uname="u" * 300)), FileError, "user"),
-        (make_tar(member(SUMMARY_NAME)), UsageError, "sealing makes its own"),
+        (make_tar(member(SUMMARY_NAME)), UsageError, "sealing adds its own"),
     ],
 )
 def test_what_is_no_good_archive_is_refused_with_words(keys, tmp_path, content, error, words):

@@ -229,7 +229,7 @@ def test_what_is_no_file_in_a_directory_is_said(run_cli, tmp_path, newer, kind) 
         os.mkfifo(place / "files.img")
     for command in ("show", "inspect"):
         done = run_cli(command, place, *(["--files"] if command == "inspect" else []))
-        assert "files.img is no regular file" in done.err
+        assert "files.img is not a regular file" in done.err
 
 
 def test_links_in_an_archive_are_said(run_cli, tmp_path, newer) -> None:
@@ -246,7 +246,7 @@ def test_what_is_no_json_is_said(run_cli, tmp_path) -> None:
     files["spec.dump"] = b"{"
     place = write(tmp_path / "d", files)
     write(place / "checkpoint", small_dump.a_tree())
-    assert "spec.dump: is no JSON" in run_cli("show", place).err
+    assert "spec.dump: is not JSON" in run_cli("show", place).err
 
 
 LIMITS = [

@@ -110,7 +110,7 @@ class ChunkDirectory:
         if tenant != self.tenant:
             raise IdentityError(
                 f"the tenant key is not that of the store {self.path}",
-                hint="the key file that store init made for it is needed",
+                hint="use the key file that store init made for it",
             )
 
     def _take_lock(self, *, exclusive: bool) -> None:
@@ -285,7 +285,7 @@ class ChunkFinder:
             if os.fstat(fd).st_size == reference.length:
                 return fd
             os.close(fd)
-            raise FileError(f"chunk {name} in {store} has another length than it had")
+            raise FileError(f"chunk {name} in {store} does not have the length that it had")
         raise FileError(f"chunk {name} is missing in {', '.join(self.stores)}")
 
 

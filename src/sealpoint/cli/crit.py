@@ -202,7 +202,7 @@ def recode(
         for image, result in recoder.results.items():
             click.echo(f"{result:<9} {printable(image)}", err=err)
     if recoder.different:
-        raise FileError(f"{path}: {recoder.different} images did not come out as they were")
+        raise FileError(f"{path}: {recoder.different} images changed when they were encoded again")
 
 
 def _rewrite(

@@ -65,7 +65,7 @@ def warn_unsigned(path: str) -> None:
     """Say what the checks are worth."""
     notice.warn(
         f"nobody signed {path}: anyone who has the recipient's certificate could have made it, and the CRIUsec "
-        "format does not notice all changes (sealpoint verify tells which)"
+        "format does not detect all changes (sealpoint verify lists them)"
     )
 
 
@@ -200,6 +200,6 @@ def verify(path: str, reading: Reading, *, as_json: bool) -> None:
         _print_limits()
     if not reading.allow_unsigned:
         raise NoTrustedSignerGivenError(
-            "nothing was found that is wrong, but nobody signed the dump, "
-            "and its format does not notice all changes"
+            "no fault was found, but nobody signed the dump, "
+            "and its format does not detect all changes"
         )

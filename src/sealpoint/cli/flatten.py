@@ -32,7 +32,7 @@ def command(*, file: str, reading: Reading, seal: SealOptions, as_json: bool) ->
     from sealpoint.cli.bar import Bar
 
     if file == "-":
-        raise UsageError("an increment is read from a file: its parents lie beside it")
+        raise UsageError("an increment must be a file, with its parents beside it")
     opening = reading.opening()
     prepared = seal.sealing()
     with opening.open(file) as checkpoint:

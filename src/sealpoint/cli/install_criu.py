@@ -128,7 +128,8 @@ def _ask(known: Config) -> Config:
         return configure.absolute(answer) if answer else ""
 
     click.echo(
-        "Who may open this machine's checkpoints? Files, or sealpoint-...: literals.", err=True
+        "Recipients who can open this machine's checkpoints (files, or sealpoint-...: literals):",
+        err=True,
     )
     recipients = list(known.recipients)
     while not recipients or (name := ask("Another recipient (empty: no more)")):
@@ -143,7 +144,7 @@ def _ask(known: Config) -> Config:
     ):
         identities = [name]
     while identities and not trust:
-        trust = [name for name in [ask("Signer to believe (signer.pub)")] if name]
+        trust = [name for name in [ask("Signer to trust (signer.pub)")] if name]
     return Config(
         recipients=tuple(recipients),
         signer=signer,
@@ -159,6 +160,6 @@ def _print(done: Installed) -> None:
         (False, True): "sealed checkpoints are restored; without recipients nothing can be dumped",
     }[done.can_seal, done.can_open]
     config = "written" if done.config_written else "used as it is"
-    click.echo(printable(f"{done.executable} stands before {done.criu} (CRIU {done.version})"))
+    click.echo(printable(f"{done.executable} comes before {done.criu} (CRIU {done.version})"))
     click.echo(f"/etc/sealpoint/config.toml {config}: {what}")
     click.echo("check it with: sealpoint doctor")

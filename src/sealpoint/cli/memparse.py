@@ -69,7 +69,7 @@ def command(
     from sealpoint.inspect.source import images, split_place
 
     if text is not None and expression is not None:
-        raise UsageError("--search and --search-regex exclude each other")
+        raise UsageError("--search and --search-regex cannot be used together")
     if output is not None and (not pid or text is not None or expression is not None):
         raise UsageError("--output writes the memory of one process: give --pid, and no search")
     pattern: Pattern | None = None

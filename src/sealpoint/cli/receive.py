@@ -82,7 +82,9 @@ def command(
     """
     if list_left or remove:
         if listen or stdio or (list_left and remove):
-            raise UsageError("--list and --remove do nothing else")
+            raise UsageError(
+                "--list and --remove cannot be used together, nor with --listen or --stdio"
+            )
         _care(keep, running.states, remove, as_json=as_json)
         return
     if bool(listen) == stdio:

@@ -69,7 +69,7 @@ def _sentence(each: Left, record: ReleaseRecord | None) -> str:
         if alive:
             return f"its tree runs here, process {alive[0]}; {away}"
         return (
-            "its tree was let run here, but none of its first processes is left; if it is to run again, restore "
+            "its tree was started here, but none of its first processes is left; to run it again, restore "
             f"{each.file} with --allow-older; if not, {away}"
         )
     if each.stage is Stage.GONE:

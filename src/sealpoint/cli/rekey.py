@@ -98,8 +98,8 @@ def command(
     result = rekey(file, request)
     if result.other_signer:
         notice.warn(
-            "the header is now signed by another key than the contents: "
-            "anyone who opens the file has to trust both signers"
+            "the header is now signed by a different key than the contents: "
+            "anyone who opens the file must trust both signers"
         )
     if as_json:
         recipients = [

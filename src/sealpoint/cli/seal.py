@@ -42,7 +42,7 @@ def command(path: str, *, seal: SealOptions, as_files: bool, as_json: bool) -> N
     from sealpoint.cli.bar import Bar
 
     if not seal.piped and os.path.isdir(path) and _inside(seal.output, path):
-        raise UsageError(f"{seal.output} would lie in the directory that is to be sealed")
+        raise UsageError(f"{seal.output} would lie in the directory that you seal")
     if encrypted.is_dump(path):
         notice.warn(
             f"{path} is encrypted in the CRIUsec format, and is sealed as it is: only a CRIU that knows the format can "

@@ -55,7 +55,7 @@ def allow_older(*, workload: str, duration: str, state: str | None, as_json: boo
     match = re.fullmatch(r"(\d{1,9})([smhd]?)", duration, re.ASCII)
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 0 < seconds <= _LONGEST:
-        raise UsageError(f"--for {duration}: no time up to 7d", hint="write 30s, 10m, 1h")
+        raise UsageError(f"--for {duration} is not a time up to 7d", hint="write 30s, 10m, 1h")
     config = configuration.load()
     until = Newest(state or config.state or DEFAULT_STATE).allow(workload, seconds)
     if as_json:

@@ -56,7 +56,7 @@ def command(*, file: str, reading: Reading, as_json: bool) -> None:
             "intact, but no trusted signer was given"
             if signers
             else "intact, but not signed: anyone who can write the file could have made it",
-            hint="say whom to believe with --trust" if signers else None,
+            hint="name the signers to trust with --trust" if signers else None,
         )
 
 

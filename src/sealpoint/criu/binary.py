@@ -113,7 +113,7 @@ def refusal(named: str | None, found: str) -> SystemEnvironmentError | None:
     except PolicyError as error:
         return SystemEnvironmentError(
             error.message,
-            hint=f"{error.hint}; or name it with --criu, if you trust it all the same",
+            hint=f"{error.hint}; or, if you trust it anyway, name it with --criu",
         )
     return None
 

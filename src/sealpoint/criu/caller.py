@@ -69,7 +69,7 @@ class Caller:
         if operands and not (executes and self._restores):
             raise UsageError(
                 f"criu {command} takes no argument {operands[0]!r}",
-                hint="behind -- stand options of CRIU's, each value behind its option",
+                hint="after -- come CRIU's options, each value after its option",
             )
         try:
             words = [self._word(o) for o in given if o.name not in ("", END, "action-script")]

@@ -71,7 +71,7 @@ _KNOWN: Final = (
     ),
     _Known(
         r"doesn't live in IPC ns",
-        "System V shared memory can be dumped only from an IPC namespace of the tree's (unshare --ipc)",
+        "CRIU dumps System V shared memory only if the tree has a separate IPC namespace (unshare --ipc)",
     ),
     _Known(
         r"Unseizable non-zombie \d+ found",

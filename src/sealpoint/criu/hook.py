@@ -25,7 +25,7 @@ def main() -> int:
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         connection.connect(f"{directory}/{SOCKET}")
         if peer(connection) != 0:
-            return _no("who listens at the gate is not root")
+            return _no("the process that listens at the gate is not root's")
         connection.sendall(nonce[:HALF] + action.encode() + b"\n")
         answer = receive(connection, len(YES) + HALF)
     except OSError as error:

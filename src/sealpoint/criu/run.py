@@ -93,17 +93,17 @@ def misplaced(option: str) -> tuple[str, str] | None:
         name, found = None, completions(given[2:])
         if found:
             hint = f"it may be {', '.join(f'-- --{n}' for n in found)}; see also: --help"
-            return f"{given} is the beginning of options of CRIU's, which stand behind --", hint
+            return f"{given} is the beginning of CRIU's options, which go after --", hint
     if name is None:
         return None
     full = f"--{name}"
     shown = given if given == full else f"{given} ({full})"
     for refused in (full, given[:2]):
         if refused in _REFUSED:
-            return f"{shown} is an option of CRIU's that cannot be used here", _REFUSED[refused]
+            return f"{shown} is one of CRIU's options, and cannot be used here", _REFUSED[refused]
     value = "" if OPTIONS[name] is not Value.NEEDED else " VALUE"
     return (
-        f"{shown} is an option of CRIU's, and those stand behind --",
+        f"{shown} is one of CRIU's options, which go after --",
         f"at the end: -- {full}{value}",
     )
 

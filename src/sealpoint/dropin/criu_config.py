@@ -32,11 +32,11 @@ _MAX_WORDS: Final = 8192
 _NAME: Final = re.compile(r"-{1,2}[A-Za-z0-9-]{1,40}(=.{0,80})?")
 _NULL_DEVICE: Final = os.makedev(1, 3)
 _SPACE: Final = " \t\v\f\r"  # isspace() but the end of the line
-_DIRECTORY: Final = "where images and logs go is said by who calls CRIU"
+_DIRECTORY: Final = "CRIU's caller decides where images and logs go"
 _SERVER: Final = "memory would leave unsealed"
 _RUNS: Final = "it makes CRIU load or run something"
-_NUMBER: Final = "a number of a descriptor means nothing in a file"
-_CALLER: Final = "this is said by who calls CRIU"
+_NUMBER: Final = "the number of a descriptor means nothing in a file"
+_CALLER: Final = "CRIU's caller decides this"
 _TLS: Final = "it is not needed, because what is sent is sealed, and not built"
 # Why an option is never taken from a file.  What is neither here nor in ALLOWED does not exist.
 REFUSED: Final = {
@@ -48,7 +48,7 @@ REFUSED: Final = {
     **dict.fromkeys(("tree", "root", "pidfile", "feature"), _CALLER),
     **dict.fromkeys(("tls", "tls-cacert", "tls-cacrl", "tls-cert", "tls-key"), _TLS),
     "tls-no-cn-verify": _TLS,
-    **dict.fromkeys(("config", "no-default-config"), "a file cannot say which files are read"),
+    **dict.fromkeys(("config", "no-default-config"), "a configuration file cannot name other ones"),
     **dict.fromkeys(("help", "version", "ms"), "CRIU would end at once"),
 }
 # fmt: off
@@ -177,14 +177,14 @@ def _value(text: str, where: str) -> str | None:
     while (end := text.find('"', end + 1)) > 0 and text[end - 1] == "\\":
         pass
     if end < 0:
-        raise RefusedError(f"{where}: a quotation mark has no counterpart")
+        raise RefusedError(f"{where}: a quotation mark is not closed")
     _nothing(text[end + 1 :], where)
     return text[1:end].replace('\\"', '"').partition("#")[0]  # CRIU ends a value at # even here
 
 
 def _nothing(text: str, where: str) -> None:
     if text.strip(_SPACE) and not text.lstrip(_SPACE).startswith("#"):
-        raise RefusedError(f"{where}: there is more than an option and a value")
+        raise RefusedError(f"{where}: more than one option and its value")
 
 
 def _content(path: str) -> bytes:

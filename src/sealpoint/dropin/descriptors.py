@@ -80,7 +80,7 @@ def copy_descriptor(owner: Held, number: int) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if not owner.runs:
         raise SystemEnvironmentError(
-            "a descriptor that the request names cannot be had: the engine has ended"
+            "a descriptor that the request names is gone: the engine has ended"
         )
     fd: int = libc.syscall(_PIDFD_GETFD, owner.fd, number, 0)
     if fd < 0:

@@ -93,7 +93,7 @@ class Increment:
         except SystemEnvironmentError:
             if self._tracking.last():  # a wrong record could lead to an increment that lacks pages
                 raise
-            self._full("what memory changes are relative to cannot be written down")
+            self._full("the state that the next changes of memory start from cannot be recorded")
 
     def _of_container(self) -> str:
         """The workload of the container that is dumped, empty where there is none."""

@@ -56,7 +56,7 @@ def _path(directory: int) -> str:
 
 def _no_passphrase() -> bytes:
     raise UsageError(
-        "a key with a passphrase cannot be used by the drop-in: nobody is there to be asked"
+        "the drop-in cannot use a key with a passphrase, because it cannot ask for one"
     )
 
 

@@ -91,7 +91,7 @@ def check_name(name: str) -> str:
         raw = name.encode()
     except UnicodeEncodeError:
         raise FileError(
-            f"the name '{name[:80]}' is not UTF-8, and a sealed file holds no others",
+            f"the name '{name[:80]}' is not UTF-8, as names in a sealed file must be",
             hint="rename it, or leave it out",
         ) from None
     if (

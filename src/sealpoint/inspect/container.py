@@ -67,7 +67,7 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(names.text(data))
     except (ValueError, RecursionError):
-        left_out(f"{where}: is no JSON, so nothing of it is shown")
+        left_out(f"{where}: is not JSON, so it is not shown")
         return {}
     if isinstance(value, list):  # podman's network.status of several networks
         value = value[0] if value and isinstance(value[0], dict) else {}

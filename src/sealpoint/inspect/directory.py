@@ -56,7 +56,7 @@ class DirectorySource:
     def _list(self, directory: int, prefix: str, depth: int) -> None:
         assert self._names is not None
         if depth > _MAX_DEPTH:
-            raise FileError(f"{self.label}: its directories lie too deep")
+            raise FileError(f"{self.label}: its directories are nested too deeply")
         with os.scandir(directory) as found:
             entries = sorted(found, key=lambda e: e.name)
         for entry in entries:
@@ -71,7 +71,9 @@ class DirectorySource:
             elif entry.is_dir(follow_symlinks=False):
                 self._descend(directory, prefix + entry.name, depth)
             elif entry.name.endswith(".img"):
-                left_out(f"{self.label}/{prefix}{entry.name} is no regular file, and is not read")
+                left_out(
+                    f"{self.label}/{prefix}{entry.name} is not a regular file, and is not read"
+                )
 
     def _descend(self, directory: int, name: str, depth: int) -> None:
         try:

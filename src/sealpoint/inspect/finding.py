@@ -109,7 +109,7 @@ class _Admission:
 def _neither(label: str) -> UsageError:
     return UsageError(
         f"{label} is neither a sealed file nor an archive (tar, tar.gz, tar.zst)",
-        hint="one image is read by: sealpoint crit; a dump is named by its directory",
+        hint="read one image with sealpoint crit; name a dump by its directory",
     )
 
 

@@ -132,7 +132,11 @@ def _badge(seal: Seal | None) -> Element:
         names = ", ".join(dict.fromkeys(name for name, _, _ in seal.signers))
         state, title, text = "good", "Sealed and signed", f"by {names}, whom you trust"
     else:
-        state, title, text = "fair", "Sealed and signed", "by a key that you have not said to trust"
+        state, title, text = (
+            "fair",
+            "Sealed and signed",
+            "by a key that you did not name as trusted",
+        )
     mark = "M6 12.5l4 4 8-9" if state == "good" else "M12 6v8M12 17.5v.5"
     points = []
     for n in range(24):

@@ -325,7 +325,7 @@ class TrustPolicy(NamedTuple):
         if not found:
             return PolicyError(
                 "the file is not signed",
-                hint="--allow-unsigned accepts it all the same; then nothing says who made it or what it does",
+                hint="--allow-unsigned accepts it anyway; then nothing says who made it or what it does",
             )
         who = "; ".join(f"{v.name} (key id {v.key_id}): {v.problem}" for v in found)
         return PolicyError(

@@ -22,7 +22,7 @@ _LITERAL: Final = re.compile(r"sealpoint-[a-z0-9]+:")
 def no_passphrase() -> bytes:
     """For loading keys where nobody can be asked."""
     raise IdentityError(
-        "protected by a passphrase: the drop-in has nobody to ask for it",
+        "protected by a passphrase, for which the drop-in cannot ask",
         hint="use a key without one, readable by root only",
     )
 

@@ -73,7 +73,7 @@ def install(request: Request) -> Installed:
         said = f"{criu.path} does not work here ({reason})"
         if not request.force:
             raise SystemEnvironmentError(
-                said, hint="name a newer CRIU with --criu; --force installs all the same"
+                said, hint="name a newer CRIU with --criu; --force installs anyway"
             )
         warnings.append(said)
     if reason := unsafe(criu.path):

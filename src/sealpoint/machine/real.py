@@ -79,7 +79,7 @@ def supports(criu: CriuBinary, feature: str) -> bool:
             env=environment(),
         )
     except (OSError, subprocess.TimeoutExpired):
-        raise SystemEnvironmentError(f"{criu.path} check does not end") from None
+        raise SystemEnvironmentError(f"{criu.path} check did not finish in time") from None
     return done.returncode == 0
 
 

@@ -63,12 +63,12 @@ def _ways_around(config: Config) -> Iterator[Finding]:
     if config.allow_criu_fields:
         names = ", ".join(config.allow_criu_fields)
         text = f"allow_criu_fields lets unknown fields of CRIU's requests through: {names}"
-        yield warn(topic, text, "take it out when sealpoint knows them")
+        yield warn(topic, text, "remove it when sealpoint knows them")
     if config.criu_fault:
         text = (
             "criu_fault lets CRIU_FAULT through: anyone who calls CRIU can make it fail on purpose"
         )
-        yield warn(topic, text, "take it out when CRIU's own tests are done")
+        yield warn(topic, text, "remove it when CRIU's own tests are done")
 
 
 def _record() -> tuple[InstallationRecord | None, list[Finding]]:

@@ -131,7 +131,7 @@ def _trust(config: Config) -> tuple[TrustPolicy | None, list[Finding]]:
                 found.append(f"whom {len(grant.authorities)} authorities certify")
             limits = f" ({grant.scope.text})" if grant.scope.text else ""
             names += [name + limits for name in found]
-        return [ok(_TOPIC, f"checkpoints are believed if signed by {', '.join(names)}")]
+        return [ok(_TOPIC, f"checkpoints are trusted if signed by {', '.join(names)}")]
 
     found = guarded(_TOPIC, load)
     return (loaded[0] if loaded else None), found

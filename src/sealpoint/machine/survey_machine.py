@@ -243,7 +243,7 @@ def helpers() -> list[Finding]:
             if age < _OLD_HELPER:
                 busy += 1
                 continue
-            text = f"process {entry} of the drop-in runs for {age / 60:.0f} minutes"
+            text = f"process {entry} of the drop-in has been running for {age / 60:.0f} minutes"
             found.append(warn("leftovers", text, f"if no checkpoint is being made: kill {entry}"))
     if busy:
         found.append(ok("leftovers", f"{busy} process(es) of the drop-in at work"))

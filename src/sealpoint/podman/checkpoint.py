@@ -154,7 +154,7 @@ def _checkpoint(
     network = any(o.startswith("--tcp-established") for o in request.options)
     if network and not request.leave_running and not container.own_network:
         raise UsageError(
-            "--tcp-established: the container shares its network, so its peers would hear of its end",
+            "--tcp-established: the container shares its network, so its peers would notice its end",
             hint="add --leave-running",
         )
     with ArchivePlace() as place:
@@ -268,7 +268,7 @@ def _archive(
     if not images.dumped:
         raise PodmanError(
             "podman's runtime did not run the criu that it was given",
-            hint="only runtimes that look for criu in PATH are served: runc, crun",
+            hint="only runtimes that look for criu in PATH work: runc, crun",
         )
     if images.error is not None:
         raise images.error
@@ -278,7 +278,7 @@ def _archive(
 def _unasked() -> NoEvidenceError:
     return NoEvidenceError(
         "CRIU reported success without asking whether the checkpoint is complete: no file is made",
-        hint="the criu that ran is not CRIU, or was led elsewhere; the container is as it was",
+        hint="the criu that ran is not CRIU, or something redirected it; the container is as it was",
     )
 
 

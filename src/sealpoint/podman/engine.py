@@ -98,7 +98,7 @@ class Podman:
                 env=environment(own=True),
             )
         except (OSError, subprocess.TimeoutExpired):
-            raise PodmanError(f"podman {arguments[0]} does not end") from None
+            raise PodmanError(f"podman {arguments[0]} did not finish in time") from None
         if done.returncode:
             raise PodmanError(explain(arguments[0], done.stderr))
         return done.stdout.decode(errors="replace")
@@ -133,7 +133,7 @@ class Podman:
                 not mode.startswith(("host", "container:", "ns:")) and not values.get("Pod"),
             )
         except (ValueError, KeyError, TypeError):
-            raise PodmanError("podman container inspect says something unknown") from None
+            raise PodmanError("podman container inspect printed something unknown") from None
         if status != "running" or pid <= 0:
             raise UsageError(f"container {name} does not run: it is {status}")
         return container

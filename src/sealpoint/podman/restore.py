@@ -132,7 +132,7 @@ def _run(
         if not approval.approved:
             raise PodmanError(
                 "podman's runtime did not run the criu that it was given: what it restored is removed",
-                hint="only runtimes that look for criu in PATH are served: runc, crun",
+                hint="only runtimes that look for criu in PATH work: runc, crun",
             )
     finally:
         place.close_view()

@@ -33,7 +33,9 @@ _MAX_SIZE: Final = 4096
 _WHAT: Final = "high-water mark"
 _PERMISSION: Final = ".older"  # ends the name of a permission
 _LOG: Final = "log"
-_ALLOW_OLDER: Final = "--allow-older restores it all the same, `sealpoint state allow-older` lets an engine do it once"
+_ALLOW_OLDER: Final = (
+    "--allow-older restores it anyway; `sealpoint state allow-older` lets an engine restore it once"
+)
 
 
 class Mark(NamedTuple):

@@ -120,13 +120,13 @@ class Released:
         alive = record.alive()
         if alive:
             raise PolicyError(
-                f"the tree of this checkpoint runs here, process {alive[0]}: the file is what was left of a migration",
-                hint="remove the file; --allow-older restores it all the same, once the tree has ended",
+                f"the tree of this checkpoint runs here, process {alive[0]}: the file is left over from a migration",
+                hint="remove the file; or, once the tree has ended, restore it with --allow-older",
             )
         raise PolicyError(
-            "the tree of this checkpoint was let run here since the machine was started: the file is what was left of "
-            "a migration",
-            hint="none of its first processes is left; if it is not to go on, --allow-older restores it all the same",
+            "the tree of this checkpoint was started here since this machine booted: the file is left over from a "
+            "migration",
+            hint="none of its first processes is left; to restore it anyway, use --allow-older",
         )
 
     def forget(self, checkpoint_id: bytes) -> None:

@@ -109,7 +109,7 @@ class Link:
         number, size = _HEAD.unpack(head)
         known = number in MessageKind.__members__.values()
         if not known or size > _MAX.get(number, _MAX_OTHER):
-            raise LinkError(f"{self.peer} does not speak as sealpoint does")
+            raise LinkError(f"{self.peer} does not speak sealpoint's protocol")
         return MessageKind(number), size
 
     def refuse(self, kind: MessageKind, size: int) -> NoReturn:
@@ -117,7 +117,7 @@ class Link:
         if kind is MessageKind.STOP:
             text = names.text(self._read_exactly(size, self.patience))
             raise LinkError(f"{self.peer} gave up: {text}")
-        raise LinkError(f"{self.peer} does not speak as sealpoint does")
+        raise LinkError(f"{self.peer} does not speak sealpoint's protocol")
 
     def read_some(self, out: memoryview, *, patience: float | None = None) -> int:
         """At least one byte of what comes next.  Raises LinkError."""
@@ -187,7 +187,7 @@ class Link:
             raise LinkError(f"the link to {self.peer} was given up")
         if not ready:
             raise LinkError(
-                f"the link to {self.peer} is silent for {patience:.0f} s and counts as cut"
+                f"the link to {self.peer} has been silent for {patience:.0f} s and counts as cut"
             )
 
 

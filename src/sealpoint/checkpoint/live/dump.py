@@ -95,7 +95,7 @@ def check_process(tree: Held) -> None:
             f"not permitted to dump process {tree.pid}", hint="run as root"
         ) from None
     if tree.state == "Z":
-        raise UsageError(f"process {tree.pid} has ended: only its parent has not noticed yet")
+        raise UsageError(f"process {tree.pid} has ended, but its parent has not collected it yet")
 
 
 class Dump:
@@ -270,7 +270,7 @@ class Dump:
             self._give_up(criu, capture, network, failure)
             if cause is not None and code == 0:
                 refusal = as_sealpoint_error(cause)
-                refusal.hint = f"criu dump reported success all the same; {tree.fate}"
+                refusal.hint = f"criu dump reported success anyway; {tree.fate}"
                 raise refusal
             if cause is not None and not _is_echo(cause):
                 raise as_sealpoint_error(cause)
@@ -334,5 +334,5 @@ def _is_echo(error: BaseException) -> bool:
 def _no_gate(tree: Held) -> SealpointError:
     return CriuError(
         f"criu dump reported success without asking whether the checkpoint is complete: no file is made; {tree.fate}",
-        hint="the criu that ran is not CRIU, or was led elsewhere",
+        hint="the criu that ran is not CRIU, or something redirected it",
     )

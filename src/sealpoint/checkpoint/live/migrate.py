@@ -190,7 +190,7 @@ class Sender:
             )
         else:
             self._hand_over()
-            self._tell(error, f"the tree runs on {self._link.peer} all the same")
+            self._tell(error, f"the tree runs on {self._link.peer} anyway")
 
     def _tell(self, error: BaseException, text: str) -> None:
         if isinstance(error, SealpointError):

@@ -60,7 +60,7 @@ def strange(payload: bytes, peer: str) -> LinkError:
     """What to say of a greeting that is not of this version."""
     found = _ANY_PROTOCOL.match(payload)
     if found is None or found[0] == _PROTOCOL:
-        return LinkError(f"{peer} does not speak as sealpoint does")
+        return LinkError(f"{peer} does not speak sealpoint's protocol")
     return LinkError(
         f"{peer} speaks version {int(found[1])} of the migration, this sealpoint version 2: install the same on both"
     )
@@ -74,7 +74,7 @@ def offer(size: int) -> bytes:
 def offered(payload: bytes, peer: str) -> int:
     """The size in an OFFER.  Raises LinkError."""
     if len(payload) != _SIZE.size:
-        raise LinkError(f"{peer} does not speak as sealpoint does")
+        raise LinkError(f"{peer} does not speak sealpoint's protocol")
     return int(_SIZE.unpack(payload)[0])
 
 

@@ -270,7 +270,7 @@ class Receiver:
             return
         record = self._released.of(self._id)
         if record is not None and record.alive():
-            self._tell(error, f"the tree runs here all the same; remove {received.path}")
+            self._tell(error, f"the tree runs here anyway; remove {received.path}")
             return
         self._released.forget(self._id)
         if self._stage is Stage.GONE:

@@ -224,5 +224,5 @@ def as_sealpoint_error(error: BaseException) -> SealpointError:
 def _no_gate() -> SealpointError:
     return CriuError(
         "criu restore reported success without asking whether everything verified: what it restored was ended",
-        hint="the criu that ran is not CRIU, or was led elsewhere",
+        hint="the criu that ran is not CRIU, or something redirected it",
     )

@@ -37,7 +37,7 @@ class Expectation(NamedTuple):
                     hint="an id has 32 hexadecimal digits, a digest 64; sealpoint info and dump --json show them",
                 )
         if "" in workloads:
-            raise UsageError("a workload that is expected needs a name")
+            raise UsageError("the expected workload needs a name")
         return cls(tuple(workloads), found)
 
     def check(self, authentic: AuthenticFile) -> None:

@@ -324,7 +324,7 @@ def _check_members(members: list[tar.Member]) -> None:
         if member.kind == "symlink" and _leads_out(member.name, member.link):
             raise FileError(
                 f"object {member.name!r} is a link that leads out of the checkpoint",
-                hint="if you trust the archive all the same, open to a .tar and unpack that",
+                hint="if you trust the archive anyway, open it to a .tar and unpack that",
             )
         if member.kind == "hardlink":
             target = posixpath.normpath(member.link)

@@ -52,7 +52,7 @@ def reference(main: OpenFile) -> ParentRef | None:
         if len(checkpoint) != 16 or len(origin) != 32:
             raise ValueError
     except (KeyError, ValueError):
-        raise FileError("the checkpoint names its pages file in an impossible way") from None
+        raise FileError("the checkpoint gives its pages file an impossible name") from None
     return ParentRef(checkpoint, origin)
 
 

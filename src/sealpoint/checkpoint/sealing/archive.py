@@ -126,9 +126,7 @@ class Adder:
         if attributes is not None:
             check_attributes(attributes, 0, f"{name!r}")
         if name == SUMMARY_NAME:
-            raise UsageError(
-                f"{name} is there already, and sealing makes its own", hint="remove it"
-            )
+            raise UsageError(f"{name} exists already, and sealing adds its own", hint="remove it")
         if name in self._names:
             raise FileError(f"archive member {name!r} occurs twice")
         self._names.add(name)

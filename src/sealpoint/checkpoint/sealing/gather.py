@@ -25,7 +25,7 @@ _MAX_DEPTH: Final = 64
 _MAX_LINKS: Final = 16  # from one link to the next
 _MAX_PARENTS: Final = 4096
 _STEP: Final = 1024 * 1024
-_COPY: Final = "put a copy of what it leads to in its place"
+_COPY: Final = "replace it with a copy of what it points to"
 
 Add = Callable[[str, Any, int, dict[str, Any]], int]
 
@@ -58,7 +58,7 @@ class Gathering:
         """at: the parts of its name."""
         prefix = "".join(f"{part}/" for part in at)
         if len(at) > _MAX_DEPTH:
-            raise UsageError(f"{self._path}: its directories lie too deep")
+            raise UsageError(f"{self._path}: its directories are nested too deeply")
         status = os.fstat(fd)
         self._walked[status.st_dev, status.st_ino] = prefix
         names = sorted(os.listdir(fd))
@@ -109,7 +109,7 @@ class Gathering:
             ):  # fmt: skip
                 raise FileError(
                     f"{self._path}/{name} was changed while it was sealed",
-                    hint="wait until nobody writes to it any more",
+                    hint="wait until nothing writes to it any more",
                 )
 
     def _symlink(self, found: int, at: list[str]) -> None:
@@ -287,7 +287,7 @@ def _utf8(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise FileError(
-            f"the name '{text}' is not UTF-8, and a sealed file holds no others",
+            f"the name '{text}' is not UTF-8, as names in a sealed file must be",
             hint="rename it, or leave it out",
         ) from None
     return text

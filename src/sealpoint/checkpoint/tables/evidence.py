@@ -251,7 +251,7 @@ def _pages(seen: Seen, parent: Container[str] | None) -> Iterator[str]:
         elif size is not None and size != sums.stored:
             yield f"{pages} has {size} bytes, of which {name} counts {sums.stored}"
         if sums.nowhere:
-            yield f"{name} counts {sums.nowhere} pages that are nowhere"
+            yield f"{name} counts {sums.nowhere} pages that are stored nowhere"
         if sums.parent and parent is not None and name not in parent:
             yield f"{name} counts {sums.parent} pages that should be in a parent, which has no such image"
     for name, size in sorted(seen.sizes.items()):

@@ -257,7 +257,7 @@ def _text(data: bytes, what: str) -> str:
     except UnicodeDecodeError as error:
         around = data[max(0, error.start - 40) :][:80]
         raise FileError(
-            f"{what} is not UTF-8, and a sealed file holds no others: '{text(around)}'",
+            f"{what} is not UTF-8, as names in a sealed file must be: '{text(around)}'",
             hint="rename it, or leave it out",
         ) from None
 
