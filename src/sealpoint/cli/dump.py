@@ -131,7 +131,7 @@ def _check(seal: SealOptions, *, kill_after: bool, leave_running: bool) -> None:
             "--kill-after ack is for -o - and other pipes: a file is durable before the tree ends"
         )
     if leave_running:
-        raise UsageError("--kill-after and --leave-running cannot be used together")
+        raise UsageError("--kill-after and --leave-running contradict each other")
     if "-" in (seal.passphrase_file, seal.sign_passphrase_file):
         raise UsageError("standard input cannot carry both a passphrase and the acknowledgement")
     if os.isatty(0):

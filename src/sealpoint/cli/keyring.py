@@ -119,7 +119,7 @@ def load_signer(
     path = signer or config.signer
     if unsigned:
         if signer:
-            raise UsageError("--sign and --unsigned cannot be used together")
+            raise UsageError("--sign and --unsigned contradict each other")
         return None
     if not path:
         raise UsageError(
