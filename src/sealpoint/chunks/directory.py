@@ -285,7 +285,7 @@ class ChunkFinder:
             if os.fstat(fd).st_size == reference.length:
                 return fd
             os.close(fd)
-            raise FileError(f"chunk {name} in {store} does not have the length that it had")
+            raise FileError(f"chunk {name} in {store} has the wrong length")
         raise FileError(f"chunk {name} is missing in {', '.join(self.stores)}")
 
 
