@@ -160,6 +160,8 @@ def _print(done: Installed) -> None:
         (False, True): "sealed checkpoints are restored; without recipients nothing can be dumped",
     }[done.can_seal, done.can_open]
     config = "written" if done.config_written else "used as it is"
-    click.echo(printable(f"{done.executable} is now found before {done.criu} (CRIU {done.version})"))
+    click.echo(
+        printable(f"{done.executable} is now found before {done.criu} (CRIU {done.version})")
+    )
     click.echo(f"/etc/sealpoint/config.toml {config}: {what}")
     click.echo("check it with: sealpoint doctor")
