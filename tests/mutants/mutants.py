@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-NEEDS = ("", "criu", "vm")
+NEEDS = ("", "criu", "services", "vm")
 _KEYS = {"name", "file", "function", "old", "new", "tests", "needs", "why"}
 _RUFF = Path(sys.executable).with_name("ruff")
 

@@ -284,6 +284,11 @@ def chosen(mutants: list[Mutant], arguments: argparse.Namespace, root: Path) -> 
     """Those that the options select."""
     if not arguments.list:
         mutants = [mutant for mutant in mutants if (mutant.needs == "vm") == arguments.vm]
+        if not (root / ".services").is_dir():
+            left = [mutant for mutant in mutants if mutant.needs != "services"]
+            if len(left) < len(mutants):
+                say(f"left out, without servers (make services): {len(mutants) - len(left)}")
+            mutants = left
     if arguments.only:
         mutants = [mutant for mutant in mutants if any(_matches(mutant, o) for o in arguments.only)]
         if not mutants:
