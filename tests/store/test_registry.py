@@ -13,7 +13,14 @@ import pytest
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.preamble import Preamble, Suite
 from sealpoint.store.oci import open_store, upload
-from sealpoint.store.oci.manifest import ARTIFACT_TYPE, BODY_TYPE, HEAD_TYPE, TITLE
+from sealpoint.store.oci.manifest import (
+    ARTIFACT_TYPE,
+    BODY_TYPE,
+    HEAD_TYPE,
+    INDEX_TYPE,
+    MEDIA_TYPE,
+    TITLE,
+)
 from sealpoint.store.oci.referrers import fallback_tag, referrers
 from tests.store.registry_servers import (
     PASSWORD,
@@ -268,6 +275,32 @@ def test_removed_is_the_manifest_with_its_tag(place):
             open_store(name).open()
 
 
+def test_what_refers_to_a_removed_file_goes_with_it(registry, place):
+    _, url = put(open_store(place), b"x")
+    name = place.removeprefix(f"oci://{registry.address}/").removesuffix(":one")
+    attached = attach_signature(registry, name, url.partition("@")[2])
+    accept = f"{MEDIA_TYPE}, {INDEX_TYPE}"
+    for digest in attached:
+        api(registry, f"{name}/manifests/{digest}", Accept=accept).close()
+    open_store(place).remove()
+    for digest in attached:
+        with pytest.raises(OSError, match="404"):
+            api(registry, f"{name}/manifests/{digest}", Accept=accept)
+
+
+def test_a_list_of_referrers_does_not_choose_what_is_removed(registry, place):
+    other = place.replace(":one", ":other")
+    _, url = put(open_store(place), b"x")
+    head, other_url = put(open_store(other), b"y")
+    name = place.removeprefix(f"oci://{registry.address}/").removesuffix(":one")
+    victim = {"mediaType": MEDIA_TYPE, "digest": other_url.partition("@")[2], "size": 1}
+    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [victim]}
+    path = f"{name}/manifests/{fallback_tag(url.partition('@')[2])}"
+    api(registry, path, "PUT", json.dumps(index).encode(), Content_Type=INDEX_TYPE)
+    open_store(place).remove()
+    assert content(open_store(other)) == head + b"y"
+
+
 # --- Rekey. ---
 
 
@@ -317,12 +350,8 @@ def test_a_head_of_another_checkpoint_is_not_put_before_a_body(place):
     assert content(open_store(place)) == old + b"body"
 
 
-def test_what_refers_to_the_file_is_attached_to_the_new_manifest(registry, place):
-    old, url = put(open_store(place), b"body")
-    name = place.removeprefix(f"oci://{registry.address}/").removesuffix(":one")
-    digest = url.partition("@")[2]
-    store = open_store(place)
-    file = store.open()
+def attach_signature(registry, name, digest):
+    """By the tag of the fallback.  Returns the digests of the signature and of the index."""
     media = "application/vnd.oci.image.manifest.v1+json"
     empty = {
         "mediaType": "application/vnd.oci.empty.v1+json",
@@ -347,6 +376,17 @@ def test_what_refers_to_the_file_is_attached_to_the_new_manifest(registry, place
     kind = "application/vnd.oci.image.index.v1+json"
     index = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": [described]}).encode()
     api(registry, f"{name}/manifests/{fallback_tag(digest)}", "PUT", index, Content_Type=kind)
+    return described["digest"], f"sha256:{hashlib.sha256(index).hexdigest()}"
+
+
+def test_what_refers_to_the_file_is_attached_to_the_new_manifest(registry, place):
+    old, url = put(open_store(place), b"body")
+    name = place.removeprefix(f"oci://{registry.address}/").removesuffix(":one")
+    digest = url.partition("@")[2]
+    store = open_store(place)
+    file = store.open()
+    attach_signature(registry, name, digest)
+    media = "application/vnd.oci.image.manifest.v1+json"
 
     moved_url = store.replace_head(file, new_head(old), {})
 

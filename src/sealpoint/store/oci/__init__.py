@@ -20,7 +20,8 @@ Exactly one head, which comes first, and at least one body.  All layers one afte
 - *Reading*: by the tag once; from then on everything by its digest, so that a tag that moves changes nothing.
 - *Rekey*: a new manifest with a new head over the same layers; every tag that names the old manifest is moved, and the
   old manifest is deleted.  What refers to it (signatures) is attached to the new one.
-- *Removing*: the manifest, with all its tags.  Space comes back by the registry's own garbage collection.
+- *Removing*: the manifest, with all its tags and what refers to it.  Space comes back by the registry's own garbage
+  collection.
 
 The manifest digest changes with a rekey and identifies nothing; the origin digest does.  Nothing of this is proved by
 the registry: what is read is verified as a local file is.

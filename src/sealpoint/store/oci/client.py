@@ -20,7 +20,7 @@ from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError
 from sealpoint.names import printable
 from sealpoint.store.bucket_http import Body, Wire
 from sealpoint.store.oci.authorizer import Authorizer
-from sealpoint.store.oci.reference import ArtifactName, is_loopback
+from sealpoint.store.oci.reference import ArtifactName, is_host, is_loopback
 
 ATTEMPTS: Final = 6
 FIRST_PAUSE: Final = 0.2  # seconds; twice as long each time, up to the longest
@@ -189,7 +189,7 @@ class Client:
         body: bytes | None,
         pieces: tuple[Pieces, int] | None,
     ) -> tuple[http.client.HTTPResponse, Body]:
-        own = _origin_of(url) == self._origin
+        own = self._is_own(url)
         value = self._auth.header(scope) if own else None
 
         def exchange() -> tuple[http.client.HTTPResponse, Body]:
@@ -226,13 +226,16 @@ class Client:
             port = url.port
         except ValueError:
             raise self._nonsense("it names no address to go on at") from None
-        if not url.hostname or url.username is not None or port == 0:
+        if url.username is not None or port == 0 or not is_host(url.hostname or ""):
             raise self._nonsense("it names no address to go on at")
         return self._check_transport(url)
 
+    def _is_own(self, url: SplitResult) -> bool:
+        return origin_of(url) == origin_of(urlsplit(self._origin))
+
     def _check_transport(self, url: SplitResult) -> SplitResult:
         plain = url.scheme == "http" and (
-            _origin_of(url) == self._origin
+            self._is_own(url)
             or (
                 self._origin.startswith("http:")
                 and (self._plain_http or is_loopback(url.hostname or ""))
@@ -356,8 +359,9 @@ class Client:
         self._wire.close()
 
 
-def _origin_of(url: SplitResult) -> str:
-    return f"{url.scheme}://{url.netloc}"
+def origin_of(url: SplitResult) -> tuple[str, str, int]:
+    """As RFC 6454 compares: a registry at :443 may name itself without the port, and in lower case."""
+    return url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
 
 
 def _read(content: Body, data: bytearray, limit: int, length: int | None) -> None:

@@ -105,7 +105,10 @@ def digest_of(data: bytes) -> str:
 
 
 def decode_json(data: bytes, what: str) -> dict[str, Any]:
-    """An object without duplicate names, fractions and NaN.  what: for messages.  Raises FileError."""
+    """An object without duplicate names, fractions, NaN and halves of characters.
+
+    what: for messages.  Raises FileError.
+    """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -120,6 +123,8 @@ def decode_json(data: bytes, what: str) -> dict[str, Any]:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=pairs, parse_float=number, parse_constant=number
         )
+        # Half a surrogate pair can be escaped in JSON, but neither sent nor printed.
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise FileError(f"{what} is malformed") from None
     if type(value) is not dict:

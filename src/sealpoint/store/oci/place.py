@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.store.oci.artifact import ACCEPT, RegistryFile, fetch_manifest, open_artifact
-from sealpoint.store.oci.client import DELETE, PULL, PUSH, Client, RegistryAnswerError
+from sealpoint.store.oci.client import DELETE, PULL, PUSH, Client, RegistryAnswerError, origin_of
 from sealpoint.store.oci.manifest import MEDIA_TYPE, ArtifactManifest, decode_json, digest_of
 from sealpoint.store.oci.reference import ArtifactName, is_tag, parse
-from sealpoint.store.oci.referrers import move_referrers
+from sealpoint.store.oci.referrers import delete_manifests, listed_referrers, move_referrers
 from sealpoint.store.oci.upload import RegistryUpload, push_blob
 from sealpoint.store.remote import (
     Incomplete,
@@ -112,9 +112,14 @@ class RegistryStore:
         )
 
     def remove(self) -> None:
-        """As `Store.remove`: the manifest, with all its tags."""
+        """As `Store.remove`: the manifest, with all its tags, and what refers to it, which the registry would keep."""
         file = open_artifact(self._client, self._reference)
-        self._delete(file.digest)
+        try:
+            left = listed_referrers(self._client, file.digest)
+            self._delete(file.digest)
+            delete_manifests(self._client, left)
+        except RegistryAnswerError as error:
+            raise self._client.refused(error) from None
 
     # --- Several. ---
 
@@ -169,7 +174,7 @@ class RegistryStore:
             if not following:
                 return
             target = urljoin(answer.url.geturl(), following)
-            if urlsplit(target).netloc != answer.url.netloc:
+            if origin_of(self._client.locate(target)) != origin_of(answer.url):
                 raise SystemEnvironmentError(f"{self._client.name}: the list goes on elsewhere")
         raise SystemEnvironmentError(f"{self._client.name}: the list of tags has no end")
 

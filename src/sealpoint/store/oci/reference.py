@@ -10,13 +10,17 @@ from sealpoint.names import printable
 
 SCHEME: Final = "oci://"
 _MAX_NAME: Final = 255  # of registry and name together, as the common registries have it
-_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"  # RFC 1035: 63
 _HOST: Final = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]{{2,39}}\])"
 _ADDRESS: Final = re.compile(rf"({_HOST})(?::([1-9][0-9]{{0,4}}))?", re.ASCII)
 _COMPONENT: Final = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*", re.ASCII)
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _LOOPBACK: Final = re.compile(r"localhost|127(\.\d{1,3}){3}|\[?::1\]?", re.ASCII | re.IGNORECASE)
+_LOOKED_UP: Final = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|(?=[^:]*:)[0-9a-fA-F:.]{2,45}",
+    re.ASCII,
+)
 _DOCKER_HUB: Final = "docker.io"
 
 
@@ -97,6 +101,14 @@ def is_digest(value: object) -> bool:
 def is_tag(value: object) -> bool:
     """Whether a registry may say that it has such a tag."""
     return isinstance(value, str) and _TAG.fullmatch(value) is not None
+
+
+def is_host(name: str) -> bool:
+    """Whether it can be looked up, as a URL's `hostname` has it: for other labels Python raises UnicodeError.
+
+    Wider than names of registries: redirects lead to buckets, whose names may have underscores.
+    """
+    return _LOOKED_UP.fullmatch(name) is not None
 
 
 def is_loopback(host: str) -> bool:

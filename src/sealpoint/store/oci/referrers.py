@@ -76,8 +76,34 @@ def move_referrers(client: Client, old: str, manifest: bytes) -> None:
         before.append(digest)
     if moved and not kept_by_registry:
         _write_index(client, fallback_tag(subject["digest"]), moved)  # type: ignore[arg-type]
-    index = fetch_manifest(client, fallback_tag(old))
-    for digest in [*before, *([index.digest] if index else [])]:
+    delete_manifests(client, [*before, *_index_of(client, old)])
+
+
+def listed_referrers(client: Client, digest: str) -> list[str]:
+    """Digests of what refers to a manifest and says so itself, and of the index under the fallback tag.
+
+    Raises FileError, SystemEnvironmentError.
+    """
+    found = []
+    for each in referrers(client, digest):
+        manifest = fetch_manifest(client, each)
+        if manifest is None:
+            continue
+        refers = decode_json(manifest.data, f"{client.name}: a referrer").get("subject")
+        # A list is written by anybody: it must not choose what is deleted.
+        if type(refers) is dict and refers.get("digest") == digest:
+            found.append(each)
+    return [*found, *_index_of(client, digest)]
+
+
+def _index_of(client: Client, digest: str) -> list[str]:
+    index = fetch_manifest(client, fallback_tag(digest))
+    return [index.digest] if index else []
+
+
+def delete_manifests(client: Client, digests: list[str]) -> None:
+    """Those that are there.  Raises RegistryAnswerError, SystemEnvironmentError."""
+    for digest in digests:
         try:
             client.call("DELETE", client.path(f"manifests/{digest}"), DELETE)
         except RegistryAnswerError as error:
