@@ -195,6 +195,19 @@ def test_an_aborted_upload_leaves_no_layer(registry, place, small):
         sending.send(9, len(body), 1)
 
 
+def test_an_aborted_upload_of_a_file_that_is_there_already_takes_no_layer_from_it(place, small):
+    body = random.randbytes(4 * MIB)
+    head, _ = put(open_store(place), body)
+    other = open_store(place.replace(":one", ":two"))
+    sending = other.begin(Spool(body), force=False, unconditional=False)
+    send_all(sending, len(body))
+    put(open_store(place.replace(":one", ":two")), b"taken")
+    with pytest.raises(UsageError, match="exists already"):
+        sending.commit(head, PROPERTIES)
+    sending.abort()
+    assert content(open_store(place)) == head + body
+
+
 def test_skopeo_reads_the_manifest_and_copies_all_layers(registry, place, tmp_path, small):
     body = random.randbytes(4 * MIB)
     head, _ = put(open_store(place), body)

@@ -56,6 +56,9 @@ class RegistryUpload:
         self._visible = False
         self._layer = _Layer(0)
         self._blobs: list[Blob] = []
+        self._ours: list[
+            Blob
+        ] = []  # those that were not there before: of the same file, under another tag
 
     def part_size(self, number: int) -> int:  # noqa: ARG002 - parts of a registry need not grow
         """As `Upload.part_size`: a layer has any number of parts, so that they need not grow."""
@@ -180,7 +183,9 @@ class RegistryUpload:
             nonlocal digest
             try:
                 self._advance(size)
-                digest = f"sha256:{self._layer.hash.hexdigest()}"
+                if not digest:
+                    digest = f"sha256:{self._layer.hash.hexdigest()}"
+                    self._note_ours(Blob(digest, size))
                 close_upload(self._client, self._layer.location, digest, b"")
             except BaseException as error:
                 # An answer may have been lost, and the blob be there.
@@ -193,6 +198,18 @@ class RegistryUpload:
         check_blob(self._client, Blob(digest, size))
         self._blobs.append(Blob(digest, size))
         self._layer = _Layer(self._layer.start + size)
+
+    def _note_ours(self, blob: Blob) -> None:
+        """Before a blob gets its name: giving up may delete it only if nobody has it yet."""
+        try:
+            self._client.call(
+                "HEAD", self._client.path(f"blobs/{blob.digest}"), PUSH, cancelled=self._cancelled
+            )
+        except RegistryAnswerError as error:
+            if error.status == 404:
+                self._ours.append(blob)
+        except SystemEnvironmentError:
+            pass  # not known: leave it
 
     def _there(self, digest: str, size: int) -> bool:
         try:
@@ -210,10 +227,10 @@ class RegistryUpload:
                 self._finish_layer()
             if not self._blobs:
                 raise SystemEnvironmentError(f"{self._client.name}: nothing was sent")
+            self._note_ours(Blob(digest_of(head), len(head)))
             first = push_blob(self._client, head, self._cancelled)
             push_blob(self._client, EMPTY, self._cancelled)
             manifest = ArtifactManifest(first, tuple(self._blobs), self._title, properties)
-            self._blobs.append(first)
             try:
                 url = self._finish(manifest)
             except UncertainCommitError:
@@ -223,7 +240,7 @@ class RegistryUpload:
             return url
 
     def abort(self) -> None:
-        """As `Upload.abort`.  Layers that are there are deleted where the registry allows it."""
+        """As `Upload.abort`.  Layers that it brought are deleted where the registry allows it."""
         with self._lock:
             self._cancelled.set()
             self._client.interrupt(set(self._sending))
@@ -232,7 +249,7 @@ class RegistryUpload:
             return
         if self._layer.location:
             self._discard(self._layer.location)
-        for blob in self._blobs:
+        for blob in self._ours:
             try:
                 self._client.once("DELETE", self._client.path(f"blobs/{blob.digest}"), DELETE)
             except (
