@@ -13,8 +13,8 @@ BINDIR ?= /usr/local/bin
 ARGS ?=
 # How many tests run at once, each file's one after another. One: make test WORKERS= ARGS="--pdb -k rekey"
 WORKERS ?= --dist loadfile --no-loadscope-reorder --tx "3*popen//python=$(CURDIR)/scripts/test-worker"
-# The same for those with CRIU. One after another: make test CRIU_WORKERS=
-CRIU_WORKERS ?= $(WORKERS)
+# How many of those with CRIU: one after another. As many as of the others: make test CRIU_WORKERS=same (docs/adr/0058)
+CRIU_WORKERS ?=
 
 PYTHON := .venv/bin/python
 
@@ -59,7 +59,7 @@ vm: ## set up .vm, the virtual machine of the tests with container engines
 
 .PHONY: test
 test: owner dev test-tools ## run all tests that need no virtual machine
-	@scripts/run-tests $(PYTHON) '$(WORKERS)' '$(CRIU_WORKERS)' $(ARGS)
+	@scripts/run-tests $(PYTHON) '$(WORKERS)' '$(if $(filter same,$(CRIU_WORKERS)),$(WORKERS),$(CRIU_WORKERS))' $(ARGS)
 
 # Not part of `dev`: some 400 MB of packages of the system, for a few tests.
 .PHONY: test-tools
