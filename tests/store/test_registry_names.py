@@ -8,7 +8,7 @@ import threading
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.store.oci import challenge, open_store, reference
@@ -16,11 +16,15 @@ from sealpoint.store.oci.client import Client, origin_of
 from sealpoint.store.oci.manifest import ArtifactManifest, Blob, decode_json
 
 DIGEST = "sha256:" + "0" * 64
-
-
-@given(
-    st.text() | st.from_regex(r"oci://[a-z0-9.:\[\]]{1,80}/[a-z0-9/._-]{1,20}[:@][a-z0-9:]{1,70}")
+# CI is busy: how long it takes to make an example says nothing.
+unhurried = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+
+
+@unhurried
+@given(st.text() | st.text(alphabet="az09.:/@-_[]", max_size=60).map("oci://".__add__))
 def test_a_name_is_refused_or_means_exactly_what_was_typed(url):
     try:
         name = reference.parse(url)
@@ -29,6 +33,7 @@ def test_a_name_is_refused_or_means_exactly_what_was_typed(url):
     assert str(name) == url
 
 
+@unhurried
 @given(st.text() | st.text(alphabet='Bearer realm="x",\\= \t', max_size=80))
 def test_no_challenge_ends_in_an_exception(header):
     chosen = challenge.choose([header])
@@ -44,6 +49,7 @@ JSON = st.recursive(
 NAMES = st.sampled_from(["schemaVersion", "mediaType", "artifactType", "layers", "annotations"])
 
 
+@unhurried
 @given(st.dictionaries(NAMES, JSON).map(json.dumps).map(str.encode) | st.binary())
 def test_any_other_manifest_is_an_error_of_the_file(data):
     with pytest.raises(FileError):
@@ -53,6 +59,7 @@ def test_any_other_manifest_is_an_error_of_the_file(data):
 FIELDS = ["schemaVersion", "mediaType", "artifactType", "layers", "annotations"]
 
 
+@unhurried
 @given(st.sampled_from(FIELDS), JSON)
 def test_a_manifest_with_one_field_exchanged_is_read_as_texts_and_sizes_or_refused(field, value):
     good = ArtifactManifest(Blob(DIGEST, 64 + 16384), (Blob(DIGEST, 5),), "t", {"a": "b"})
