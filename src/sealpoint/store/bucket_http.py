@@ -259,7 +259,41 @@ class _Cutter:
                 self._sock = None
 
 
+class _HeaderLines:
+    """What `http.client` reads of an answer's head.  It takes the end of a connection for the end of the head."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._first = True
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self._file.readline(limit)
+        if not line and not self._first:
+            raise http.client.IncompleteRead(b"")
+        self._first = False
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose head is complete, or HTTPException."""
+
+    def begin(self) -> None:
+        file: Any = self.fp
+        lines: Any = _HeaderLines(file)
+        self.fp = lines
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:  # else it was closed
+                self.fp = file
+
+
 class _Plain(http.client.HTTPConnection):
+    response_class = _Answer
+
     def __init__(self, host: str, port: int | None) -> None:
         super().__init__(host, port, blocksize=_STEP)
         self.cutter = _Cutter()
@@ -276,6 +310,8 @@ class _Plain(http.client.HTTPConnection):
 
 
 class _Secure(http.client.HTTPSConnection):
+    response_class = _Answer
+
     def __init__(self, host: str, port: int | None, context: ssl.SSLContext) -> None:
         super().__init__(host, port, context=context, blocksize=_STEP)
         self.cutter = _Cutter()

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 _MAX_LENGTH: Final = 8192
 _TOKEN: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105 - the grammar's word
-_SCHEME: Final = re.compile(rf"({_TOKEN})(?:[ \t]+|$)")
+_SCHEME: Final = re.compile(rf"({_TOKEN})(?:[ \t]+|(?=,)|$)")
 _PARAMETER: Final = re.compile(
     rf"({_TOKEN})[ \t]*=[ \t]*(?:\"((?:[^\"\\]|\\.)*)\"|({_TOKEN}))[ \t]*(?=,|$)"
 )

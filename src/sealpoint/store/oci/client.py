@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import random
 import re
+import socket
 import ssl
 import threading
 import weakref
@@ -26,6 +27,7 @@ ATTEMPTS: Final = 6
 FIRST_PAUSE: Final = 0.2  # seconds; twice as long each time, up to the longest
 LONGEST_PAUSE: Final = 10.0
 _LONGEST_WISH: Final = 60.0  # of a server, by Retry-After
+_PROBE_SECONDS: Final = 5.0
 _REDIRECTS: Final = 5
 _MAX_ERROR: Final = 16 * 1024
 _WORK_SECONDS: Final = 600.0  # some registries hash a layer before they answer
@@ -253,21 +255,14 @@ class Client:
         address = self._reference.address
         if self._plain_http:
             return f"http://{address}"
-        if is_loopback(self._reference.host):
-            try:
-                url = urlsplit(f"https://{address}/v2/")
-                _, content = self._wire.exchange("GET", url, None, {})
-                content.close()
-            except ssl.SSLCertVerificationError:
-                pass  # it speaks TLS, and the next request says what is wrong
-            except (ssl.SSLError, ConnectionResetError, http.client.HTTPException):
-                return f"http://{address}"
-            except OSError:
-                pass
+        if is_loopback(self._reference.host) and not _speaks_tls(address):
+            return f"http://{address}"
         return f"https://{address}"
 
     def _fetch_token(self, realm: str, query: str, basic: str | None, form: bytes | None) -> bytes:
         """From the token server that the registry names; for Authorizer."""
+        if not realm.lower().startswith(("https://", "http://")):
+            raise self._nonsense("it names no address of a token server")
         url = self.locate(realm)
         headers = {"Accept": "application/json"}
         if basic is not None:
@@ -357,6 +352,25 @@ class Client:
     def close(self) -> None:
         """Let go of connections; more requests open others."""
         self._wire.close()
+
+
+def _speaks_tls(address: str) -> bool:
+    """Whether a server on this machine does.  Its certificate is not looked at: nothing is sent to it here."""
+    url = urlsplit(f"https://{address}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        sock = socket.create_connection((url.hostname or "", url.port or 443), _PROBE_SECONDS)
+    except OSError:
+        return True  # the first request says what is wrong
+    try:
+        context.wrap_socket(sock, server_hostname=url.hostname).close()
+    except OSError:
+        return False
+    finally:
+        sock.close()
+    return True
 
 
 def origin_of(url: SplitResult) -> tuple[str, str, int]:
