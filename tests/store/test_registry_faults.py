@@ -349,11 +349,12 @@ def test_a_peer_that_is_silent_or_drips_is_given_up(store, proxy, fault, request
         file.read_into(memoryview(bytearray(100_000)), file.head_size)
 
 
-def endless(exchange, proxy):
+def endless(exchange, proxy, sent):
     exchange.start(200, {"content-type": "application/json", "connection": "close"})
     try:
         while not proxy.over.is_set():
             exchange.handler.wfile.write(b" " * 65536)
+            sent.append(65536)
     except OSError:
         pass
     return exchange.cut()
@@ -363,9 +364,11 @@ def endless(exchange, proxy):
 def test_an_answer_without_an_end_is_cut_off(store, proxy, path, monkeypatch):
     monkeypatch.setattr(client, "ATTEMPTS", 2)
     put(store, b"x")
-    proxy.before = lambda e: e.method == "GET" and path in e.path and endless(e, proxy)
+    sent = []
+    proxy.before = lambda e: e.method == "GET" and path in e.path and endless(e, proxy, sent)
     with pytest.raises(SystemEnvironmentError, match="does not answer"):
         store.open() if path == "/manifests/" else list(store.list())
+    assert sum(sent) < 256 * MIB  # two attempts, at most 16 MiB each, and the kernel's buffers
 
 
 def test_a_manifest_that_is_not_the_one_of_its_digest_is_refused(store, proxy):

@@ -377,3 +377,14 @@ def test_a_token_that_is_none_is_refused(answer):
 )
 def test_a_token_has_its_life(answer, seconds):
     assert parse_token(answer, "it") == ("Bearer a.b-c=", seconds)
+
+
+def test_a_helper_of_any_path_is_not_run(config, tmp_path, monkeypatch):
+    (tmp_path / "docker-credential-x").mkdir()
+    program = tmp_path / "evil"
+    program.write_text('#!/bin/sh\necho \'{"Username": "u", "Secret": "s"}\'\n')
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    config({"credHelpers": {"r": "x/../evil"}})
+    with pytest.raises(SystemEnvironmentError, match="names a helper that cannot be one"):
+        credentials.find("r")
