@@ -90,11 +90,30 @@ def _certificate(name, issuer):
         .not_valid_before(now - dt.timedelta(days=1))
         .not_valid_after(now + dt.timedelta(days=30))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        # Python 3.13 asks for both identifiers, and for the usage of an authority's key.
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(
+                (issuer[0] if issuer else key).public_key()
+            ),
+            critical=False,
+        )
+        .add_extension(_usage(authority=issuer is None), critical=True)
     )
     if issuer:
         address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
     return key, builder.sign(issuer[0] if issuer else key, hashes.SHA256())
+
+
+def _usage(*, authority):
+    names = "content_commitment key_encipherment data_encipherment key_agreement encipher_only decipher_only"
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        **dict.fromkeys(names.split(), False),
+    )
 
 
 def with_passwords(directory):

@@ -22,6 +22,7 @@ from sealpoint.store.oci.manifest import (
     decode_json,
 )
 from sealpoint.store.oci.place import _next_page
+from tests.store.test_registry_names import unhurried
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
@@ -100,6 +101,7 @@ def test_a_password_in_a_name_is_not_shown_as_its_reason():
         reference.parse("oci://user:x@registry/a:b")
 
 
+@unhurried
 @given(st.text(max_size=80))
 def test_a_name_is_its_own_text_or_refused(text):
     try:
@@ -141,6 +143,7 @@ def test_the_first_of_two_parameters_of_one_name_counts():
     assert found.parameters == {"realm": "https://a"}
 
 
+@unhurried
 @given(st.text(alphabet=string.printable, max_size=200) | st.text(max_size=50))
 def test_no_challenge_is_an_error(text):
     for found in challenge.parse(text):
@@ -148,6 +151,7 @@ def test_no_challenge_is_an_error(text):
         assert all(name == name.lower() for name in found.parameters)
 
 
+@unhurried
 @given(
     st.dictionaries(
         st.text(alphabet=string.ascii_lowercase, min_size=1, max_size=8),
@@ -260,6 +264,7 @@ JSON = st.recursive(
 )
 
 
+@unhurried
 @given(st.sampled_from(sorted(made())), JSON)
 def test_a_manifest_with_anything_in_it_is_read_or_refused(key, value):
     try:
@@ -269,6 +274,7 @@ def test_a_manifest_with_anything_in_it_is_read_or_refused(key, value):
     assert found.size == 64 + 16384 + 5 or key == "layers"
 
 
+@unhurried
 @given(st.binary(max_size=200))
 def test_bytes_are_no_manifest(data):
     with pytest.raises(FileError):
@@ -281,6 +287,7 @@ def test_types_are_those_of_the_documents():
     assert made()["config"]["mediaType"] == "application/vnd.oci.empty.v1+json"
 
 
+@unhurried
 @given(st.text(max_size=100))
 def test_any_link_is_a_page_or_none(link):
     assert "<" not in _next_page(link)
