@@ -28,6 +28,7 @@ from sealpoint.criusec.cipher import PageDigest, Pages
 from sealpoint.format.codec import Coder
 from sealpoint.format.constants import CHUNK_SIZE, TAG_SIZE, Suite
 from sealpoint.format.opened import OpenFile
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.writer import UNSIGNED, SealedWriter
 from sealpoint.keys import Identity, Recipient, TrustPolicy, load_identity, load_recipient
 from sealpoint.keys.generate import generate
@@ -95,7 +96,7 @@ def read(path: Path, keys: Keys) -> None:
     """Open and verify everything, decrypted and decompressed, in one thread."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        authentic, _ = authenticate(fd, TrustPolicy(allow_unsigned=True))
+        authentic, _ = authenticate(Descriptor(fd), TrustPolicy(allow_unsigned=True))
         OpenFile.unlock(authentic, unwrap_with([keys.identity])).verify_all()
     finally:
         os.close(fd)

@@ -48,6 +48,7 @@ from sealpoint.format.index import Reference, frame_hash, frame_head
 from sealpoint.format.manifest import Entry, Manifest
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.preamble import Preamble, Trailer
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.slot import Slot, decode_slot, encode_slot, make_slot
 from sealpoint.format.stanza import Stanza
@@ -255,7 +256,9 @@ def read_all(
     fd = os.memfd_create("sealed")
     try:
         os.write(fd, data)
-        authentic = SealedFile(fd).authenticate(trusting(*trust), repair=repair, newest=newest)
+        authentic = SealedFile(Descriptor(fd)).authenticate(
+            trusting(*trust), repair=repair, newest=newest
+        )
         authentic.check_frames()
         if roots is None:
             return {}

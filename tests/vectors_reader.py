@@ -21,6 +21,7 @@ from sealpoint.chunks.directory import ChunkFinder
 from sealpoint.errors import FileError, IdentityError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import StanzaKind
 from sealpoint.format.opened import OpenFile
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from sealpoint.keys import Identity, TrustedKey, TrustPolicy, hybrid, nist, scrypt, x25519
 from sealpoint.keys.rsa import RsaIdentity
@@ -119,7 +120,7 @@ def _read(
     fd = os.memfd_create("vector")
     try:
         os.write(fd, data)
-        authentic = SealedFile(fd).authenticate(
+        authentic = SealedFile(Descriptor(fd)).authenticate(
             lambda envelope: policy.evaluate(envelope).key_ids,
             repair=vector.get("repair", False),
             newest=vector.get("newest", 0),

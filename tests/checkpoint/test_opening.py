@@ -11,6 +11,7 @@ import pytest
 import sealpoint
 from sealpoint.checkpoint.opening.opener import OpenedCheckpoint, Opening
 from sealpoint.errors import FileError, IdentityError, PolicyError, UsageError
+from sealpoint.format.raw import Descriptor
 from sealpoint.keys import load_trust
 from tests.checkpoint.chain_helpers import Memory, Steps, seal_images
 from tests.checkpoint.checkpoint_helpers import Keys
@@ -98,7 +99,7 @@ def test_keys_are_asked_for_when_the_file_is_authentic_and_once(file, keys, tmp_
 
     def opened(trust):
         opening = Opening(trust, identities)
-        return opening.take(os.open(file, os.O_RDONLY)) if take else opening.open(file)
+        return opening.take(Descriptor(os.open(file, os.O_RDONLY))) if take else opening.open(file)
 
     stranger = Keys(tmp_path / "stranger")
     before = len(os.listdir("/proc/self/fd"))

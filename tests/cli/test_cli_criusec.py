@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from sealpoint.criusec import limits
+from sealpoint.format.raw import Descriptor
 from tests.criusec import criusec_made as made
 from tests.criusec.criusec_helpers import copy_key, load_vectors, unpack, write
 
@@ -207,7 +208,7 @@ def test_a_sealed_file_made_of_a_dump_names_it_and_opens_to_the_plain_images(
 
     fd = os.open("s.sealed", os.O_RDONLY)
     try:
-        origin = Origin.decode(SealedFile(fd).origin_envelope.payload)
+        origin = Origin.decode(SealedFile(Descriptor(fd)).origin_envelope.payload)
     finally:
         os.close(fd)
     digest = blake3.blake3(Path(dump, "cipher.img").read_bytes()).digest()

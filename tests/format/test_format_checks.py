@@ -13,6 +13,7 @@ from sealpoint.format.constants import ENVELOPE_TYPE, ORIGIN_TYPE, Role
 from sealpoint.format.manifest import Entry, Manifest, Stream
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.preamble import Trailer
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.slot import decode_slot
 from sealpoint.format.statement import EnvelopeStatement
@@ -35,7 +36,7 @@ def opens(data, roots, evaluate=None):
     fd = os.memfd_create("x")
     try:
         os.write(fd, data)
-        authentic = SealedFile(fd).authenticate(evaluate or trusting(SIGNER.key_id))
+        authentic = SealedFile(Descriptor(fd)).authenticate(evaluate or trusting(SIGNER.key_id))
         return OpenFile.unlock(authentic, lambda preamble, slot: roots)
     finally:
         os.close(fd)

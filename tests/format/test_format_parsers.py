@@ -23,6 +23,7 @@ from sealpoint.format.constants import (
 )
 from sealpoint.format.index import Index, IndexBuilder
 from sealpoint.format.preamble import Preamble, Trailer
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.slot import Slot, decode_slot, encode_slot
 from sealpoint.format.stanza import Stanza, decode_stanzas, encode_stanzas
@@ -351,7 +352,7 @@ def test_what_is_no_file_is_refused(opened, tmp_path):
         fd = os.open(tmp_path if opened == "directory" else "/dev/zero", os.O_RDONLY)
     try:
         with pytest.raises(FileError, match="not a sealed checkpoint"):
-            SealedFile(fd)
+            SealedFile(Descriptor(fd))
     finally:
         os.close(fd)
 
@@ -364,6 +365,6 @@ def test_a_file_that_becomes_unreadable_is_an_error_of_the_system(tmp_path):
     fd = os.open(path, os.O_WRONLY)
     try:
         with pytest.raises(SystemEnvironmentError):
-            SealedFile(fd)
+            SealedFile(Descriptor(fd))
     finally:
         os.close(fd)

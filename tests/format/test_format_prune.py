@@ -12,6 +12,7 @@ from sealpoint.format.constants import MAX_PRUNE_STATEMENT, PRUNE_MAGIC, Suite
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.prune import PruneStatement, PruneTail, bitmap
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.statement import ParentRef
 from tests import prune_forge
@@ -24,7 +25,7 @@ def read(data: bytes, roots: RootKeys | None) -> dict[str, bytes]:
     fd = os.memfd_create("sealed")
     try:
         os.write(fd, data)
-        authentic = SealedFile(fd).authenticate(trusting(SIGNER.key_id))
+        authentic = SealedFile(Descriptor(fd)).authenticate(trusting(SIGNER.key_id))
         authentic.check_frames()
         if roots is None:
             return {}

@@ -12,6 +12,7 @@ from sealpoint.format.codec import POLICIES, Coder, decode_into, is_zero
 from sealpoint.format.constants import MAX_CHUNK, Codec, Role, Suite
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.opened import OpenFile, Scratch
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.writer import Signing
 from tests.forge import SIGNER, Forge, Sealed, build_sample, read_all, sample, toy_wrap, trusting
@@ -45,7 +46,7 @@ def opened():
     sealed = sample()
     fd = os.memfd_create("x")
     os.write(fd, sealed.data)
-    authentic = SealedFile(fd).authenticate(trusting(SIGNER.key_id))
+    authentic = SealedFile(Descriptor(fd)).authenticate(trusting(SIGNER.key_id))
     yield sealed, OpenFile.unlock(authentic, lambda preamble, slot: sealed.roots)
     os.close(fd)
 
@@ -97,7 +98,7 @@ def test_an_object_that_does_not_exist_is_named(opened):
 def test_a_frame_that_changes_after_all_was_verified_is_noticed(opened):
     _sealed, reader = opened
     reader.verify_all()
-    fd = reader.authentic.file.fd
+    fd = reader.authentic.file.source.fd
     at = reader.authentic.index.entry(0)[1] + 20
     os.pwrite(fd, bytes([os.pread(fd, 1, at)[0] ^ 1]), at)
     with pytest.raises(FileError, match="changed after sealing"):
@@ -106,7 +107,7 @@ def test_a_frame_that_changes_after_all_was_verified_is_noticed(opened):
 
 def test_a_file_that_shrinks_after_all_was_verified_is_noticed(opened):
     _, reader = opened
-    os.ftruncate(reader.authentic.file.fd, 50_000)
+    os.ftruncate(reader.authentic.file.source.fd, 50_000)
     with pytest.raises(FileError):
         reader.verify_all()
 

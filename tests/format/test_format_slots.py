@@ -11,6 +11,7 @@ from sealpoint.format import derive
 from sealpoint.format.constants import MAX_SEQUENCE, Role, Roots, StanzaKind, Suite
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.preamble import Preamble
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.slot import (
     decode_slot,
     encode_slot,
@@ -39,7 +40,7 @@ def chosen(data):
     fd = os.memfd_create("x")
     os.write(fd, data)
     try:
-        return SealedFile(fd).authenticate(trusting())
+        return SealedFile(Descriptor(fd)).authenticate(trusting())
     finally:
         os.close(fd)
 

@@ -12,6 +12,7 @@ import pytest
 from sealpoint.format.constants import Role, Suite
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.opened import OpenFile
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from tests.forge import METADATA_NAMES, Forge, build_sample, sample, trusting
 
@@ -129,7 +130,7 @@ def opened(sealed):
     fd = os.memfd_create("x")
     try:
         os.write(fd, sealed.data)
-        authentic = SealedFile(fd).authenticate(trusting(sealed.signer.key_id))
+        authentic = SealedFile(Descriptor(fd)).authenticate(trusting(sealed.signer.key_id))
         authentic.check_frames()
     except BaseException:
         os.close(fd)

@@ -15,6 +15,7 @@ import pytest
 
 from sealpoint.checkpoint.opening.access import authenticate
 from sealpoint.cli.dump import ack_line
+from sealpoint.format.raw import Descriptor
 from sealpoint.keys import load_trust
 from tests.real import harness, leaks, sealed
 
@@ -60,7 +61,7 @@ def right_answer(stream: bytes, keys: sealed.Keys) -> bytes:
     try:
         os.write(fd, stream)
         policy = load_trust([keys.path("signer.pub")])
-        reference = authenticate(fd, policy)[0].reference
+        reference = authenticate(Descriptor(fd), policy)[0].reference
     finally:
         os.close(fd)
     return ack_line(reference.checkpoint_id, reference.origin_digest)

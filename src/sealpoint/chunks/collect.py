@@ -15,6 +15,7 @@ from sealpoint.chunks.directory import CHUNKS, ChunkDirectory
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import MAGIC
 from sealpoint.format.index import Index
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from sealpoint.store.naming import PARTIAL
 
@@ -163,7 +164,7 @@ def _index(path: str) -> tuple[int, Index] | None:
             return None
         if not path.endswith(_SUFFIX) and os.pread(fd, len(MAGIC), 0) != MAGIC:
             return None
-        return status.st_size, SealedFile(fd).claimed_index()
+        return status.st_size, SealedFile(Descriptor(fd)).claimed_index()
     except FileError as error:
         if path.endswith(PARTIAL):
             # What was not finished refers to nothing: nobody is adding while the store is locked.  What was, has such

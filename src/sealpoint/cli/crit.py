@@ -273,23 +273,24 @@ def _open_image(place: str, reading: Reading) -> Iterator[Image]:
 @contextlib.contextmanager
 def _plain_image(path: str, reading: Reading) -> Iterator[Image | None]:
     """A file that is an image; None if it is a sealed file or an archive."""
+    from sealpoint.format.raw import Descriptor, read_exactly
     from sealpoint.inspect import finding
     from sealpoint.inspect.directory import DirectorySource, pread
     from sealpoint.inspect.encrypted import decrypted
     from sealpoint.inspect.image import Image
     from sealpoint.store.source import open_input
 
-    fd = open_input(path, limit=reading.max_size)
+    source = open_input(path, limit=reading.max_size)
     try:
-        if finding.is_container(os.pread(fd, finding.HEAD, 0)):
+        if finding.is_container(read_exactly(source, min(source.size, finding.HEAD), 0)):
             yield None
             return
-        if path == "-":
-            size = os.fstat(fd).st_size
+        if isinstance(source, Descriptor) and path == "-":
+            fd, size = source.fd, source.size
             yield Image(lambda at, length: pread(fd, at, length, path), size, "standard input")
             return
     finally:
-        os.close(fd)
+        source.close()
     directory, name = os.path.split(os.path.realpath(path))
     beside = reading.access()
     opened = decrypted(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,13 +47,13 @@ def check(*, file: str, reading: Reading, as_json: bool) -> None:
     policy = reading.policy()
     Opening(policy).require_trust()
     label = "standard input" if file == "-" else file
-    fd = open_input(file)
+    source = open_input(file)
     try:
-        authentic, opinions, refusal = explain(fd, policy)
+        authentic, opinions, refusal = explain(source, policy)
     except FileError as error:
         raise in_file(error, label) from None
     finally:
-        os.close(fd)
+        source.close()
     if as_json:
         values = _values(authentic, opinions)
         echo_json({"file": file, "believed": refusal is None, **values})

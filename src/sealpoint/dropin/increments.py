@@ -24,6 +24,7 @@ from sealpoint.checkpoint import (
 from sealpoint.config import Config
 from sealpoint.criu import pagemap
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.statement import ParentRef, digest
 from sealpoint.format.writer import Signing
@@ -266,7 +267,7 @@ def reference_of(directory: int) -> ParentRef:
     """
     fd = os.open(SEALED_IMAGE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
     try:
-        file = SealedFile(fd)
+        file = SealedFile(Descriptor(fd))
         return ParentRef(file.preamble.checkpoint_id, digest(file.origin_envelope.payload))
     finally:
         os.close(fd)

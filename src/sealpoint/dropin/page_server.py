@@ -20,6 +20,7 @@ from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.descriptors import Journal, RequestDescriptors, copy_descriptor
 from sealpoint.dropin.inherited import release_descriptors
 from sealpoint.errors import PolicyError, SealpointError, UsageError
+from sealpoint.format.raw import Descriptor
 from sealpoint.keys import TrustPolicy
 from sealpoint.process import Held
 from sealpoint.store import guests, page_server
@@ -164,7 +165,9 @@ def _receiving(images: str, policy: TrustPolicy) -> page_server.Receiving:
         name=separate_pages.file_name,
         check_proof=lambda proof, nonce: peer.check(proof, policy, peer.PAGE_SERVER, nonce),
         front=lambda: Front(policy).feed,
-        check=lambda fd, checkpoint_id: separate_pages.check_stored(fd, checkpoint_id, policy),
+        check=lambda fd, checkpoint_id: separate_pages.check_stored(
+            Descriptor(fd), checkpoint_id, policy
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """Reading a sealed file, in the one order that the specification allows.
 
-`SealedFile(fd)` parses trailer, bounds and slots; `authenticate` checks signatures and trust before it looks into a
+`SealedFile(source)` parses trailer, bounds and slots; `authenticate` checks signatures and trust before it looks into a
 statement; `OpenFile.unlock` (in `opened`) unwraps, checks commitments and MAC and decrypts the manifests.  Each step
 returns a new object that can do more, so nothing can be read before it was checked.
 
@@ -10,8 +10,6 @@ Out of scope: trust (a callable), keys (a callable), anything that CRIU means by
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,7 +38,7 @@ from sealpoint.format.derive import RootKeys
 from sealpoint.format.index import Index
 from sealpoint.format.preamble import Preamble, Trailer
 from sealpoint.format.prune import PruneStatement, PruneTail
-from sealpoint.format.raw import read_exactly, read_exactly_into
+from sealpoint.format.raw import ByteSource, read_exactly
 from sealpoint.format.slot import Slot, decode_slot
 from sealpoint.format.statement import EnvelopeStatement, Origin, ParentRef
 
@@ -54,43 +52,41 @@ Unwrap = Callable[[Preamble, Slot], RootKeys]
 class SealedFile:
     """The public structure of a sealed file.  Nothing in it is authentic yet."""
 
-    def __init__(self, fd: int, size: int | None = None) -> None:
-        """`fd`: seekable, stays the caller's; size: of the part that counts, all of it if None.  Raises FileError.
+    def __init__(self, source: ByteSource, size: int | None = None) -> None:
+        """`source` stays the caller's; size: of the part that counts, all of it if None.  Raises FileError.
 
         sealed_size: bytes up to the end of the trailer; what follows are prune records.
         """
-        self.fd = fd
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise FileError("not a sealed checkpoint", hint="it is not a regular file")
-        self.size = status.st_size if size is None else size
+        self.source = source
+        now = source.size
+        self.size = now if size is None else size
         if self.size < PREAMBLE_SIZE + TRAILER_SIZE:
             raise FileError("not a sealed checkpoint", hint="it is too short to be one")
-        self.preamble = Preamble.decode(read_exactly(fd, PREAMBLE_SIZE, 0))
+        self.preamble = Preamble.decode(read_exactly(source, PREAMBLE_SIZE, 0))
         if self.size < self.preamble.frames_offset + TRAILER_SIZE:
             raise FileError("the sealed file is incomplete")
         self.prune_tail: PruneTail | None = None
         self.prune_envelope: dsse.Envelope | None = None
         self.sealed_size = self._read_prune_record()
         self.trailer = Trailer.decode(
-            read_exactly(fd, TRAILER_SIZE, self.sealed_size - TRAILER_SIZE),
+            read_exactly(source, TRAILER_SIZE, self.sealed_size - TRAILER_SIZE),
             self.preamble,
             self.sealed_size,
         )
         self.slots: list[Slot | FileError | None] = [self._read_slot(n) for n in (0, 1)]
-        origin = read_exactly(fd, self.trailer.origin_size, self.trailer.origin_offset)
+        origin = read_exactly(source, self.trailer.origin_size, self.trailer.origin_offset)
         self.trailer.check_origin(origin)
         self.origin_envelope = dsse.decode(origin, ORIGIN_TYPE, "origin statement")
 
     def _read_prune_record(self) -> int:
         """The last prune record, if there is one; returns where the sealed file proper ends."""
-        last = read_exactly(self.fd, PRUNE_TAIL_SIZE, self.size - PRUNE_TAIL_SIZE)
+        last = read_exactly(self.source, PRUNE_TAIL_SIZE, self.size - PRUNE_TAIL_SIZE)
         if last[: len(PRUNE_MAGIC)] != PRUNE_MAGIC:
             return self.size
         tail = PruneTail.decode(last, self.size)
         if tail.sealed_size < self.preamble.frames_offset + TRAILER_SIZE:
             raise FileError("the prune record contradicts the file")
-        statement = read_exactly(self.fd, tail.statement_size, tail.statement_offset)
+        statement = read_exactly(self.source, tail.statement_size, tail.statement_offset)
         tail.check(statement)
         self.prune_envelope = dsse.decode(statement, PRUNE_TYPE, "prune statement")
         self.prune_tail = tail
@@ -99,7 +95,7 @@ class SealedFile:
     def _read_slot(self, number: int) -> Slot | FileError | None:
         offset = self.preamble.slot_offset(number)
         try:
-            return decode_slot(read_exactly(self.fd, self.preamble.slot_size, offset))
+            return decode_slot(read_exactly(self.source, self.preamble.slot_size, offset))
         except FileError as error:
             return error
 
@@ -134,7 +130,9 @@ class SealedFile:
         signed_by = evaluate(envelope)
         found = PruneStatement.decode(envelope.payload)
         _check_signers(envelope, signed_by, found.signers, what)
-        earlier = read_exactly(self.fd, tail.statement_offset - self.sealed_size, self.sealed_size)
+        earlier = read_exactly(
+            self.source, tail.statement_offset - self.sealed_size, self.sealed_size
+        )
         if (
             found.checkpoint_id != self.preamble.checkpoint_id
             or found.origin_digest != statement.digest(self.origin_envelope.payload)
@@ -197,7 +195,7 @@ class SealedFile:
         size = origin.frames * INDEX_ENTRY_SIZE + origin.references * REFERENCE_SIZE
         if not 0 < origin.frames <= MAX_FRAMES or trailer.index_size != size:
             raise FileError("the origin statement does not belong to this file")
-        data = read_exactly(self.fd, trailer.index_size, trailer.index_offset)
+        data = read_exactly(self.source, trailer.index_size, trailer.index_offset)
         if (
             origin.suite is not preamble.suite
             or origin.checkpoint_id != preamble.checkpoint_id
@@ -280,5 +278,5 @@ class AuthenticFile:
     def _read(self, position: int, buffer: memoryview) -> memoryview:
         _, offset, size, _ = self.index.entry(position)
         frame = buffer[: FRAME_HEAD_SIZE + size]
-        read_exactly_into(self.file.fd, frame, offset)
+        self.file.source.read_into(frame, offset)
         return frame

@@ -11,6 +11,7 @@ from typing import Final
 
 from sealpoint.errors import FileError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC
+from sealpoint.format.raw import ByteSource, Descriptor, read_exactly
 from sealpoint.inspect.source import Access, Source
 from sealpoint.keys.load import in_file
 
@@ -49,34 +50,37 @@ def find_source(path: str, access: Access) -> Source:
     """As open_source; the caller closes it."""
     if path != "-" and os.path.isdir(path):
         return _open_directory(path, access)
-    from sealpoint.store.source import open_input as open_fd
+    from sealpoint.store.source import open_input
 
     label = "standard input" if path == "-" else path
     try:
-        fd = open_fd(path, limit=access.limit, admit=_Admission(label, access).feed)
+        file: ByteSource | None = open_input(
+            path, limit=access.limit, admit=_Admission(label, access).feed
+        )
     except (FileError, PolicyError) as error:
         raise in_file(error, label) from None
     archive: Source | None = None
+    owned: ByteSource | None = file
     try:
-        head = os.pread(fd, HEAD, 0)
+        head = read_exactly(file, min(file.size, HEAD), 0)
         if head.startswith(MAGIC):
             from sealpoint.inspect.sealed import SealedSource
 
-            taken, fd = fd, -1  # it closes it
-            return SealedSource.take(taken, path, access)
-        if is_container(head):
+            owned = None  # it closes it
+            return SealedSource.take(file, path, access)
+        if is_container(head) and isinstance(file, Descriptor):
             from sealpoint.inspect.archive import ArchiveSource
 
-            archive = ArchiveSource(fd, label)
+            archive = ArchiveSource(file.fd, label)
     except BaseException as error:
-        if fd >= 0:
-            os.close(fd)
+        if owned is not None:
+            owned.close()
         if isinstance(error, SealpointError) and not error.message.startswith(label):
             raise in_file(error, label) from None
         raise
     if archive is not None:
         return _decrypted(archive, access)
-    os.close(fd)
+    file.close()
     raise _neither(label)
 
 

@@ -20,6 +20,7 @@ from sealpoint.criu.roles import SUMMARY_NAME, role_of
 from sealpoint.errors import FileError, IdentityError
 from sealpoint.format.constants import Role, Roots
 from sealpoint.format.opened import Scratch
+from sealpoint.format.raw import ByteSource
 from sealpoint.inspect.source import PARENT_ELSEWHERE, READ_LIMIT, inside
 from sealpoint.keys.load import in_file
 
@@ -77,9 +78,9 @@ class SealedSource:
         return cls._of(access.opening().open(path))
 
     @classmethod
-    def take(cls, fd: int, path: str, access: Access) -> SealedSource:
+    def take(cls, source: ByteSource, path: str, access: Access) -> SealedSource:
         """As `open`, from a descriptor, which it takes over, and closes if it fails."""
-        return cls._of(access.opening().take(fd, path))
+        return cls._of(access.opening().take(source, path))
 
     @classmethod
     def _of(cls, checkpoint: OpenedCheckpoint) -> SealedSource:

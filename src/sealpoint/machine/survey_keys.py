@@ -12,6 +12,7 @@ from sealpoint.checkpoint import Opening, Sealing
 from sealpoint.config import Config
 from sealpoint.errors import IdentityError, PolicyError
 from sealpoint.format.chunks import Buffer
+from sealpoint.format.raw import Descriptor
 from sealpoint.keys import Identity, Recipient, Signer, TrustPolicy, files
 from sealpoint.machine import configure
 from sealpoint.machine.finding import Finding, fail, guarded, ok, warn
@@ -237,7 +238,7 @@ def _round_trip(
 
 def _read_back(fd: int, identities: list[Identity], policy: TrustPolicy) -> list[Finding]:
     try:
-        checkpoint = Opening(policy, lambda: identities, alone=True).take(os.dup(fd))
+        checkpoint = Opening(policy, lambda: identities, alone=True).take(Descriptor(os.dup(fd)))
     except PolicyError:
         text = (
             "this machine's own signer is not trusted here: it will not restore its own checkpoints"

@@ -125,13 +125,16 @@ def _lock_private(file: os.stat_result) -> tuple[int, int, str] | None:
 
 
 def read_settled(
-    fd: int, read: Callable[[], _T], unsettled: Callable[[_T], bool] = lambda _: False
+    fd: int | None, read: Callable[[], _T], unsettled: Callable[[_T], bool] = lambda _: False
 ) -> _T:
     """What `read` returns, read again while a writer may be amid a change of the file.
 
-    unsettled: whether a result may be that of a file amid a change.  Raises what `read` raises: FileError only if the
+    fd: of the file; None where it cannot be seen amid a change.  unsettled: whether a result may be that of a file
+    amid a change.  Raises what `read` raises: FileError only if the
     file was not changed a moment ago, or goes on changing for too long.
     """
+    if fd is None:
+        return read()
     end = time.monotonic() + _LONGEST
     while True:
         before = os.fstat(fd)

@@ -1,4 +1,4 @@
-"""Opening a sealed file for reading: a path, or a pipe whose contents are held first.
+"""Opening a sealed file for reading: a path, a place in a store, or a pipe whose contents are held first.
 
 What comes from a pipe is held as it came, encrypted: in memory (memfd), or in an unlinked file of a spool directory.
 """
@@ -12,7 +12,9 @@ import stat
 from collections.abc import Callable, Iterator
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.format.raw import ByteSource, Descriptor
 from sealpoint.store import limits
+from sealpoint.store.location import is_url, open_remote
 from sealpoint.store.output import write_all
 
 _STEP = 1024 * 1024
@@ -30,13 +32,25 @@ def open_input(
     progress: Callable[[int], None] = lambda _: None,
     limit: int | None = None,
     admit: Admit = _anything,
-) -> int:
-    """A seekable descriptor of a sealed file; "-" is standard input.  The caller closes it.
+) -> ByteSource:
+    """A sealed file by its name: a path, the URL of one in a store, or "-", standard input.  The caller closes it.
 
-    limit, admit: of what is held; see `hold_from`.
+    limit, admit: of what is held of a pipe; see `hold_from`.  What lies in a store is read when it is needed.
 
-    Raises UsageError (no such file, a terminal), SystemEnvironmentError (cannot read, no space to hold it).
+    Raises UsageError (no such file, a terminal), SystemEnvironmentError (cannot read, no space to hold it), FileError.
     """
+    if is_url(path):
+        return open_remote(path)
+    return Descriptor(_open_local(path, spool, progress, limit, admit))
+
+
+def _open_local(
+    path: str,
+    spool: str | None,
+    progress: Callable[[int], None],
+    limit: int | None,
+    admit: Admit,
+) -> int:
     if path == "-":
         return _from_stdin(spool, progress, limit, admit)
     try:
@@ -99,7 +113,7 @@ def hold_from(
     where = "memory" if spool is None else spool
     allowance = limits.Allowance(limit, where, spool)
     try:
-        held = _memory() if spool is None else _unlinked(spool)
+        held = memory() if spool is None else unlinked(spool)
     except OSError as error:
         raise SystemEnvironmentError(
             f"cannot hold the checkpoint in {where}: {error.strerror}"
@@ -131,11 +145,12 @@ def pieces(fd: int) -> Iterator[memoryview]:
         raise SystemEnvironmentError(f"cannot read the checkpoint: {error.strerror}") from None
 
 
-def _memory() -> int:
+def memory() -> int:
+    """A file in memory."""
     return os.memfd_create("sealpoint-held", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
-def _unlinked(directory: str) -> int:
+def unlinked(directory: str) -> int:
     """A file without a name."""
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)

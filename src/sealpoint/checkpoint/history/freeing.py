@@ -33,7 +33,7 @@ from sealpoint.format.constants import (
 )
 from sealpoint.format.index import Index
 from sealpoint.format.prune import PruneStatement, PruneTail, bitmap
-from sealpoint.format.raw import read_exactly
+from sealpoint.format.raw import Descriptor, read_exactly
 from sealpoint.format.reader import AuthenticFile, SealedFile
 from sealpoint.format.statement import ParentRef
 from sealpoint.format.writer import Signing
@@ -179,7 +179,7 @@ def _statement(
     authentic: AuthenticFile, child: ParentRef, frames: set[int], signing: Signing
 ) -> PruneStatement:
     file, index, before = authentic.file, authentic.index, authentic.prune
-    records = read_exactly(file.fd, file.size - file.sealed_size, file.sealed_size)
+    records = read_exactly(file.source, file.size - file.sealed_size, file.sealed_size)
     return PruneStatement(
         checkpoint_id=authentic.reference.checkpoint_id,
         origin_digest=authentic.reference.origin_digest,
@@ -239,14 +239,14 @@ def repair(fd: int) -> bool:
     Such a record counts for nothing: no frame was emptied before it was durable.
     """
     try:
-        SealedFile(fd)
+        SealedFile(Descriptor(fd))
     except FileError as error:
         size = os.fstat(fd).st_size
         start = max(0, size - MAX_PRUNE_RECORDS - TRAILER_SIZE)
-        data = read_exactly(fd, size - start, start)
+        data = read_exactly(Descriptor(fd), size - start, start)
         for end in _ends(data):
             try:
-                SealedFile(fd, start + end)
+                SealedFile(Descriptor(fd), start + end)
             except FileError:
                 continue
             os.ftruncate(fd, start + end)

@@ -22,7 +22,7 @@ from sealpoint.errors import (
 from sealpoint.format.constants import Roots, StanzaKind
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.preamble import Preamble
-from sealpoint.format.raw import read_exactly
+from sealpoint.format.raw import Descriptor, read_exactly
 from sealpoint.format.reader import AuthenticFile
 from sealpoint.format.slot import Slot, encode_slot, make_slot
 from sealpoint.format.stanza import Stanza
@@ -130,7 +130,8 @@ def _replace(fd: int, authentic: AuthenticFile, slot: Slot) -> None:
 
 
 def _require_slots(fd: int, preamble: Preamble, old: int, before: bytes, other: bytes) -> None:
-    found = [read_exactly(fd, preamble.slot_size, preamble.slot_offset(n)) for n in (old, 1 - old)]
+    file, size = Descriptor(fd), preamble.slot_size
+    found = [read_exactly(file, size, preamble.slot_offset(n)) for n in (old, 1 - old)]
     if found != [before, other]:
         raise SystemEnvironmentError("the header was changed by another process meanwhile")
 

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Self
 from sealpoint.checkpoint.opening.chain import ChainLink, claimed_origin, sealed_files
 from sealpoint.checkpoint.opening.opener import OpenedCheckpoint, Opening
 from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.format.raw import Descriptor
 
 _DAY: Final = 24 * 3600
 
@@ -110,7 +111,13 @@ class _Entry:
     def __init__(self, link: ChainLink) -> None:
         """Raises SystemEnvironmentError."""
         self.path = link.path
-        self._file = os.fstat(link.checkpoint.fd)
+        source = link.checkpoint.source
+        if not isinstance(source, Descriptor):
+            raise UsageError(
+                f"{link.path} lies in a store",
+                hint="remove old files there by the rules of the store",
+            )
+        self._file = os.fstat(source.fd)
         try:
             self._directory = os.open(
                 os.path.dirname(link.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

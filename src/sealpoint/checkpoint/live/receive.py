@@ -21,6 +21,7 @@ from sealpoint.checkpoint.opening.opener import OpenedCheckpoint, Opening
 from sealpoint.errors import FileError, PolicyError, SealpointError, SystemEnvironmentError
 from sealpoint.format.constants import Role
 from sealpoint.format.opened import OpenFile
+from sealpoint.format.raw import Descriptor
 from sealpoint.progress import Report, silent
 from sealpoint.state.released import Released
 from sealpoint.store.link import Link, LinkError, LinkInput, MessageKind
@@ -180,7 +181,7 @@ class Receiver:
             out.close()
             raise
         self._commits.append(_Commit(out))
-        file = self._request.opening.take(os.dup(out.fd))
+        file = self._request.opening.take(Descriptor(os.dup(out.fd)))
         self._files.append(file)
         opened = file.file()
         self._check(opened)

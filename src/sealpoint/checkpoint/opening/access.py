@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +16,7 @@ from sealpoint.format.constants import ENVELOPE_TYPE, Roots, StanzaKind
 from sealpoint.format.derive import RootKeys
 from sealpoint.format.opened import OpenFile
 from sealpoint.format.preamble import Preamble
+from sealpoint.format.raw import ByteSource, Descriptor
 from sealpoint.format.reader import AuthenticFile, SealedFile, Unwrap
 from sealpoint.format.slot import Slot
 from sealpoint.format.stanza import Stanza, WrapContext
@@ -33,6 +33,7 @@ from sealpoint.keys.base import KIND_NAMES
 from sealpoint.keys.load import in_file
 from sealpoint.keys.scope import Claim
 from sealpoint.keys.trust import Reason
+from sealpoint.store.location import is_url
 from sealpoint.store.locks import read_settled
 from sealpoint.store.source import open_input
 
@@ -120,7 +121,7 @@ def describe_stanza(stanza: Stanza) -> str:
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """A sealed file whose statements were checked against a policy.  A context manager: closes its descriptor.
+    """A sealed file whose statements were checked against a policy.  A context manager: closes `source`.
 
     Opened by `opener` alone, which asks for trust, finds parents and pages, and knows what is expected.
 
@@ -128,7 +129,7 @@ class CheckedFile:
     None where it has none; stores: where else than beside it the chunks may lie to which it refers.
     """
 
-    fd: int
+    source: ByteSource
     authentic: AuthenticFile
     signers: tuple[VerifiedSignature, ...]
     path: str | None = None
@@ -151,42 +152,42 @@ class CheckedFile:
         Raises FileError, PolicyError, UsageError.
         """
         try:
-            fd = open_input(
+            source = open_input(
                 path, spool=spool, progress=progress, limit=limit, admit=Front(policy).feed
             )
         except (FileError, PolicyError) as error:
             raise in_file(error, "standard input" if path == "-" else path) from None
         try:
-            where = None if path == "-" else path
-            return cls.of(fd, policy, repair=repair, path=where, stores=stores)
+            where = None if path == "-" or is_url(path) else path
+            return cls.of(source, policy, repair=repair, path=where, stores=stores)
         except (FileError, PolicyError) as error:
-            os.close(fd)
+            source.close()
             raise in_file(error, "standard input" if path == "-" else path) from None
         except BaseException:
-            os.close(fd)
+            source.close()
             raise
 
     @classmethod
     def of(
         cls,
-        fd: int,
+        source: ByteSource,
         policy: TrustPolicy,
         *,
         repair: bool = False,
         path: str | None = None,
         stores: Sequence[str] = (),
     ) -> CheckedFile:
-        """From a seekable descriptor, which it takes over if it succeeds.  Raises FileError, PolicyError."""
+        """From `source`, which it takes over if it succeeds.  Raises FileError, PolicyError."""
         authentic, signers = read_settled(
-            fd,
-            lambda: authenticate(fd, policy, repair=repair),
+            source.fd if isinstance(source, Descriptor) else None,
+            lambda: authenticate(source, policy, repair=repair),
             lambda found: found[0].interrupted,
         )
-        return cls(fd, authentic, signers, path, tuple(stores))
+        return cls(source, authentic, signers, path, tuple(stores))
 
     def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self.fd)
+        """Let go of the file."""
+        self.source.close()
 
     def unlock(self, identities: Sequence[Identity]) -> OpenFile:
         """Raises IdentityError, FileError."""
@@ -208,7 +209,7 @@ class CheckedFile:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self.fd)
+        self.source.close()
 
 
 class Opinion(NamedTuple):
@@ -234,14 +235,14 @@ class _Statements(NamedTuple):
 
 
 def authenticate(
-    fd: int, policy: TrustPolicy, *, repair: bool = False
+    source: ByteSource, policy: TrustPolicy, *, repair: bool = False
 ) -> tuple[AuthenticFile, tuple[VerifiedSignature, ...]]:
     """Check the public parts of a sealed file and who signed them.  Raises FileError, PolicyError.
 
     Every statement needs a signer who is trusted for the checkpoint that the origin statement describes.
     """
     authentic, claim, prune, (envelope, created), (origin, captured) = _statements(
-        fd, policy, repair=repair
+        source, policy, repair=repair
     )
     policy.check(origin, claim, captured)
     policy.check(envelope, claim, created)
@@ -262,14 +263,14 @@ class Judgement(NamedTuple):
     refusal: PolicyError | None
 
 
-def explain(fd: int, policy: TrustPolicy) -> Judgement:
+def explain(source: ByteSource, policy: TrustPolicy) -> Judgement:
     """Ask `authenticate`, and for every reason.  Raises FileError."""
     refusal = None
     try:
-        authenticate(fd, policy)
+        authenticate(source, policy)
     except PolicyError as error:
         refusal = error
-    found = _statements(fd, policy._replace(names_only=True), repair=False)
+    found = _statements(source, policy._replace(names_only=True), repair=False)
     statements = {"contents": found.origin, "header": found.envelope}
     if found.prune is not None:
         statements["prune record"] = found.prune
@@ -280,14 +281,14 @@ def explain(fd: int, policy: TrustPolicy) -> Judgement:
     return Judgement(found.authentic, opinions, refusal)
 
 
-def _statements(fd: int, policy: TrustPolicy, *, repair: bool) -> _Statements:
+def _statements(source: ByteSource, policy: TrustPolicy, *, repair: bool) -> _Statements:
     seen: dict[bytes, Verified] = {}
 
     def evaluate(envelope: dsse.Envelope) -> tuple[str, ...]:
         verified = seen[envelope.payload] = policy.evaluate(envelope)
         return verified.key_ids
 
-    authentic = SealedFile(fd).authenticate(evaluate, repair=repair)
+    authentic = SealedFile(source).authenticate(evaluate, repair=repair)
     origin = authentic.origin
     signed = seen[authentic.file.origin_envelope.payload]
     envelope = seen[dsse.decode(authentic.slot.envelope, ENVELOPE_TYPE, "envelope").payload]

@@ -17,6 +17,7 @@ from sealpoint.checkpoint.opening.access import CheckedFile
 from sealpoint.errors import FileError, PolicyError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import ID_SIZE, MAGIC, MAX_CHAIN, PREAMBLE_SIZE
 from sealpoint.format.opened import OpenFile
+from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
 from sealpoint.format.statement import Origin, ParentRef
 from sealpoint.keys import Identity, TrustPolicy
@@ -111,7 +112,7 @@ def claimed_origin(path: str) -> Origin | None:
     except OSError:
         return None
     try:
-        return Origin.decode(SealedFile(fd).origin_envelope.payload)
+        return Origin.decode(SealedFile(Descriptor(fd)).origin_envelope.payload)
     except (FileError, SystemEnvironmentError):
         return None
     finally:
@@ -286,7 +287,7 @@ def _open_parent(
         try:
             _check_parent(child, ChainLink(path, parent))
         except FileError as error:
-            os.close(parent.fd)
+            parent.close()
             problem = problem or error
             continue
         return ChainLink(path, parent)

@@ -29,6 +29,7 @@ from sealpoint.errors import (
     UsageError,
 )
 from sealpoint.format.opened import OpenFile
+from sealpoint.format.raw import ByteSource, Descriptor
 from sealpoint.format.reader import AuthenticFile
 from sealpoint.format.statement import Origin, ParentRef
 from sealpoint.keys import Identity, TrustPolicy, VerifiedSignature, load_trust
@@ -94,15 +95,15 @@ class Opening:
         )
         return self._begin(ChainLink(path, top), finder)
 
-    def take(self, fd: int, path: str = STANDARD_INPUT) -> OpenedCheckpoint:
-        """As `open`, from a seekable descriptor, which it takes over, and closes if it fails."""
+    def take(self, source: ByteSource, path: str = STANDARD_INPUT) -> OpenedCheckpoint:
+        """As `open`, from `source`, which it takes over, and closes if it fails."""
         try:
             self.require_trust()
             finder = Finder(self.parents)
             where = None if path == STANDARD_INPUT else path
-            top = CheckedFile.of(fd, self.trust, path=where, stores=self.stores)
+            top = CheckedFile.of(source, self.trust, path=where, stores=self.stores)
         except BaseException:
-            os.close(fd)
+            source.close()
             raise
         return self._begin(ChainLink(path, top), finder)
 
@@ -120,7 +121,7 @@ class Opening:
         try:
             with writing(fd, path):
                 mend(fd)
-                authentic, _ = authenticate(fd, self.trust, repair=repair)
+                authentic, _ = authenticate(Descriptor(fd), self.trust, repair=repair)
                 self.expected.check(authentic)
                 yield Changing(fd, authentic)
         finally:

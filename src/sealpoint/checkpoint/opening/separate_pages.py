@@ -17,6 +17,7 @@ from sealpoint.errors import FileError
 from sealpoint.format.constants import Role
 from sealpoint.format.manifest import Stream
 from sealpoint.format.opened import OpenFile, Scratch
+from sealpoint.format.raw import ByteSource
 from sealpoint.format.reader import AuthenticFile, SealedFile
 from sealpoint.format.statement import ParentRef
 from sealpoint.keys import Identity, TrustPolicy
@@ -70,22 +71,22 @@ def is_pages_file(opened: OpenFile) -> bool:
     return opened.manifests[Role.METADATA].properties.get("layout") == LAYOUT
 
 
-def check_stored(fd: int, checkpoint_id: bytes, policy: TrustPolicy) -> None:
+def check_stored(file: ByteSource, checkpoint_id: bytes, policy: TrustPolicy) -> None:
     """What a page server, which has no key, can see of a file that it stored.  Raises FileError, PolicyError."""
-    if SealedFile(fd).preamble.checkpoint_id != checkpoint_id:
+    if SealedFile(file).preamble.checkpoint_id != checkpoint_id:
         raise FileError("the file is of another checkpoint than announced")
-    authenticate(fd, policy)
+    authenticate(file, policy)
 
 
 class WithPages(OpenFile):
-    """A checkpoint and its pages file as one.  Closes the pages file's descriptor with `close`."""
+    """A checkpoint and its pages file as one.  Closes the pages file with `close`."""
 
-    def __init__(self, main: OpenFile, pages: OpenFile, fd: int) -> None:
+    def __init__(self, main: OpenFile, pages: OpenFile, source: ByteSource) -> None:
         """Raises FileError."""
         self.authentic: AuthenticFile = main.authentic
         self.roots = main.roots
         self.manifests = main.manifests
-        self._main, self._pages, self._fd = main, pages, fd
+        self._main, self._pages, self._source = main, pages, source
         self._shifted = {
             s.number + _SHIFT: (s._replace(number=s.number + _SHIFT), s) for s in pages.streams()
         }
@@ -127,7 +128,7 @@ class WithPages(OpenFile):
 
     def close(self) -> None:
         """Let go of the pages file."""
-        os.close(self._fd)
+        self._source.close()
 
 
 def lacks_pages(opened: OpenFile) -> bool:
@@ -175,7 +176,7 @@ def join(
         pages = checked.unlock(identities)
         if not is_pages_file(pages) or not pages.has_memory:
             raise FileError(f"{path} holds no memory pages")
-        return WithPages(main, pages, checked.fd)
+        return WithPages(main, pages, checked.source)
     except BaseException:
         checked.close()
         raise

@@ -1,0 +1,62 @@
+"""What a name given for a sealed file is: a path, "-", or the URL of a place in a store, whose adapter it then loads.
+
+Adapters are modules with `open_store(url) -> Store`.  They are loaded when a URL is used, never before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import TYPE_CHECKING, Final, cast
+
+from sealpoint.errors import UsageError
+from sealpoint.names import printable
+
+if TYPE_CHECKING:
+    from sealpoint.store.ranges import RemoteSource
+    from sealpoint.store.remote import Store
+
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+# Scheme, adapter, the extra that its packages come with.
+_ADAPTERS: Final = {
+    "s3": ("sealpoint.store.bucket", "s3"),
+    "oci": ("sealpoint.store.oci", "oci"),
+}
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is no path but a URL, of whatever kind.  (A path that looks like one can be written ./s3://...)"""
+    return _URL.match(name) is not None
+
+
+def open_store(url: str) -> Store:
+    """The place of that URL; sends nothing yet.
+
+    Raises UsageError (no such kind of store, a package is missing, no good URL), SystemEnvironmentError.
+    """
+    found = _URL.match(url)
+    scheme = found.group(1) if found else ""
+    if scheme not in _ADAPTERS:
+        raise UsageError(
+            f"{printable(url)}: there is no store of the kind {scheme}://",
+            hint="stores are " + " and ".join(f"{s}://" for s in _ADAPTERS),
+        )
+    module, extra = _ADAPTERS[scheme]
+    try:
+        adapter = importlib.import_module(module)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "sealpoint" and error.name != module:
+            raise
+        raise UsageError(
+            f"{printable(url)}: {scheme}:// needs packages that are not installed",
+            hint=f"pip install 'sealpoint[{extra}]'",
+        ) from None
+    return cast("Store", adapter.open_store(url))
+
+
+def open_remote(url: str) -> RemoteSource:
+    """A sealed file in a store, for reading.  Raises UsageError, FileError, SystemEnvironmentError."""
+    from sealpoint.store.ranges import RemoteSource
+
+    store = open_store(url)
+    return RemoteSource(store.open(), store)
