@@ -15,7 +15,7 @@ import click
 from sealpoint.cli import keyring, notice, numbers, options
 from sealpoint.cli.printable import echo_json
 from sealpoint.cli.running import Running, ack_line, note_newest, runs_criu
-from sealpoint.cli.sealing import A_FILE, SealOptions, seals_checkpoint
+from sealpoint.cli.sealing import A_FILE_OR_URL, SealOptions, seals_checkpoint
 from sealpoint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"ignore_unknown_options": False})
 @options.tree_option
-@seals_checkpoint(A_FILE)
+@seals_checkpoint(A_FILE_OR_URL, metavar="FILE|URL|-", stores=True)
 @click.option("-R", "--leave-running", is_flag=True, help="Let the tree run on after the dump.")
 @click.option(
     "--kill-after",
@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--ack-timeout", type=numbers.SECONDS, default=600.0, show_default=True, metavar="SECONDS"
+)
+@click.option(
+    "--commit-timeout",
+    type=numbers.SECONDS,
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With a URL: how long the tree stays frozen, when all is written, for the store to acknowledge it.",
 )
 @click.option("--track", is_flag=True, help="Begin a chain: remember what a later --parent needs.")
 @click.option(
@@ -64,6 +72,7 @@ def command(
     leave_running: bool,
     kill_after: str | None,
     ack_timeout: float,
+    commit_timeout: float,
     track: bool,
     parent: str | None,
     store: str | None,
@@ -74,8 +83,8 @@ def command(
 ) -> None:
     """Dump a process tree with stock CRIU into one encrypted, signed file.
 
-    The tree ends when the sealed file is complete and durable (with -R, or to a pipe, it runs on). If anything fails,
-    it runs on and no file is left.
+    The tree ends when the sealed file is complete and durable (with -R, or to a pipe, it runs on), in a store when
+    the store has acknowledged it. If anything fails, it runs on and no file is left.
 
     To restore an increment (--parent) you need its parents, too. If no increment is possible, the command makes a full
     dump and says so.
@@ -116,7 +125,11 @@ def command(
         track=tracked,
         sealing=prepared,
     )
-    with opened as adder, seal.open_output() as out, Bar(f"dumping {pid}") as bar:
+    # A tree that runs on need not wait for the store; the command does, at the end of this block.
+    to = seal.open_output(
+        timeout=None if request.leave_running else commit_timeout, later=request.leave_running
+    )
+    with opened as adder, to as out, Bar(f"dumping {pid}") as bar:
         result = Dump(request._replace(store=adder), out).run(bar)
     note_newest(running.states, tracked.workload if tracked else workload, result)
     _Outcome(pid, seal, result, tracked, adder, tally).show(as_json=as_json)

@@ -7,14 +7,14 @@ import click
 from sealpoint.cli import notice, options
 from sealpoint.cli.printable import echo_json
 from sealpoint.cli.reading import Reading, reads_checkpoint
-from sealpoint.cli.sealing import A_FILE, SealOptions, seals_checkpoint
+from sealpoint.cli.sealing import A_FILE_OR_URL, SealOptions, seals_checkpoint
 from sealpoint.errors import UsageError
 
 
 @click.command()
 @click.argument("file", metavar="FILE")
 @reads_checkpoint("parents", "stores")
-@seals_checkpoint(A_FILE)
+@seals_checkpoint(A_FILE_OR_URL, metavar="FILE|URL|-", stores=True)
 @options.json_option
 def command(*, file: str, reading: Reading, seal: SealOptions, as_json: bool) -> None:
     """Combine an increment and all its parents into one sealed file, which restores by itself.

@@ -178,6 +178,18 @@ form_options = stack(
     ),
 )
 force_option = click.option("--force", is_flag=True, help="Replace an existing output.")
+upload_options = stack(
+    click.option(
+        "--spool",
+        metavar="DIR",
+        help="With a URL: hold the ciphertext in this directory until the store has it, not in memory.",
+    ),
+    click.option(
+        "--unconditional",
+        is_flag=True,
+        help="With a URL: also where the store cannot refuse to overwrite. Of two writers one may lose.",
+    ),
+)
 
 
 def named_workload(_: click.Context, __: click.Parameter, value: str | None) -> str | None:

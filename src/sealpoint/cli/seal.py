@@ -10,13 +10,13 @@ import click
 
 from sealpoint.cli import encrypted, keyring, notice, options
 from sealpoint.cli.printable import echo_json, printable
-from sealpoint.cli.sealing import A_FILE, SealOptions, seals_checkpoint
+from sealpoint.cli.sealing import A_FILE_OR_URL, SealOptions, seals_checkpoint
 from sealpoint.errors import UsageError
 
 
 @click.command()
 @click.argument("path", metavar="PATH|-")
-@seals_checkpoint(A_FILE)
+@seals_checkpoint(A_FILE_OR_URL, metavar="FILE|URL|-", stores=True)
 @click.option(
     "--as-files",
     is_flag=True,
@@ -41,7 +41,7 @@ def command(path: str, *, seal: SealOptions, as_files: bool, as_json: bool) -> N
     from sealpoint.checkpoint import seal as run
     from sealpoint.cli.bar import Bar
 
-    if not seal.piped and os.path.isdir(path) and _inside(seal.output, path):
+    if not (seal.piped or seal.remote) and os.path.isdir(path) and _inside(seal.output, path):
         raise UsageError(f"{seal.output} would lie in the directory that you seal")
     if encrypted.is_dump(path):
         notice.warn(

@@ -12,16 +12,21 @@ import click
 
 from sealpoint.cli import keyring, options
 from sealpoint.cli.printable import printable
+from sealpoint.errors import UsageError
 from sealpoint.format.constants import Suite
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint import Sealing
     from sealpoint.store.output import Destination, OutputFile, OutputPipe
+    from sealpoint.store.uploading import RemoteOutput, StoreDestination
 
 
 @dataclass(frozen=True)
 class SealOptions:
-    """What the command line says about how to seal; the fields are the options of their names."""
+    """What the command line says about how to seal; the fields are the options of their names.
+
+    stores: whether the output may be a URL.
+    """
 
     recipients: tuple[str, ...] = ()
     metadata_recipients: tuple[str, ...] = ()
@@ -35,6 +40,9 @@ class SealOptions:
     suite: str | None = None
     force: bool = False
     output: str = ""
+    spool: str | None = None
+    unconditional: bool = False
+    stores: bool = False
 
     def sealing(self) -> Sealing:
         """Recipients, signer and form: the options, else the configuration.  Raises UsageError, IdentityError."""
@@ -68,11 +76,25 @@ class SealOptions:
         )
 
     @functools.cached_property
-    def target(self) -> Destination:
+    def target(self) -> Destination | StoreDestination:
         """Where the sealed file goes, as it was when this was first asked.  Raises UsageError."""
+        from sealpoint.store.location import is_url
         from sealpoint.store.output import destination
 
+        if self.stores and is_url(self.output):
+            from sealpoint.store.uploading import StoreDestination
+
+            return StoreDestination(self.output)
+        if self.spool is not None or self.unconditional:
+            raise UsageError("--spool and --unconditional are for an output in a store")
         return destination(self.output)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the sealed file goes to a store."""
+        from sealpoint.store.output import Destination
+
+        return not isinstance(self.target, Destination)
 
     @property
     def piped(self) -> bool:
@@ -84,22 +106,45 @@ class SealOptions:
         """The output, for people."""
         return printable(self.target.label)
 
-    def open_output(self) -> AbstractContextManager[OutputFile | OutputPipe]:
-        """What the sealed file is written to.  Raises UsageError, SystemEnvironmentError."""
-        return self.target.open(force=self.force)
+    def open_output(
+        self, *, timeout: float | None = None, later: bool = False
+    ) -> AbstractContextManager[OutputFile | OutputPipe | RemoteOutput]:
+        """What the sealed file is written to; timeout, later: of a store, see `uploading.Writing`.
+
+        Raises UsageError, SystemEnvironmentError.
+        """
+        from sealpoint.store.output import Destination
+
+        target = self.target
+        if isinstance(target, Destination):
+            return target.open(force=self.force)
+        from sealpoint.store.uploading import Writing
+
+        return target.open(
+            Writing(
+                force=self.force,
+                unconditional=self.unconditional,
+                spool=self.spool,
+                timeout=timeout,
+                later=later,
+            )
+        )
 
 
 _FIELDS: Final = tuple(field.name for field in fields(SealOptions))
 A_FILE: Final = "The sealed file, or - for standard output."
+A_FILE_OR_URL: Final = (
+    "The sealed file; - for standard output; or its URL in a store (s3://bucket/key)."
+)
 
 
 def seals_checkpoint(
-    output: str | None = None, *, metavar: str = "FILE|-", new: bool = True
+    output: str | None = None, *, metavar: str = "FILE|-", new: bool = True, stores: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: the options of a command that seals a checkpoint, which it gets as `seal`.
 
     output: the help of its --output; None where the command has none.  new: False where it only replaces files of its
-    own, which keep their form.
+    own, which keep their form.  stores: the output may be a URL.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,7 +152,7 @@ def seals_checkpoint(
         def run(*args: Any, **given: Any) -> Any:
             own = [n for n in _FIELDS if n in given and (n != "output" or output is not None)]
             told = {name: given.pop(name) for name in own}
-            return command(*args, seal=SealOptions(**told), **given)
+            return command(*args, seal=SealOptions(stores=stores, **told), **given)
 
         parts = [options.recipient_options, options.sign_options]
         if new:
@@ -119,6 +164,8 @@ def seals_checkpoint(
             parts.insert(
                 0, click.option("-o", "--output", required=True, metavar=metavar, help=output)
             )
+        if stores:
+            parts.append(options.upload_options)
         return options.stack(*parts)(run)
 
     return decorate

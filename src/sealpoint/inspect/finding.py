@@ -54,9 +54,7 @@ def find_source(path: str, access: Access) -> Source:
 
     label = "standard input" if path == "-" else path
     try:
-        file: ByteSource | None = open_input(
-            path, limit=access.limit, admit=_Admission(label, access).feed
-        )
+        file = open_input(path, limit=access.limit, admit=_Admission(label, access).feed)
     except (FileError, PolicyError) as error:
         raise in_file(error, label) from None
     archive: Source | None = None

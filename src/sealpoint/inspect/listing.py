@@ -18,6 +18,7 @@ from sealpoint.inspect.tree_text import when
 
 KUBELET: Final = "/var/lib/kubelet/checkpoints"
 _MAX_ENTRIES: Final = 1 << 16
+_LONG_NUMBER: Final = 12  # digits that no time has
 # checkpoint-<pod>_<namespace>-<container>-<timestamp>.tar, perhaps compressed or sealed.  All three may have dashes.
 _KUBELET_NAME: Final = re.compile(
     r"checkpoint-(?P<pod>[^_]+)_(?P<rest>[^_]+-[^_]+)"
@@ -65,6 +66,26 @@ def checkpoints(directory: str, access: source.Access, *, identities: bool) -> l
         if one is not None:
             listed.append(one)
     return listed
+
+
+def in_store(url: str) -> list[Listed]:
+    """The sealed files of a store, beside and below a URL, as the store describes them; nobody has verified that."""
+    from sealpoint.store import properties
+    from sealpoint.store.location import open_store
+
+    listed = []
+    for stored, _ in zip(open_store(url).list(), range(_MAX_ENTRIES), strict=False):
+        captured = stored.properties.get(properties.CAPTURED, "")
+        known = captured.isascii() and captured.isdigit() and len(captured) < _LONG_NUMBER
+        listed.append(
+            Listed(
+                stored.name,
+                "sealed",
+                stored.size or 0,
+                checkpointed=when(int(captured)) if known else "",
+            )
+        )
+    return sorted(listed, key=lambda one: one.name)
 
 
 def _look_at(entry: os.DirEntry[str], access: source.Access, *, identities: bool) -> Listed | None:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
+from sealpoint.store.location import is_url
 from sealpoint.store.naming import Place
 
 Buffer = bytes | bytearray | memoryview
@@ -333,6 +334,11 @@ def destination(path: str) -> Destination:
     character devices such as /dev/null.  A link leads to the file that is replaced.  Raises UsageError for what is
     neither written into nor replaced: a block device, a link to nothing, a descriptor that is not open.
     """
+    if is_url(path):
+        raise UsageError(
+            f"{path} is a place in a store: only dump, seal and flatten write there",
+            hint="write to a file (a path that looks like a URL can be written ./...)",
+        )
     number = 1 if path == "-" else _descriptor(path)
     if number is not None:
         _check_descriptor(path, number)

@@ -1,11 +1,13 @@
 """A chain of increments: each file's parents, found beside it by checkpoint id, and held to what the origins say.
 
 A parent is looked for in CRIU's own arrangement (the link `parent` in the images directory) and in the directory of its
-child; a name is only a hint, what counts is the id and the origin digest in the child's signed statement.
+child, or in its store; a name is only a hint, what counts is the id and the origin digest in the child's signed
+statement.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import stat
@@ -22,6 +24,8 @@ from sealpoint.format.reader import SealedFile
 from sealpoint.format.statement import Origin, ParentRef
 from sealpoint.keys import Identity, TrustPolicy
 from sealpoint.keys.load import in_file
+from sealpoint.store import properties
+from sealpoint.store.location import is_url, open_remote, open_store
 
 PARENT_LINK: Final = "parent"  # CRIU's CR_PARENT_LINK
 # The sealed file in an images directory of the drop-in: podman and CRI-O look for that name before they call criu.
@@ -49,7 +53,7 @@ class Finder:
     def __init__(self, directories: Sequence[str] = ()) -> None:
         """`directories`: where else to look than beside the child.  Raises UsageError."""
         for directory in directories:
-            if not os.path.isdir(directory):
+            if not is_url(directory) and not os.path.isdir(directory):
                 raise UsageError(f"{directory} is not a directory")
         self._directories = tuple(directories)
         self._known: dict[str, dict[bytes, list[str]]] = {}
@@ -58,7 +62,9 @@ class Finder:
     def find(self, checkpoint_id: bytes, child: str | None) -> list[str]:
         """Paths of files that claim that id, the likeliest first.  `child`: path of the file whose parent it is."""
         found: list[str] = []
-        beside = [] if child is None else [os.path.dirname(child) or "."]
+        beside = (
+            [] if child is None else [child if is_url(child) else os.path.dirname(child) or "."]
+        )
         for directory in beside:
             linked = f"{directory}/{PARENT_LINK}/{SEALED_IMAGE}"
             if claimed_id(linked) == checkpoint_id:
@@ -72,11 +78,16 @@ class Finder:
 
     def _files(self, directory: str) -> dict[bytes, list[str]]:
         if directory not in self._known:
-            self._known[directory] = sealed_files(directory)
+            if is_url(directory):
+                self._known[directory], self._stand_ins[directory] = _stored_files(directory)
+            else:
+                self._known[directory] = sealed_files(directory)
         return self._known[directory]
 
     def _merged(self, directory: str) -> dict[bytes, list[str]]:
         """By the id of the file for which they stand.  Nothing of it is authentic."""
+        if is_url(directory):
+            self._files(directory)
         if directory not in self._stand_ins:
             table = self._stand_ins[directory] = {}
             for path in (p for paths in self._files(directory).values() for p in paths):
@@ -134,6 +145,29 @@ def sealed_files(directory: str) -> dict[bytes, list[str]]:
         if (identifier := claimed_id(path)) is not None:
             found.setdefault(identifier, []).append(path)
     return found
+
+
+def _stored_files(url: str) -> tuple[dict[bytes, list[str]], dict[bytes, list[str]]]:
+    """The sealed files of a store, beside and below one, by the id that they claim, and by that for which they stand.
+
+    The store tells their properties.  A file without, which another program put there, is asked itself.
+    Raises UsageError, SystemEnvironmentError.
+    """
+    found: dict[bytes, list[str]] = {}
+    stand_ins: dict[bytes, list[str]] = {}
+    for stored, _ in zip(open_store(url).list(), range(_MAX_NAMES), strict=False):
+        told = stored.properties
+        if not told:
+            try:
+                with contextlib.closing(open_remote(stored.name)) as source:
+                    told = properties.describe(source)
+            except (FileError, UsageError):
+                continue
+        if (own := properties.checkpoint_id(told)) is not None:
+            found.setdefault(own, []).append(stored.name)
+        if (instead := properties.checkpoint_id(told, properties.STANDS_FOR)) is not None:
+            stand_ins.setdefault(instead, []).append(stored.name)
+    return found, stand_ins
 
 
 def newest_in(directory: str) -> str | None:

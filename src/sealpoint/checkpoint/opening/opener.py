@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from sealpoint.checkpoint.opening import separate_pages
 from sealpoint.checkpoint.opening.access import CheckedFile, authenticate, require_trust
@@ -34,7 +34,11 @@ from sealpoint.format.reader import AuthenticFile
 from sealpoint.format.statement import Origin, ParentRef
 from sealpoint.keys import Identity, TrustPolicy, VerifiedSignature, load_trust
 from sealpoint.keys.load import in_file
+from sealpoint.store.location import open_remote
 from sealpoint.store.locks import writing
+
+if TYPE_CHECKING:
+    from sealpoint.store.ranges import RemoteSource
 
 STANDARD_INPUT: Final = "-"
 _READ_LIMIT: Final = 256 * 1024 * 1024
@@ -127,6 +131,15 @@ class Opening:
         finally:
             os.close(fd)
 
+    @contextlib.contextmanager
+    def change_stored(self, url: str, *, repair: bool = False) -> Iterator[ChangingStored]:
+        """As `change`, of a file in a store, whose head `Store.replace_head` can replace."""
+        self.require_trust()
+        with contextlib.closing(open_remote(url)) as source:
+            authentic, _ = authenticate(source, self.trust, repair=repair)
+            self.expected.check(authentic)
+            yield ChangingStored(source, authentic)
+
     def _begin(self, top: ChainLink, finder: Finder) -> OpenedCheckpoint:
         checkpoint = OpenedCheckpoint(Chain(top, self.trust, finder), self)
         try:
@@ -149,6 +162,13 @@ class Changing(NamedTuple):
     """An authentic file that is open for writing.  fd: a descriptor that ends with the change."""
 
     fd: int
+    authentic: AuthenticFile
+
+
+class ChangingStored(NamedTuple):
+    """An authentic file in a store.  source: is closed at the end of the change."""
+
+    source: RemoteSource
     authentic: AuthenticFile
 
 
