@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # Scheme, adapter, the extra that its packages come with.
-_ADAPTERS: Final = {
-    "s3": ("sealpoint.store.bucket", "s3"),
-    "oci": ("sealpoint.store.oci", "oci"),
-}
+_ADAPTERS: Final = {"s3": ("sealpoint.store.bucket", "s3")}
 
 
 def is_url(name: str) -> bool:

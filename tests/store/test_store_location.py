@@ -1,0 +1,65 @@
+"""What a name given for a sealed file is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from sealpoint.errors import UsageError
+from sealpoint.store import location
+from sealpoint.store.location import is_url, open_remote, open_store
+from sealpoint.store.output import destination
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("s3://bucket/key", True),
+        ("oci://registry/name:tag", True),
+        ("gs://bucket/key", True),
+        ("S3://bucket/key", True),
+        ("-", False),
+        ("app.sealed", False),
+        ("./s3://bucket/key", False),
+        ("/s3://bucket/key", False),
+        ("s3:/bucket/key", False),
+        ("://x", False),
+        ("", False),
+    ],
+)
+def test_urls_and_paths_are_told_apart(name, expected):
+    assert is_url(name) is expected
+
+
+@pytest.mark.parametrize("url", ["gs://b/k", "az://b/k", "http://h/x", "file:///x", "S3X://b"])
+def test_other_kinds_of_store_are_refused_by_name(url):
+    for use in (open_store, open_remote):
+        with pytest.raises(UsageError, match="no store of the kind") as caught:
+            use(url)
+        assert "s3://" in caught.value.hint
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sealpoint.store.bucket", None)
+    with pytest.raises(UsageError, match="not installed") as caught:
+        open_store("s3://bucket/key")
+    assert caught.value.hint == "pip install 'sealpoint[s3]'"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/key", "gs://b/k"])
+def test_outputs_that_are_not_sealed_go_to_no_store(url):
+    with pytest.raises(UsageError, match="is a place in a store"):
+        destination(url)
+
+
+def test_no_adapter_is_loaded_before_a_url_is_used():
+    script = (
+        "import sys, sealpoint.cli.app, sealpoint.store.location, sealpoint.checkpoint.opening.opener\n"
+        "import sealpoint.cli.dump, sealpoint.cli.restore\n"
+        "bad = [m for m in sys.modules if m.startswith(('botocore', 'sealpoint.store.bucket'))]\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    assert set(location._ADAPTERS) >= {"s3"}
