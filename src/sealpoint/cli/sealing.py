@@ -134,7 +134,7 @@ class SealOptions:
 _FIELDS: Final = tuple(field.name for field in fields(SealOptions))
 A_FILE: Final = "The sealed file, or - for standard output."
 A_FILE_OR_URL: Final = (
-    "The sealed file; - for standard output; or its URL in a store (s3://bucket/key)."
+    "The sealed file; - for standard output; or its URL, s3://bucket/key or oci://host/name:tag."
 )
 
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # Scheme, adapter, the extra that its packages come with.
-_ADAPTERS: Final = {"s3": ("sealpoint.store.bucket", "s3")}
+_ADAPTERS: Final[dict[str, tuple[str, str | None]]] = {
+    "s3": ("sealpoint.store.bucket", "s3"),
+    "oci": ("sealpoint.store.oci", None),
+}
 
 
 def is_url(name: str) -> bool:
@@ -42,7 +45,7 @@ def open_store(url: str) -> Store:
     try:
         adapter = importlib.import_module(module)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] == "sealpoint" and error.name != module:
+        if extra is None:
             raise
         raise UsageError(
             f"{printable(url)}: {scheme}:// needs packages that are not installed",

@@ -58,7 +58,7 @@ class StoreDestination:
         return RemoteOutput(open_store(self.label), how)
 
 
-class Spool:
+class UploadSpool:
     """The file as far as it was written.  As `Spooled`: `read` counts from where the body begins."""
 
     def __init__(self, directory: str | None, limit: int | None) -> None:
@@ -114,7 +114,7 @@ class RemoteOutput:
         self.committed = False
         self.url: str | None = None
         store.check_free(force=how.force, unconditional=how.unconditional)
-        self._spool = Spool(how.spool, how.limit)
+        self._spool = UploadSpool(how.spool, how.limit)
         try:
             self._upload: Upload = store.begin(
                 self._spool, force=how.force, unconditional=how.unconditional
