@@ -46,14 +46,14 @@ def read(fd: int) -> bytes:
 
 def test_a_path_is_opened(tmp_path):
     (tmp_path / "f").write_bytes(DATA)
-    assert read(open_input(str(tmp_path / "f"))) == DATA
+    assert read(open_input(str(tmp_path / "f")).fd) == DATA
 
 
 def test_a_named_pipe_is_held(tmp_path):
     os.mkfifo(tmp_path / "f")
     thread = threading.Thread(target=lambda: (tmp_path / "f").write_bytes(DATA))
     thread.start()
-    assert read(open_input(str(tmp_path / "f"))) == DATA
+    assert read(open_input(str(tmp_path / "f")).fd) == DATA
     thread.join()
 
 

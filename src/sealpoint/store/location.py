@@ -44,7 +44,7 @@ def open_store(url: str) -> Store:
     module, extra = _ADAPTERS[scheme]
     try:
         adapter = importlib.import_module(module)
-    except ImportError as error:
+    except ImportError:
         if extra is None:
             raise
         raise UsageError(
