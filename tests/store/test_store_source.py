@@ -138,7 +138,7 @@ def test_standard_input_that_is_a_file_is_read_in_place(tmp_path, monkeypatch):
         with (tmp_path / "f").open("rb") as file:
             file.read(1000)  # where it stands does not matter
             os.dup2(file.fileno(), 0)
-        fd = open_input("-")
+        fd = open_input("-").fd
         assert os.fstat(fd).st_ino == (tmp_path / "f").stat().st_ino
         assert read(fd) == DATA
     finally:
