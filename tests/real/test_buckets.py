@@ -51,6 +51,7 @@ def listed(sealpoint: sealed.Sealpoint, url: str) -> tuple[bool, bool]:
     return there, left
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("spool", [False, True], ids=["memory", "directory"])
 def test_dumped_into_a_bucket_killed_verified_and_restored(
     workload: StartWorkload,

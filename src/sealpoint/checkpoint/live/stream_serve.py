@@ -171,6 +171,9 @@ class Serve:
                 self._send_stream(image, ring, entry.stream.chunks, self._reader(entry))
         except BrokenPipeError:
             return  # CRIU closed early; what it did not take stays unverified and is verified at the gate
+        except BaseException as error:
+            self.fail(error)  # before CRIU sees the end of its pipe: its own failure must not come first
+            raise
         finally:
             os.close(fd)
         with self._lock:
