@@ -172,7 +172,9 @@ class Serve:
         except BrokenPipeError:
             return  # CRIU closed early; what it did not take stays unverified and is verified at the gate
         except BaseException as error:
-            self.fail(error)  # before CRIU sees the end of its pipe: its own failure must not come first
+            self.fail(
+                error
+            )  # before CRIU sees the end of its pipe: its own failure must not come first
             raise
         finally:
             os.close(fd)
