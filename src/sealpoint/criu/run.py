@@ -93,7 +93,7 @@ def misplaced(option: str) -> tuple[str, str] | None:
         name, found = None, completions(given[2:])
         if found:
             hint = f"it may be {', '.join(f'-- --{n}' for n in found)}; see also: --help"
-            return f"{given} begins options of CRIU, which go after --", hint
+            return f"{given} is the beginning of CRIU's options, which go after --", hint
     if name is None:
         return None
     full = f"--{name}"
