@@ -44,8 +44,8 @@ def open_store(url: str) -> Store:
     module, extra = _ADAPTERS[scheme]
     try:
         adapter = importlib.import_module(module)
-    except ImportError:
-        if extra is None:
+    except ModuleNotFoundError as error:
+        if extra is None or (error.name or "").partition(".")[0] == "sealpoint":
             raise
         raise UsageError(
             f"{printable(url)}: {scheme}:// needs packages that are not installed",

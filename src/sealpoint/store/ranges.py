@@ -109,10 +109,13 @@ class RemoteSource:
             started.append((piece, end - number))
             number = end
         while len(self._blocks) > _HELD:
-            oldest = next(iter(self._blocks))
-            if first <= oldest <= last:
+            # All of a piece goes at once: one block of it would keep the bytes of the others.
+            piece = next(iter(self._blocks.values()))
+            held = [number for number, each in self._blocks.items() if each is piece]
+            if any(first <= number <= last for number in held):
                 break  # one read is larger than all that is held
-            del self._blocks[oldest]
+            for number in held:
+                del self._blocks[number]
         return started
 
     def _look_ahead(self, first: int, last: int) -> list[tuple[_Piece, int]]:
