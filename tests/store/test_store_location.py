@@ -42,7 +42,9 @@ def test_other_kinds_of_store_are_refused_by_name(url):
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sealpoint.store.bucket", None)
+    for name in [n for n in sys.modules if n.startswith("sealpoint.store.bucket")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "botocore", None)
     with pytest.raises(UsageError, match="not installed") as caught:
         open_store("s3://bucket/key")
     assert caught.value.hint == "pip install 'sealpoint[s3]'"

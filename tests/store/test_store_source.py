@@ -50,10 +50,20 @@ def test_a_path_is_opened(tmp_path):
 
 
 def test_a_named_pipe_is_held(tmp_path):
+    """Whoever comes first, the writer or the reader: every byte arrives."""
     os.mkfifo(tmp_path / "f")
-    thread = threading.Thread(target=lambda: (tmp_path / "f").write_bytes(DATA))
+    for _ in range(300):
+        thread = threading.Thread(target=lambda: (tmp_path / "f").write_bytes(DATA))
+        thread.start()
+        assert read(open_input(str(tmp_path / "f")).fd) == DATA
+        thread.join()
+
+
+def test_of_a_writer_who_writes_nothing_nothing_is_held(tmp_path):
+    os.mkfifo(tmp_path / "f")
+    thread = threading.Thread(target=lambda: (tmp_path / "f").write_bytes(b""))
     thread.start()
-    assert read(open_input(str(tmp_path / "f")).fd) == DATA
+    assert read(open_input(str(tmp_path / "f")).fd) == b""
     thread.join()
 
 

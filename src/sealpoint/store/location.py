@@ -45,7 +45,7 @@ def open_store(url: str) -> Store:
     try:
         adapter = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if extra is None or (error.name or "").partition(".")[0] == "sealpoint":
+        if extra is None or (error.name or "").startswith("sealpoint."):
             raise
         raise UsageError(
             f"{printable(url)}: {scheme}:// needs packages that are not installed",

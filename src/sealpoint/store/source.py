@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import stat
 from collections.abc import Callable, Iterator
 
@@ -62,14 +63,22 @@ def _open_local(
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
         return fd
-    os.close(fd)
-    if stat.S_ISFIFO(mode):
-        fifo = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return hold(fifo, spool, progress, limit, admit)
-        finally:
-            os.close(fifo)
+    try:
+        if stat.S_ISFIFO(mode):
+            # Never closed and opened again: a writer who has found this end would find none for a moment.
+            _await_writer(fd)
+            return hold(fd, spool, progress, limit, admit)
+    finally:
+        os.close(fd)
     raise UsageError(f"{path} is not a file", hint="name a sealed file, or - for standard input")
+
+
+def _await_writer(fifo: int) -> None:
+    """Until somebody writes into a named pipe, or has come and gone; from then on reading waits for bytes or the end."""
+    poll = select.poll()
+    poll.register(fifo, select.POLLIN)
+    poll.poll()
+    os.set_blocking(fifo, True)
 
 
 def _from_stdin(
