@@ -52,7 +52,7 @@ def install(monkeypatch):
 
     module = SimpleNamespace(open_store=lambda url: MemoryStore(world, url))
     monkeypatch.setitem(sys.modules, "sealpoint.store.mem", module)
-    adapters = {**location._ADAPTERS, SCHEME: ("sealpoint.store.mem", SCHEME)}
+    adapters = {**location._ADAPTERS, SCHEME: "sealpoint.store.mem"}
     monkeypatch.setattr(location, "_ADAPTERS", adapters)
     return world
 

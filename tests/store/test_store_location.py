@@ -45,9 +45,9 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     for name in [n for n in sys.modules if n.startswith("sealpoint.store.bucket")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "botocore", None)
-    with pytest.raises(UsageError, match="not installed") as caught:
+    with pytest.raises(UsageError, match="buckets need the extra s3") as caught:
         open_store("s3://bucket/key")
-    assert caught.value.hint == "pip install 'sealpoint[s3]'"
+    assert "sealpoint[s3]" in caught.value.hint
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/key", "gs://b/k"])

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
     from sealpoint.store.remote import Store
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-# Scheme, adapter, the extra that its packages come with.
-_ADAPTERS: Final[dict[str, tuple[str, str | None]]] = {
-    "s3": ("sealpoint.store.bucket", "s3"),
-    "oci": ("sealpoint.store.oci", None),
-}
+_ADAPTERS: Final = {"s3": "sealpoint.store.bucket", "oci": "sealpoint.store.oci"}
 
 
 def is_url(name: str) -> bool:
@@ -41,16 +37,7 @@ def open_store(url: str) -> Store:
             f"{printable(url)}: there is no store of the kind {scheme}://",
             hint="stores are " + " and ".join(f"{s}://" for s in _ADAPTERS),
         )
-    module, extra = _ADAPTERS[scheme]
-    try:
-        adapter = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if extra is None or (error.name or "").startswith("sealpoint."):
-            raise
-        raise UsageError(
-            f"{printable(url)}: {scheme}:// needs packages that are not installed",
-            hint=f"pip install 'sealpoint[{extra}]'",
-        ) from None
+    adapter = importlib.import_module(_ADAPTERS[scheme])
     return cast("Store", adapter.open_store(url))
 
 
