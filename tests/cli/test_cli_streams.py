@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoint.checkpoint_helpers import attributes, seal_objects
-from tests.inspect import small_dump
 
 RUN = [sys.executable, "-c", "import sys; from sealpoint.cli import main; main()"]
 OBJECTS = {
@@ -112,62 +110,3 @@ def test_a_full_disk_under_either_stream_is_no_traceback(sealed_file, redirectio
     failed = shell(f'exec "$@" {redirection}', "info", "none")
     assert failed.returncode == 2, failed
     assert b"Traceback" not in failed.stdout + failed.stderr
-
-
-# Each command that prints what it read, as it is typed, where s is a sealed file, `dump` a directory of images and
-# `container` one of a container.
-READERS = [
-    "info s READING",
-    "info s READING --json",
-    "verify s READING",
-    "verify s READING --json",
-    "policy check s TRUST",
-    "chain s TRUST",
-    "list . READING",
-    "show container",
-    "inspect s READING",
-    "inspect dump --all",
-    "inspect dump --all --json",
-    "memparse dump",
-    "secrets dump",
-    "diff dump dump",
-    "report dump -o -",
-    "crit show dump/pstree.img",
-    "crit decode dump/pstree.img",
-    "crit x dump ps",
-    "open s READING -o -",
-    "completion bash",
-]
-
-
-@pytest.fixture
-def readable(keys, sealed_file):
-    """A reader's words, as they are run here."""
-    tree = small_dump.a_tree()
-    container = small_dump.a_container() | {f"checkpoint/{n}": data for n, data in tree.items()}
-    for place, files in (("dump", tree), ("container", container)):
-        for name, data in files.items():
-            Path(place, name).parent.mkdir(parents=True, exist_ok=True)
-            Path(place, name).write_bytes(data)
-    trust = ["--trust", str(keys.trust_path)]
-    lists = {"READING": ["-i", str(keys.identity_path), *trust], "TRUST": trust}
-    return lambda line: [word for part in line.split() for word in lists.get(part, [part])]
-
-
-@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-@pytest.mark.parametrize("line", READERS)
-def test_a_full_standard_output_is_named_by_every_command_that_reads(readable, line, unbuffered):
-    assert shell('exec "$@"', *readable(line)).stdout  # it has something to say
-    done = shell('exec "$@" > /dev/full', *readable(line), PYTHONUNBUFFERED=unbuffered)
-    assert done.returncode == 6, done
-    assert b"standard output" in done.stderr
-    assert b"No space left" in done.stderr or b"no space left" in done.stderr
-    assert not re.search(rb"\.py:\d|Traceback|Exception|internal", done.stderr), done
-
-
-@pytest.mark.parametrize("line", READERS)
-def test_a_closed_standard_output_is_named_or_no_failure(readable, line):
-    usual = shell('exec "$@"', *readable(line))
-    done = shell('exec "$@" >&-', *readable(line))
-    assert done.returncode == usual.returncode or b"standard output" in done.stderr, done
-    assert not re.search(rb"\.py:\d|Traceback|Exception|internal", done.stderr), done

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sealpoint
-from sealpoint.criu.environment import environment
+from sealpoint.environment import environment
 
 SOURCE = Path(sealpoint.__file__).parent
 GIVEN = {

@@ -156,11 +156,15 @@ class Workspace:
 
         With `check` only a failure counts: "" is the output of success.
         """
-        environment = os.environ | {
-            "SEALPOINT_REQUIRE_CRIU": "1",
-            "SEALPOINT_VM": os.environ.get("SEALPOINT_VM", str(self.root / ".vm")),
-            "HYPOTHESIS_STORAGE_DIRECTORY": str(self.directory / "hypothesis"),
-        }
+        environment = (
+            os.environ
+            | {
+                "PYTHONDONTWRITEBYTECODE": "1",  # beside the tests, which are those of the project itself
+                "SEALPOINT_REQUIRE_CRIU": "1",
+                "SEALPOINT_VM": os.environ.get("SEALPOINT_VM", str(self.root / ".vm")),
+                "HYPOTHESIS_STORAGE_DIRECTORY": str(self.directory / "hypothesis"),
+            }
+        )
         shell = ["bash", "-c", _INSIDE, "bash", str(self.copy), str(self.root), *command]
         process = subprocess.Popen(
             [*_NAMESPACES, *shell],

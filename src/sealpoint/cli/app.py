@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from sealpoint.cli.printable import STREAMS, printable, ready_streams
+from sealpoint.cli.printable import printable, ready_streams
 from sealpoint.errors import OmissionWarning, SealpointError, SystemEnvironmentError
 from sealpoint.version import __version__
 
@@ -167,9 +167,8 @@ def run(arguments: list[str]) -> int:
         left = error.code == 1 and "_SEALPOINT_COMPLETE" not in os.environ
         return _READER_LEFT if left else int(error.code or 0)
     except OSError as error:  # for instance standard output on a full disk
-        if os.environ.get("SEALPOINT_DEBUG"):
-            raise
-        _print_error(*_refused(error))
+        name = f" ({error.filename})" if error.filename else ""
+        _print_error(f"{error.strerror or type(error).__name__}{name}, in {_where(error)}", None)
         return SystemEnvironmentError.exit_code
     except Exception as error:
         if os.environ.get("SEALPOINT_DEBUG"):
@@ -214,15 +213,6 @@ def _usage(error: click.ClickException) -> tuple[str, str | None]:
         if not ours and (found := misplaced(error.option_name)):
             return found
     return error.format_message(), f"see: {context.command_path} --help"
-
-
-def _refused(error: OSError) -> tuple[str, str | None]:
-    """Message and hint for what the system refused, and nobody below has put into words."""
-    reason = error.strerror or type(error).__name__
-    if error.filename in STREAMS.values():
-        return f"cannot write {error.filename}: {reason}", None
-    name = f" ({error.filename})" if error.filename else ""
-    return f"the system refused: {reason}{name}", "SEALPOINT_DEBUG=1 shows where"
 
 
 def _flush() -> None:

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from sealpoint.criu.environment import environment
+from sealpoint.environment import environment
 from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.store.link import Link, connect
 

@@ -5,32 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from sealpoint import names
 from sealpoint.names import printable
 
-__all__ = ["STREAMS", "echo_json", "printable", "ready_streams"]
-
-# How errors name the standard streams that a command writes.
-STREAMS: Final = {"stdout": "standard output", "stderr": "standard error"}
-
-
-class _NamedStream(io.FileIO):
-    """A standard stream whose failed writes name it, as those of a file name the file: the kernel's error does not."""
-
-    def __init__(self, fd: int, called: str) -> None:
-        super().__init__(fd, "w", closefd=False)
-        self._called = called
-
-    def write(self, data: Any) -> Any:
-        try:
-            return super().write(data)
-        except OSError as error:
-            error.filename = self._called
-            raise
+__all__ = ["echo_json", "printable", "ready_streams"]
 
 
 def echo_json(value: Any, *, indent: int | None = 2, err: bool = False) -> None:
@@ -60,28 +42,6 @@ def ready_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - never closed, as the stream would be
-    for name, called in STREAMS.items():
-        stream = getattr(sys, name)
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=names.ERROR_HANDLER)
-        if stream is not None and stream is getattr(
-            sys, f"__{name}__"
-        ):  # what Python was started with
-            setattr(sys, name, _named(stream, called))
-
-
-def _named(stream: io.TextIOWrapper, called: str) -> io.TextIOWrapper:
-    """The same stream, whose failed writes name it."""
-    raw = getattr(stream.buffer, "raw", stream.buffer)
-    if type(raw) is not io.FileIO:
-        return stream
-    stream.flush()
-    named = _NamedStream(stream.fileno(), called)
-    unbuffered = stream.buffer is raw  # PYTHONUNBUFFERED
-    return io.TextIOWrapper(
-        named if unbuffered else io.BufferedWriter(named),
-        encoding=stream.encoding,
-        errors=stream.errors,
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )

@@ -10,7 +10,7 @@ import sys
 from typing import NamedTuple
 
 from sealpoint import ownership
-from sealpoint.criu.environment import environment
+from sealpoint.environment import environment
 from sealpoint.errors import PolicyError, SystemEnvironmentError
 
 OLDEST = (3, 17)  # the first release whose --stream restores what it dumped on current kernels

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from sealpoint import ownership
-from sealpoint.criu.environment import environment
+from sealpoint.environment import environment
 from sealpoint.errors import PolicyError
 from sealpoint.names import text
 from sealpoint.process import Held

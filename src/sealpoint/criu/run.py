@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from sealpoint.criu import causes, schema
 from sealpoint.criu.binary import CriuBinary
 from sealpoint.criu.caller import Caller
-from sealpoint.criu.environment import environment
 from sealpoint.criu.gate import SCRIPT, Gate
 from sealpoint.criu.options import (
     END,
@@ -28,6 +27,7 @@ from sealpoint.criu.options import (
     scan,
 )
 from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.environment import environment
 from sealpoint.errors import (
     CriuError,
     FileError,

@@ -7,7 +7,7 @@ import os
 
 def child_environment() -> dict[str, str]:
     """The environment for the real CRIU.  A configuration with mistakes lets nothing through."""
-    from sealpoint.criu.environment import environment
+    from sealpoint.environment import environment
 
     fault = False
     if "CRIU_FAULT" in os.environ:

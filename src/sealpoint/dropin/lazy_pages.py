@@ -16,12 +16,12 @@ from typing import Final, NoReturn
 
 from sealpoint import config as configuration, process
 from sealpoint.config import Config
-from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.dropin import background, lazy_link
 from sealpoint.dropin.arguments import CommandLine
 from sealpoint.dropin.lazy_guard import LazyGuard, Tree
 from sealpoint.dropin.work import RestoreWork, is_plain, require_lazy
+from sealpoint.environment import environment
 from sealpoint.errors import SealpointError, SystemEnvironmentError
 
 _PATIENCE: Final = 20.0  # seconds for the real daemon to listen

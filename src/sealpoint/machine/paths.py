@@ -9,7 +9,7 @@ import subprocess
 from typing import Final
 
 from sealpoint import ownership
-from sealpoint.criu.environment import environment
+from sealpoint.environment import environment
 from sealpoint.machine.real import DEFAULT_PATH, which
 from sealpoint.names import proc, text
 

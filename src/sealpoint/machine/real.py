@@ -12,8 +12,8 @@ from typing import Final
 from sealpoint import process
 from sealpoint.criu import binary, causes
 from sealpoint.criu.binary import CriuBinary
-from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
+from sealpoint.environment import environment
 from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.names import proc
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from sealpoint import config as configuration
 from sealpoint.config import SYSTEM_PATH, Config
 from sealpoint.criu.binary import CriuBinary
-from sealpoint.criu.environment import environment
 from sealpoint.dropin import criu_config
+from sealpoint.environment import environment
 from sealpoint.errors import SealpointError
 from sealpoint.machine import record, survey_engines, survey_keys, survey_machine
 from sealpoint.machine.finding import Finding, fail, guarded, ok, warn

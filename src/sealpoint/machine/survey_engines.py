@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from sealpoint.criu.environment import environment
+from sealpoint.environment import environment
 from sealpoint.machine import paths
 from sealpoint.machine.finding import Finding, fail, ok, warn
 from sealpoint.machine.real import DEFAULT_PATH, is_dropin, which

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sealpoint import ownership
-from sealpoint.criu.environment import environment
+from sealpoint.environment import environment
 from sealpoint.errors import CriuError, PolicyError, SystemEnvironmentError, UsageError
 from sealpoint.process import Held
 

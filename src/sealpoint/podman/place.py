@@ -19,9 +19,9 @@ from typing import Final, Self
 
 import sealpoint
 from sealpoint.criu import mounts
-from sealpoint.criu.environment import environment
 from sealpoint.criu.private_dir import PrivateDir
 from sealpoint.criu.run_dir import RunDirectory
+from sealpoint.environment import environment
 from sealpoint.errors import SystemEnvironmentError
 
 PREFIX: Final = "sealpoint-podman-"

@@ -14,6 +14,7 @@ import subprocess
 from typing import Any, Final, NamedTuple
 
 from sealpoint import ownership
+from sealpoint.environment import environment
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError
 from sealpoint.names import printable
 from sealpoint.store.oci.manifest import decode_json
@@ -128,6 +129,7 @@ def _ask(helper: Any, server: str, path: str) -> Credentials | None:
         program = ownership.program(name)
         done = subprocess.run(
             [program, "get"],
+            env=environment(),
             input=server.encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
