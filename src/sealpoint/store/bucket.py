@@ -166,7 +166,7 @@ class BucketStore:
         if not isinstance(file, BucketFile) or file.record is None:
             raise UsageError(
                 f"{self.name} is a plain object, whose head cannot be replaced",
-                hint="copy it to a new name with `sealpoint copy`, then rekey that",
+                hint="fetch it with another tool, rekey that file, and store it again",
             )
         record = file.record
         if not record.accepts(head):
