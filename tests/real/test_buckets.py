@@ -51,6 +51,19 @@ def listed(sealpoint: sealed.Sealpoint, url: str) -> tuple[bool, bool]:
     return there, left
 
 
+def hold(proxy: Proxy, part: str) -> tuple[threading.Event, threading.Event]:
+    """The store does not answer to parts whose URL has `part` in it: (one was asked for, they may go on)."""
+    asked, go = threading.Event(), threading.Event()
+
+    def wait(exchange) -> None:
+        if exchange.method == "PUT" and part in exchange.path:
+            asked.set()
+            go.wait(60)
+
+    proxy.before = wait
+    return asked, go
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize("spool", [False, True], ids=["memory", "directory"])
 def test_dumped_into_a_bucket_killed_verified_and_restored(
@@ -92,15 +105,7 @@ def test_a_tree_that_runs_on_does_not_wait_for_the_store_but_the_command_does(
 ) -> None:
     running = workload(*ENOUGH)
     before = running.assert_intact()
-    go = threading.Event()
-    asked = threading.Event()
-
-    def hold(exchange) -> None:
-        if exchange.method == "PUT" and "partNumber" in exchange.path:
-            asked.set()
-            go.wait(60)
-
-    proxy.before = hold
+    asked, go = hold(proxy, "partNumber")
     dump = sealpoint.start("dump", "-R", "-t", str(running.pid), "-o", url, *keys.seal)
     assert asked.wait(60)
     running.assert_continues(before)  # while the store holds every part
@@ -149,13 +154,7 @@ def test_a_store_that_does_not_acknowledge_in_time_leaves_the_tree(
 ) -> None:
     running = workload("memory", "--mib", "2")
     before = running.assert_intact()
-    go = threading.Event()
-
-    def hold(exchange) -> None:
-        if exchange.method == "PUT" and "partNumber" in exchange.path:
-            go.wait(60)
-
-    proxy.before = hold
+    _, go = hold(proxy, "partNumber")
     dump = sealpoint.start(
         "dump", "-t", str(running.pid), "-o", url, "--commit-timeout", "1", *keys.seal
     )
@@ -175,14 +174,7 @@ def test_kill_9_amid_an_upload_leaves_the_tree_and_parts_that_list_removes(
 ) -> None:
     running = workload(*ENOUGH)
     before = running.assert_intact()
-    asked, go = threading.Event(), threading.Event()
-
-    def hold(exchange) -> None:
-        if exchange.method == "PUT" and "partNumber=2" in exchange.path:
-            asked.set()
-            go.wait(60)
-
-    proxy.before = hold
+    asked, go = hold(proxy, "partNumber=2")
     dump = sealpoint.start(
         "dump", "-t", str(running.pid), "-o", url, "--compress", "none", *keys.seal
     )

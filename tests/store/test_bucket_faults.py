@@ -8,26 +8,20 @@ import re
 import pytest
 
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
-from sealpoint.store import bucket_client, bucket_http
+from sealpoint.store import bucket_client, retry, wire
 from sealpoint.store.bucket import open_store
-from tests.store.bucket_servers import BUCKET, KEY_ID, SECRET, Proxy, start_moto, use
-from tests.store.test_bucket_semantics import MIB, Spool, content, keys, new_head, put
+from tests.store.bucket_helpers import keys, moto, put  # noqa: F401 - a fixture
+from tests.store.bucket_servers import BUCKET, KEY_ID, SECRET, Proxy, use
+from tests.store.uploads import MIB, Spool, assert_cut_ranges_go_on, content, new_head
 
 pytestmark = pytest.mark.services
 STEM = f"s3://{BUCKET}"
 
 
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory):
-    server = start_moto(tmp_path_factory.mktemp("moto"))
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def proxy(moto, monkeypatch):
-    monkeypatch.setattr(bucket_client, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(bucket_http, "SILENCE_SECONDS", 20.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(wire, "SILENCE_SECONDS", 20.0)
     proxy = Proxy(moto.port)
     use(monkeypatch, proxy.url)
     yield proxy
@@ -44,9 +38,9 @@ def store(request, proxy):
 @pytest.fixture
 def impatient(monkeypatch):
     """What lasts a minute elsewhere is over after a second."""
-    monkeypatch.setattr(bucket_http, "SILENCE_SECONDS", 0.7)
-    monkeypatch.setattr(bucket_http, "_REQUEST_SECONDS", 1.0)
-    monkeypatch.setattr(bucket_http, "_EARLY_SECONDS", 0.1)
+    monkeypatch.setattr(wire, "SILENCE_SECONDS", 0.7)
+    monkeypatch.setattr(wire, "_REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(wire, "_EARLY_SECONDS", 0.1)
 
 
 def times(count, fault):
@@ -111,7 +105,7 @@ def test_faults_that_do_not_pass_end_the_upload_and_nothing_is_visible(store, pr
     proxy.before = lambda e: is_part(e) and e.refuse(503, "SlowDown")
     with pytest.raises(SystemEnvironmentError, match="SlowDown"):
         upload.send(0, 0, MIB)
-    assert sum("partNumber=" in path for _, path in proxy.seen) == bucket_client.ATTEMPTS
+    assert sum("partNumber=" in path for _, path in proxy.seen) == retry.ATTEMPTS
     proxy.before = lambda _: None
     upload.abort()
     assert keys(store, store._key) == []
@@ -258,25 +252,7 @@ def test_a_wrong_answer_to_a_range_is_an_error_that_names_it(store, proxy, fault
 def test_a_range_that_is_cut_goes_on_where_it_broke_off(store, proxy):
     body = os.urandom(300_000)
     put(store, body)
-    file = store.open()
-    asked = []
-
-    def half(exchange):
-        if not is_range(exchange):
-            return False
-        asked.append(exchange.headers["Range"])
-        if len(asked) > 2:
-            return False
-        exchange.start(exchange.status, exchange.answer)
-        exchange.handler.wfile.write(exchange.content[:100_000])
-        exchange.handler.wfile.flush()
-        return exchange.cut()
-
-    proxy.after = half
-    out = memoryview(bytearray(len(body)))
-    file.read_into(out, file.head_size)
-    assert bytes(out) == body
-    assert asked == [f"bytes={start}-299999" for start in (0, 100_000, 200_000)]
+    assert_cut_ranges_go_on(store, proxy, is_range, body)
 
 
 def test_each_range_is_asked_for_on_the_condition_that_the_object_is_the_same(store, proxy):
@@ -303,11 +279,11 @@ SLOW = {
 
 @pytest.mark.parametrize("fault", SLOW)
 def test_a_peer_that_is_silent_or_drips_is_given_up(store, proxy, impatient, monkeypatch, fault):
-    monkeypatch.setattr(bucket_client, "ATTEMPTS", 2)
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
     put(store, b"b" * 100_000)
     file = store.open()
     proxy.after = lambda e: is_range(e) and SLOW[fault](e, proxy)
-    monkeypatch.setattr(bucket_http, "_SLOWEST", 10**9)
+    monkeypatch.setattr(wire, "_SLOWEST", 10**9)
     with pytest.raises(SystemEnvironmentError, match="does not answer"):
         file.read_into(memoryview(bytearray(100_000)), file.head_size)
 
@@ -325,7 +301,7 @@ def endless(exchange, proxy):
 
 
 def test_an_answer_without_an_end_is_cut_off(store, proxy, monkeypatch):
-    monkeypatch.setattr(bucket_client, "ATTEMPTS", 2)
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
     proxy.before = lambda e: "list-type" in e.path and endless(e, proxy)
     with pytest.raises(SystemEnvironmentError, match="does not answer"):
         list(store.list())
@@ -388,6 +364,6 @@ def test_an_endpoint_with_a_password_is_refused_and_not_shown(proxy, monkeypatch
 
 def test_where_nobody_listens_it_says_so(monkeypatch):
     use(monkeypatch, "http://127.0.0.1:1")
-    monkeypatch.setattr(bucket_client, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
     with pytest.raises(SystemEnvironmentError, match="refused"):
         open_store(f"{STEM}/x").check_free(force=False, unconditional=False)

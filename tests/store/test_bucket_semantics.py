@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -14,100 +13,15 @@ from pathlib import Path
 import pytest
 
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
-from sealpoint.format.preamble import Preamble, Suite
-from sealpoint.store import bucket_client, bucket_upload
+from sealpoint.store import bucket_upload
 from sealpoint.store.bucket import open_store
-from sealpoint.store.bucket_record import CommitRecord, body_key, head_key
+from sealpoint.store.bucket_record import CommitRecord, body_key
 from sealpoint.store.remote import Incomplete
-from tests.store.bucket_servers import BUCKET, ROOT, Proxy, start_moto, use
+from tests.store.bucket_helpers import keys, moto, nothing_but, place, proxy, put, send_all  # noqa: F401 - fixtures
+from tests.store.bucket_servers import BUCKET, ROOT
+from tests.store.uploads import MIB, Spool, content, new_head
 
 pytestmark = pytest.mark.services
-MIB = 1024 * 1024
-
-
-class Spool:
-    def __init__(self, data):
-        self.data = data
-
-    def read(self, offset, size):
-        assert offset + size <= len(self.data)
-        return memoryview(self.data)[offset : offset + size]
-
-
-def new_head(old=None):
-    preamble = old[:64] if old else Preamble.create(Suite(1), 8192).encode()
-    return preamble + os.urandom(2 * 8192)
-
-
-def send_all(upload, size):
-    jobs, offset = [], 0
-    while offset < size:
-        number = len(jobs)
-        jobs.append((number, offset, min(upload.part_size(number), size - offset)))
-        offset += jobs[-1][2]
-    with ThreadPoolExecutor(upload.parallel) as pool:
-        list(pool.map(lambda job: upload.send(*job), jobs))
-
-
-def put(store, body, head=None, properties=None, *, force=False, unconditional=False):
-    head = head or new_head()
-    upload = store.begin(Spool(body), force=force, unconditional=unconditional)
-    send_all(upload, len(body))
-    assert upload.commit(head, properties or {}) == store.name
-    return head
-
-
-def content(store):
-    file = store.open()
-    try:
-        out = memoryview(bytearray(file.size))
-        file.read_into(out, 0)
-        return bytes(out)
-    finally:
-        file.close()
-
-
-def keys(store, prefix=""):
-    return [each.key for each in store._client.objects(prefix)]
-
-
-def nothing_but(store, key):
-    """In the bucket below `key`; uploads neither."""
-    assert keys(store, key) == []
-    assert list(store._client.uploads(key)) == []
-
-
-@pytest.fixture(scope="module")
-def moto(tmp_path_factory):
-    server = start_moto(tmp_path_factory.mktemp("moto"))
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def proxy(moto, monkeypatch):
-    monkeypatch.setattr(bucket_client, "FIRST_PAUSE", 0.01)
-    proxy = Proxy(moto.port)
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
-def place(request, moto, monkeypatch):
-    """Opens places of this test alone, by the real server or by a URL."""
-
-    stores, mine = [], hashlib.md5(request.node.name.encode()).hexdigest()
-
-    def opened(name="file", url=None):
-        use(monkeypatch, url or moto.url)
-        stores.append(open_store(f"s3://{BUCKET}/{mine}/{name}"))
-        return stores[-1]
-
-    yield opened
-    for store in stores:
-        store.close()
-
-
 # --- Writing. ---
 
 
@@ -250,174 +164,6 @@ def test_a_part_that_was_not_sent_is_missed_at_the_commit(place):
         upload.commit(new_head(), {})
     upload.abort()
     nothing_but(store, store._key)
-
-
-# --- Who may open it: heads. ---
-
-
-def test_a_rekey_replaces_the_head_and_removes_the_older_one(place):
-    store = place()
-    first = put(store, b"body", properties={"for": "alice"})
-    second = new_head(first)
-    assert store.replace_head(store.open(), second, {"for": "bob"}) == store.name
-    assert content(store) == second + b"body"
-    assert dict(store.open().properties) == {"for": "bob"}
-    heads = [key for key in keys(store, store._key) if "/head-" in key]
-    assert [key[-1] for key in heads] == ["1"]
-    assert list(store.incomplete()) == []
-
-
-def test_of_two_rekeys_at_the_same_time_one_fails(place, proxy):
-    """Both are about to make the same head when either goes on."""
-    store = place(url=proxy.url)
-    first = put(store, b"body")
-    both = threading.Barrier(2, timeout=60)
-
-    def before(exchange):
-        if exchange.method == "PUT" and "/head-" in exchange.path:
-            both.wait()
-        return False
-
-    proxy.before = before
-    files = [store.open(), store.open()]
-    heads = [new_head(first), new_head(first)]
-
-    def rekey(number):
-        try:
-            store.replace_head(files[number], heads[number], {"n": str(number)})
-        except SystemEnvironmentError as error:
-            return error.message
-        return True
-
-    with ThreadPoolExecutor(2) as pool:
-        won = list(pool.map(rekey, (0, 1)))
-    proxy.before = lambda _: None
-    assert sorted(each is True or "somebody else" in each for each in won) == [True, True]
-    assert won.count(True) == 1
-    winner = won.index(True)
-    assert content(store) == heads[winner] + b"body"
-    assert dict(store.open().properties) == {"n": str(winner)}
-
-
-def test_a_rekey_of_what_was_rekeyed_since_it_was_opened_fails(place):
-    store = place()
-    first = put(store, b"body")
-    stale = store.open()
-    second = new_head(first)
-    store.replace_head(store.open(), second, {})
-    with pytest.raises(SystemEnvironmentError, match="somebody else"):
-        store.replace_head(stale, new_head(first), {})
-    assert content(store) == second + b"body"
-
-
-def test_a_rekey_of_what_is_being_rekeyed_fails_though_the_record_is_still_the_same(place):
-    store = place()
-    first = put(store, b"body")
-    stale, second = store.open(), new_head(first)
-    store._client.put(head_key(store._key, stale.record.parts, 1), second)
-    with pytest.raises(SystemEnvironmentError, match="somebody else"):
-        store.replace_head(stale, new_head(first), {})
-    assert content(store) == second + b"body"
-
-
-def test_a_rekey_that_two_others_overtook_amid_its_request_fails(place, proxy):
-    """The number that it takes was used, and is free again; the store does not look at If-Match."""
-    direct = place()
-    first = put(direct, b"body")
-    store = place(url=proxy.url)
-    stale, last = store.open(), new_head(first)
-    once = []
-
-    def before(exchange):
-        if exchange.method == "PUT" and "/head-" in exchange.path and not once:
-            once.append(1)
-            direct.replace_head(direct.open(), new_head(first), {})
-            direct.replace_head(direct.open(), last, {})
-        exchange.headers.pop("If-Match", None)  # as some stores ignore it
-        return False
-
-    proxy.before = before
-    with pytest.raises(SystemEnvironmentError, match="somebody else"):
-        store.replace_head(stale, new_head(first), {})
-    assert content(direct) == last + b"body"
-    assert [k[-1] for k in keys(direct, direct._key) if "/head-" in k] == ["2"]
-
-
-def test_a_rekey_that_lost_the_answer_to_its_own_head_succeeds(place, proxy):
-    store = place(url=proxy.url)
-    first = put(store, b"body")
-    cut = []
-
-    def after(exchange):
-        ours = "/head-" in exchange.path or ".parts" not in exchange.path
-        if exchange.method == "PUT" and ours and exchange.path not in cut:
-            cut.append(exchange.path)
-            return exchange.cut()
-        return False
-
-    proxy.after = after
-    second = new_head(first)
-    store.replace_head(store.open(), second, {"a": "b"})
-    assert len(cut) == 2  # head and record
-    assert content(store) == second + b"body"
-
-
-def test_a_head_of_another_checkpoint_is_no_rekey(place):
-    store = place()
-    put(store, b"body")
-    with pytest.raises(FileError, match="not one of this checkpoint"):
-        store.replace_head(store.open(), new_head(), {})
-
-
-def test_the_highest_head_counts_while_an_older_one_is_still_there(place):
-    store = place()
-    first = put(store, b"body")
-    parts, second = store.open().record.parts, new_head(first)
-    store._client.put(head_key(store._key, parts, 1), second)
-    assert content(store) == second + b"body"
-    (older,) = store.incomplete()
-    assert older.name.endswith("/head-000000000")
-    store.remove_incomplete(older)
-    assert content(store) == second + b"body"
-    assert list(store.incomplete()) == []
-    with pytest.raises(UsageError, match="complete file"):
-        store.remove_incomplete(Incomplete(older.name[:-1] + "1", None))
-
-
-@pytest.mark.parametrize("foreign", ["another checkpoint", "too short", "too long", "no head"])
-def test_a_foreign_head_is_passed_over(place, foreign):
-    store = place()
-    first = put(store, b"body")
-    data = {
-        "another checkpoint": new_head(),
-        "too short": new_head(first)[:-1],
-        "too long": new_head(first) + b"x",
-        "no head": bytes(len(first)),
-    }[foreign]
-    store._client.put(head_key(store._key, store.open().record.parts, 5), data)
-    assert content(store) == first + b"body"
-    second = new_head(first)
-    store.replace_head(store.open(), second, {})
-    assert content(store) == second + b"body"
-
-
-def test_without_a_head_the_file_is_refused(place):
-    store = place()
-    put(store, b"body")
-    store._client.remove(head_key(store._key, store.open().record.parts, 0))
-    with pytest.raises(FileError, match="no head"):
-        store.open()
-
-
-def test_an_older_head_that_somebody_puts_back_does_not_count(place):
-    store = place()
-    first = put(store, b"body")
-    store.replace_head(store.open(), new_head(first), {})
-    parts = store.open().record.parts
-    store._client.remove(head_key(store._key, parts, 1))
-    store._client.put(head_key(store._key, parts, 0), first)
-    with pytest.raises(FileError, match="no head"):
-        store.open()
 
 
 # --- Reading what others put there. ---

@@ -9,8 +9,9 @@ import pytest
 from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.store import bucket_upload
 from sealpoint.store.bucket import open_store
+from tests.store.bucket_helpers import put, send_all
 from tests.store.bucket_servers import BUCKET, KEY_ID, SECRET, start_rclone, use
-from tests.store.test_bucket_semantics import MIB, Spool, new_head, put, send_all
+from tests.store.uploads import MIB, Spool, new_head
 
 pytestmark = pytest.mark.services
 

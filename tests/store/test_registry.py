@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import urllib.request
 
 import pytest
 
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
-from sealpoint.format.preamble import Preamble, Suite
 from sealpoint.store.oci import open_store, upload
 from sealpoint.store.oci.manifest import (
     ARTIFACT_TYPE,
@@ -22,84 +19,20 @@ from sealpoint.store.oci.manifest import (
     TITLE,
 )
 from sealpoint.store.oci.referrers import fallback_tag, referrers
+from tests.store.registry_helpers import PROPERTIES, api, put, refuse, registry, send_all, store_at  # noqa: F401 - a fixture
 from tests.store.registry_servers import (
-    PASSWORD,
-    USER,
     Registry,
-    log_in,
     skopeo,
-    with_passwords,
-    with_tokens,
 )
+from tests.store.uploads import MIB, Spool, content, new_head
 
 pytestmark = pytest.mark.services
-MIB = 1024 * 1024
-PROPERTIES = {"dev.sealpoint.workload": "tests", "org.criu.checkpoint.note": "böse"}
-
-
-class Spool:
-    """In memory; `reads` says what was asked for."""
-
-    def __init__(self, data):
-        self.data = data
-        self.reads = []
-
-    def read(self, offset, size):
-        assert offset + size <= len(self.data)
-        self.reads.append(offset)
-        return memoryview(self.data)[offset : offset + size]
-
-
-def new_head(old=None):
-    preamble = old[:64] if old else Preamble.create(Suite(1), 8192).encode()
-    return preamble + os.urandom(2 * 8192)
-
-
-def send_all(sending, size):
-    number = offset = 0
-    while offset < size:
-        step = min(sending.part_size(number), size - offset)
-        sending.send(number, offset, step)
-        number, offset = number + 1, offset + step
-
-
-def put(store, body, head=None, properties=PROPERTIES, *, force=False):
-    head = head or new_head()
-    sending = store.begin(Spool(body), force=force, unconditional=False)
-    send_all(sending, len(body))
-    return head, sending.commit(head, properties)
-
-
-def content(store):
-    file = store.open()
-    try:
-        out = memoryview(bytearray(file.size))
-        file.read_into(out, 0)
-        return bytes(out)
-    finally:
-        file.close()
-
-
-def api(registry, path, method="GET", data=None, **headers):
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    request = urllib.request.Request(
-        f"http://{registry.address}/v2/{path}", data=data, headers=named, method=method
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    return opener.open(request, timeout=60)
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory):
-    server = Registry(tmp_path_factory.mktemp("registry"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(autouse=True)
 def no_login(tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "nobody"))
-    monkeypatch.setattr("sealpoint.store.oci.client.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("sealpoint.store.retry.FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -422,98 +355,5 @@ def test_where_nothing_can_be_deleted_a_rekey_says_what_is_left(tmp_path):
         with pytest.raises(SystemEnvironmentError, match=r"deletes nothing.*may still be there"):
             store.replace_head(store.open(), new, {})
         assert content(open_store(place)) == new + b"body"
-    finally:
-        server.close()
-
-
-# --- Who may. ---
-
-
-def test_a_password_is_sent_over_tls_by_an_authority_of_the_users(tmp_path, monkeypatch):
-    server = with_passwords(tmp_path / "registry")
-    try:
-        place = f"oci://{server.address}/secret/one:one"
-        with pytest.raises(SystemEnvironmentError, match="certificate") as raised:
-            open_store(place).open()
-        assert "SSL_CERT_FILE" in raised.value.hint
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "registry" / "ca.crt"))
-        with pytest.raises(SystemEnvironmentError, match="wants a user and a password"):
-            open_store(place).open()
-        wrong = log_in(tmp_path / "wrong", server.address, password="wrong-and-secret")
-        monkeypatch.setenv("DOCKER_CONFIG", str(wrong))
-        with pytest.raises(SystemEnvironmentError, match="does not accept") as raised:
-            open_store(place).open()
-        assert "wrong-and-secret" not in f"{raised.value!r} {raised.value.hint}"
-        monkeypatch.setenv("DOCKER_CONFIG", str(log_in(tmp_path / "config", server.address)))
-        head, _ = put(open_store(place), b"body" * 1000)
-        assert content(open_store(place)) == head + b"body" * 1000
-    finally:
-        server.close()
-
-
-def test_tokens_are_asked_for_by_scope_and_renewed(tmp_path, monkeypatch):
-    server, tokens = with_tokens(tmp_path / "registry", seconds=300)
-    try:
-        monkeypatch.setenv("DOCKER_CONFIG", str(log_in(tmp_path / "config", server.address)))
-        store = open_store(f"oci://{server.address}/secret/one:one")
-        head, _ = put(store, b"body" * 1000)
-        assert content(store) == head + b"body" * 1000
-        assert set(tokens.seen) == {
-            "repository:secret/one:pull,push",
-            "repository:secret/one:pull",
-        }
-        assert len(tokens.seen) == 2
-        # What is refused by now is asked for once more.
-        auth = store._client._auth
-        auth._tokens = {scope: ("Bearer old", until) for scope, (_, until) in auth._tokens.items()}
-        assert content(store) == head + b"body" * 1000
-        assert len(tokens.seen) == 3
-        new = new_head(head)
-        store.replace_head(store.open(), new, {})
-        assert "repository:secret/one:pull,delete" in tokens.seen
-        assert content(store) == new + b"body" * 1000
-    finally:
-        server.close()
-        tokens.close()
-
-
-def test_without_the_password_the_token_server_gives_nothing(tmp_path, monkeypatch):
-    server, tokens = with_tokens(tmp_path / "registry")
-    try:
-        store = open_store(f"oci://{server.address}/secret/one:one")
-        with pytest.raises(SystemEnvironmentError, match="token server says no"):
-            store.open()
-        monkeypatch.setenv(
-            "DOCKER_CONFIG", str(log_in(tmp_path / "c", server.address, password="n0"))
-        )
-        with pytest.raises(SystemEnvironmentError, match="token server says no") as raised:
-            open_store(f"oci://{server.address}/secret/one:one").open()
-        assert "n0" not in raised.value.message
-    finally:
-        server.close()
-        tokens.close()
-
-
-def test_a_credential_helper_is_asked_on_its_standard_input(tmp_path, monkeypatch):
-    server = with_passwords(tmp_path / "registry")
-    try:
-        programs = tmp_path / "bin"
-        programs.mkdir()
-        helper = programs / "docker-credential-tests"
-        helper.write_text(
-            "#!/bin/sh\n"
-            f'[ "$*" = get ] && [ "$(cat)" = "{server.address}" ] || exit 1\n'
-            f'echo \'{{"ServerURL": "x", "Username": "{USER}", "Secret": "{PASSWORD}"}}\'\n'
-        )
-        helper.chmod(0o755)
-        config = tmp_path / "config"
-        config.mkdir()
-        text = json.dumps({"credHelpers": {server.address: "tests"}})
-        (config / "config.json").write_text(text)
-        monkeypatch.setenv("DOCKER_CONFIG", str(config))
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "registry" / "ca.crt"))
-        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-        head, _ = put(open_store(f"oci://{server.address}/secret/one:one"), b"x")
-        assert content(open_store(f"oci://{server.address}/secret/one:one")) == head + b"x"
     finally:
         server.close()

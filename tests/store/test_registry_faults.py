@@ -11,39 +11,35 @@ import http.client
 import json
 import os
 import re
-from urllib.parse import urlsplit
 
 import pytest
 
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
-from sealpoint.store import bucket_http
-from sealpoint.store.oci import client, open_store, upload
+from sealpoint.store import retry, wire
+from sealpoint.store.oci import upload
 from tests.store.bucket_servers import Proxy
-from tests.store.registry_servers import Registry, log_in, with_tokens
-from tests.store.test_registry import MIB, PROPERTIES, Spool, content, new_head, put, send_all
+from tests.store.registry_helpers import (  # noqa: F401 - a fixture
+    PROPERTIES,
+    is_range,
+    put,
+    refuse,
+    registry,
+    send_all,
+    store_at,
+)
+from tests.store.uploads import MIB, Spool, assert_cut_ranges_go_on, content, new_head
 
 pytestmark = pytest.mark.services
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory):
-    server = Registry(tmp_path_factory.mktemp("registry"))
-    yield server
-    server.close()
 
 
 @pytest.fixture
 def proxy(registry, monkeypatch, tmp_path):
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "nobody"))
-    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(bucket_http, "SILENCE_SECONDS", 20.0)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(wire, "SILENCE_SECONDS", 20.0)
     proxy = Proxy(registry.port)
     yield proxy
     proxy.close()
-
-
-def store_at(proxy, name, tag="one"):
-    return open_store(f"oci://{urlsplit(proxy.url).netloc}/{name}:{tag}", plain_http=True)
 
 
 @pytest.fixture
@@ -63,19 +59,10 @@ def small(monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """What lasts a minute elsewhere is over after a second."""
-    monkeypatch.setattr(bucket_http, "SILENCE_SECONDS", 0.7)
-    monkeypatch.setattr(bucket_http, "_REQUEST_SECONDS", 1.0)
-    monkeypatch.setattr(bucket_http, "_SLOWEST", 10**9)
-    monkeypatch.setattr(client, "ATTEMPTS", 2)
-
-
-def refuse(exchange, status, code, **headers):
-    data = json.dumps({"errors": [{"code": code, "message": "secret words"}]}).encode()
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    exchange.start(status, {"content-length": str(len(data)), **named})
-    if exchange.method != "HEAD":
-        exchange.handler.wfile.write(data)
-    return True
+    monkeypatch.setattr(wire, "SILENCE_SECONDS", 0.7)
+    monkeypatch.setattr(wire, "_REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(wire, "_SLOWEST", 10**9)
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
 
 
 # --- Writing. ---
@@ -149,7 +136,7 @@ def test_faults_that_do_not_pass_end_the_upload_and_nothing_is_visible(store, pr
     with pytest.raises(SystemEnvironmentError, match="UNAVAILABLE") as raised:
         sending.send(0, 0, MIB)
     assert "secret words" not in raised.value.message
-    assert sum(method == "PATCH" for method, _ in proxy.seen) == client.ATTEMPTS
+    assert sum(method == "PATCH" for method, _ in proxy.seen) == retry.ATTEMPTS
     proxy.before = lambda _: None
     sending.abort()
     with pytest.raises(UsageError, match="does not exist"):
@@ -230,10 +217,6 @@ def test_where_nobody_can_tell_whether_the_manifest_was_stored_its_layers_stay(s
 # --- Reading. ---
 
 
-def is_range(exchange):
-    return exchange.method == "GET" and "/blobs/" in exchange.path
-
-
 RANGES = {
     "the whole layer": (lambda e: e.send(status=200), SystemEnvironmentError, "the whole layer"),
     "another range": (
@@ -306,25 +289,7 @@ def test_a_wrong_answer_to_a_range_is_an_error_that_names_it(store, proxy, fault
 def test_a_range_that_is_cut_goes_on_where_it_broke_off(store, proxy):
     body = os.urandom(300_000)
     put(store, body)
-    file = store.open()
-    asked = []
-
-    def half(exchange):
-        if not is_range(exchange):
-            return False
-        asked.append(exchange.headers["Range"])
-        if len(asked) > 2:
-            return False
-        exchange.start(exchange.status, exchange.answer)
-        exchange.handler.wfile.write(exchange.content[:100_000])
-        exchange.handler.wfile.flush()
-        return exchange.cut()
-
-    proxy.after = half
-    out = memoryview(bytearray(len(body)))
-    file.read_into(out, file.head_size)
-    assert bytes(out) == body
-    assert asked == [f"bytes={start}-299999" for start in (0, 100_000, 200_000)]
+    assert_cut_ranges_go_on(store, proxy, is_range, body)
 
 
 SLOW = {
@@ -362,7 +327,7 @@ def endless(exchange, proxy, sent):
 
 @pytest.mark.parametrize("path", ["/manifests/", "/tags/"])
 def test_an_answer_without_an_end_is_cut_off(store, proxy, path, monkeypatch):
-    monkeypatch.setattr(client, "ATTEMPTS", 2)
+    monkeypatch.setattr(retry, "ATTEMPTS", 2)
     put(store, b"x")
     sent = []
     proxy.before = lambda e: e.method == "GET" and path in e.path and endless(e, proxy, sent)
@@ -430,73 +395,6 @@ def test_a_list_without_an_end_or_elsewhere_is_an_error(store, proxy, link, word
 # --- Credentials. ---
 
 
-@pytest.fixture
-def guarded(tmp_path, monkeypatch):
-    """(a proxy in front of a registry with tokens, its store)"""
-    server, tokens = with_tokens(tmp_path / "guarded")
-    proxy = Proxy(server.port)
-    address = urlsplit(proxy.url).netloc
-    monkeypatch.setenv("DOCKER_CONFIG", str(log_in(tmp_path / "config", address)))
-    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
-    yield proxy, store_at(proxy, "secret/one")
-    for each in (proxy, server, tokens):
-        each.close()
-
-
-def test_credentials_do_not_follow_a_redirect(guarded):
-    proxy, store = guarded
-    put(store, b"body")
-    elsewhere = Proxy(1)
-    seen = []
-
-    def serve(exchange):
-        seen.append({name.lower() for name in exchange.headers})
-        exchange.start(
-            206,
-            {"content-length": "4", "content-range": "bytes 0-3/4"},
-        )
-        exchange.handler.wfile.write(b"body")
-        return True
-
-    elsewhere.before = serve
-    try:
-        file = store.open()
-        proxy.before = lambda e: (
-            is_range(e)
-            and (e.start(307, {"location": f"{elsewhere.url}/blob", "content-length": "0"}) or True)
-        )
-        out = memoryview(bytearray(4))
-        file.read_into(out, file.head_size)
-        assert bytes(out) == b"body"
-        assert len(seen) == 1
-        assert "range" in seen[0]
-        assert "authorization" not in seen[0]
-    finally:
-        elsewhere.close()
-
-
-def test_credentials_do_not_follow_an_upload(guarded):
-    """The place where an upload goes on may be on another host; the token is not for that."""
-    proxy, store = guarded
-    elsewhere = Proxy(1)
-    seen = []
-    elsewhere.before = lambda e: seen.append(set(map(str.lower, e.headers))) or refuse(e, 403, "NO")
-    try:
-        proxy.after = lambda e: (
-            e.method == "POST"
-            and e.status == 202
-            and e.send(location=f"{elsewhere.url}/upload?state=1")
-        )
-        sending = store.begin(Spool(b"body"), force=False, unconditional=False)
-        with pytest.raises(SystemEnvironmentError, match="NO"):
-            sending.send(0, 0, 4)
-        assert seen
-        assert all("authorization" not in names for names in seen)
-        sending.abort()
-    finally:
-        elsewhere.close()
-
-
 CHALLENGES = {
     "a token server in the clear": ('Bearer realm="http://192.0.2.1/token"', "plain HTTP"),
     "no address": ('Bearer realm="::"', "no address"),
@@ -515,22 +413,6 @@ def test_a_challenge_that_cannot_be_answered_is_an_error(store, proxy, fault, mo
     with pytest.raises(SystemEnvironmentError, match=words):
         store.open()
     assert len(proxy.seen) == 1
-
-
-def test_a_token_that_is_never_accepted_ends_after_one_renewal(guarded):
-    proxy, store = guarded
-    put(store, b"body")
-    realm = {}
-    proxy.after = lambda e: e.status == 401 and bool(realm.update(e.answer))
-    store._client._auth._tokens.clear()
-    proxy.before = lambda e: (
-        realm != {} and refuse(e, 401, "UNAUTHORIZED", www_authenticate=realm["www-authenticate"])
-    )
-    store._client._auth._bearer = None
-    proxy.seen.clear()
-    with pytest.raises(SystemEnvironmentError, match="does not accept"):
-        store.open()
-    assert len(proxy.seen) == 2
 
 
 def test_giving_up_amid_a_request_ends_it_at_once(store, proxy):

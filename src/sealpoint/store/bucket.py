@@ -29,7 +29,7 @@ ETags are as the store says them, with their quotes.
 Nothing of this is proved by the store: who can write the bucket can write records and exchange parts.  What is read is
 verified as a local file is.
 
-**Client.**  botocore's low-level client signs and speaks S3; `bucket_http` carries its requests.  Not obstore: with it
+**Client.**  botocore's low-level client signs and speaks S3; `wire` carries its requests.  Not obstore: with it
 no single part can be sent again from the spool, parts cannot grow, uploads of killed processes can be neither found nor
 aborted, the profiles of ~/.aws are not read, and the ETags of parts are not told (docs/adr/0065).
 """

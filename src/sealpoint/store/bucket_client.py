@@ -1,4 +1,4 @@
-"""Requests to an S3 server: signed by botocore, sent by `bucket_http`, tried again, and their answers checked.
+"""Requests to an S3 server: signed by botocore, sent by `wire`, tried again, and their answers checked.
 
 Credentials, region and endpoint are those of every AWS tool: environment, configuration files, profile, a role of the
 machine.  Nothing of them is in a message; of what a server says, only its code is shown.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
-import random
 import re
-import ssl
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,11 +18,8 @@ from urllib.parse import urlsplit
 
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.names import printable
-from sealpoint.store.bucket_http import Wire
+from sealpoint.store import retry, wire
 
-ATTEMPTS: Final = 6
-FIRST_PAUSE: Final = 0.2  # seconds; twice as long each time, up to the longest
-LONGEST_PAUSE: Final = 10.0
 _MAX_NAMES: Final = 1_000_000
 _AGAIN: Final = {
     "InternalError",
@@ -94,7 +89,7 @@ class BucketClient:
         """Reads the configuration; sends nothing.  Raises UsageError, SystemEnvironmentError."""
         self.name = f"s3://{bucket}"
         self._bucket = bucket
-        self._wire = Wire()
+        self._wire = wire.Wire()
         weakref.finalize(self, self._wire.close)  # where nobody closes it
         self._s3 = _make_client(self.name, self._wire)
         _check_endpoint(self.name, self._s3.meta.endpoint_url, plain_http=plain_http)
@@ -121,20 +116,14 @@ class BucketClient:
         self, attempt: Callable[[], dict[str, Any]], cancelled: threading.Event | None = None
     ) -> dict[str, Any]:
         """Try until it works, or will not."""
-        stop = cancelled or threading.Event()
-        pause, reason = FIRST_PAUSE, ""
-        for number in range(ATTEMPTS):
-            if number and stop.wait(pause * random.uniform(0.5, 1.0)):  # noqa: S311 (no secret)
-                break
-            pause = min(2 * pause, LONGEST_PAUSE) if number else pause
-            try:
-                return attempt()
-            except SealpointError:
-                raise
-            except Exception as error:  # noqa: BLE001 (what is not known is raised again by _judge)
-                reason = _judge(self.name, error)
-        raise SystemEnvironmentError(
-            f"{self.name}: the store does not answer as it should: {reason or 'given up'}",
+        return retry.again(attempt, self._judge, self._unusable, cancelled)
+
+    def _judge(self, error: Exception) -> retry.Failure:
+        return retry.Failure(_judge(self.name, error))
+
+    def _unusable(self, reason: str) -> SystemEnvironmentError:
+        return SystemEnvironmentError(
+            f"{self.name}: the store does not answer as it should: {reason}",
             hint="see that endpoint and network work, then try again",
         )
 
@@ -312,7 +301,7 @@ def check_etag(name: str, answer: dict[str, Any], expected: str) -> None:
         )
 
 
-def _make_client(name: str, wire: Wire) -> Any:
+def _make_client(name: str, carrier: wire.Wire) -> Any:
     try:
         import botocore.exceptions
         import botocore.session
@@ -338,7 +327,7 @@ def _make_client(name: str, wire: Wire) -> Any:
             client = session.create_client("s3", config=path)
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise _configuration(name, error) from None
-    client.meta.events.register("before-send.s3", wire.send)
+    client.meta.events.register("before-send.s3", carrier.send)
     return client
 
 
@@ -390,18 +379,11 @@ def _judge(name: str, error: Exception) -> str:
         return "its answer is not XML as S3 has it"
     if isinstance(error, BotoCoreError):
         raise _configuration(name, error) from None
-    if isinstance(error, TimeoutError):
-        return "it is silent or too slow"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        raise SystemEnvironmentError(
-            f"{name}: the certificate of the store is not one that this machine trusts",
-            hint="AWS_CA_BUNDLE names a file of other authorities",
-        ) from None
-    if isinstance(error, OSError):
-        return printable(error.strerror or type(error).__name__)
-    if isinstance(error, http.client.HTTPException):
-        return f"its answer is broken ({type(error).__name__})"
-    raise error
+    untrusted = SystemEnvironmentError(
+        f"{name}: the certificate of the store is not one that this machine trusts",
+        hint="AWS_CA_BUNDLE names a file of other authorities",
+    )
+    return wire.reason(error, untrusted)
 
 
 def _whole_size(answer: dict[str, Any]) -> int:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Final
 
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
@@ -26,7 +25,8 @@ from sealpoint.store.bucket_record import (
     head_key,
     new_parts,
 )
-from sealpoint.store.remote import Spooled, UncertainCommitError
+from sealpoint.store.remote import Spooled
+from sealpoint.store.sending import Sending
 
 PARALLEL: Final = 4
 _MIB: Final = 1024 * 1024
@@ -35,7 +35,6 @@ _SAME_SIZE: Final = 150  # parts; 10,000 that grow like this hold 5.2 TiB, the l
 _MAX_PARTS: Final = 10_000
 _STEP: Final = _MIB
 _LOST: Final = 3  # uploads that the store may lose before that is an error
-_SETTLE_SECONDS: Final = 40.0  # until what was cut has ended
 
 Commit = Callable[[CommitRecord], str]
 
@@ -68,12 +67,9 @@ class BucketUpload:
         self._finish = finish
         self._unwanted = unwanted
         self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
         self._renewing = threading.Lock()
-        self._sending: list[int] = []  # identities of threads
+        self._sending = Sending(client.name, client.interrupt)
         self._sent: dict[int, tuple[int, int, str, bytes]] = {}  # offset, size, ETag, MD5
-        self._cancelled = threading.Event()
-        self._visible = False
         self._generation = 0
         self._id = self._create()
 
@@ -84,29 +80,8 @@ class BucketUpload:
         """As `Upload.send`; up to `parallel` at a time."""
         if not 0 <= number < _MAX_PARTS:
             raise UsageError(f"{self._client.name}: the checkpoint is too large for a bucket")
-        with self._counted():
+        with self._sending.counted():
             self._send(number, offset, size)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        me = threading.get_ident()
-        with self._lock:
-            if self._cancelled.is_set():
-                raise self._given_up()
-            self._sending.append(me)
-        try:
-            yield
-        except SystemEnvironmentError:
-            if self._cancelled.is_set():
-                raise self._given_up() from None
-            raise
-        finally:
-            with self._lock:
-                self._sending.remove(me)
-                self._idle.notify_all()
-
-    def _given_up(self) -> SystemEnvironmentError:
-        return SystemEnvironmentError(f"{self._client.name}: the upload was given up")
 
     def _send(self, number: int, offset: int, size: int) -> None:
         digest = hashlib.md5(usedforsecurity=False)
@@ -135,11 +110,11 @@ class BucketUpload:
     ) -> dict[str, Any]:
         return self._client.call(
             "upload_part",
-            self._cancelled,
+            self._sending.cancelled,
             Key=self._key,
             UploadId=upload,
             PartNumber=number + 1,
-            Body=_SpooledBody(self._spooled, *extent, self._cancelled),
+            Body=_SpooledBody(self._spooled, *extent, self._sending.cancelled),
             ContentLength=extent[1],
             ContentMD5=content_md5(digest),
         )
@@ -176,7 +151,7 @@ class BucketUpload:
     def commit(self, head: bytes, properties: Mapping[str, str]) -> str:
         """As `Upload.commit`."""
         preamble = Preamble.decode(head[:PREAMBLE_SIZE])
-        with self._counted():
+        with self._sending.counted():
             size = self._check_contiguous()
             etag = self._complete(size)
             record = CommitRecord(
@@ -189,13 +164,7 @@ class BucketUpload:
                 body_etag=etag,
                 properties=properties,
             )
-            try:
-                url = self._finish(record)
-            except UncertainCommitError:
-                self._visible = True
-                raise
-            self._visible = True
-            return url
+            return self._sending.finish(lambda: self._finish(record))
 
     def _put_head(self, head: bytes) -> str:
         try:
@@ -223,7 +192,7 @@ class BucketUpload:
             try:
                 answer = self._client.call(
                     "complete_multipart_upload",
-                    self._cancelled,
+                    self._sending.cancelled,
                     Key=self._key,
                     UploadId=upload,
                     MultipartUpload={"Parts": listed},
@@ -249,13 +218,11 @@ class BucketUpload:
         raise SystemEnvironmentError(f"{self._client.name}: the store loses uploads")
 
     def abort(self) -> None:
-        """As `Upload.abort`.  Waits for what is being sent: a part that arrives later would stay for ever."""
+        """As `Upload.abort`."""
+        self._sending.give_up()
         with self._lock:
-            self._cancelled.set()
-            self._client.interrupt(set(self._sending))
-            self._idle.wait_for(lambda: not self._sending, timeout=_SETTLE_SECONDS)
             upload = self._id
-        if self._visible:
+        if self._sending.visible:
             return  # a record may name the parts; if it does not, `incomplete` finds them
         try:
             abort_upload(self._client, self._key, upload)

@@ -152,10 +152,17 @@ class Serve:
                 os.close(fd)
             return
         sender = threading.Thread(
-            target=self._guard, args=(self._send_large, image, fd), name=image.name, daemon=True
+            target=self._send_then_close, args=(image, fd), name=image.name, daemon=True
         )
         self._senders.append(sender)
         sender.start()
+
+    def _send_then_close(self, image: FlatImage, fd: int) -> None:
+        # Closed after an error was noted: what CRIU says of the end of its pipe must not come first.
+        try:
+            self._guard(self._send_large, image, fd)
+        finally:
+            os.close(fd)
 
     def _send_large(self, image: FlatImage, fd: int) -> None:
         entry = image.entry
@@ -171,13 +178,6 @@ class Serve:
                 self._send_stream(image, ring, entry.stream.chunks, self._reader(entry))
         except BrokenPipeError:
             return  # CRIU closed early; what it did not take stays unverified and is verified at the gate
-        except BaseException as error:
-            self.fail(
-                error
-            )  # before CRIU sees the end of its pipe: its own failure must not come first
-            raise
-        finally:
-            os.close(fd)
         with self._lock:
             self._unverified.discard(image.name)
 

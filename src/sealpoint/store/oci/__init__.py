@@ -26,7 +26,7 @@ Exactly one head, which comes first, and at least one body.  All layers one afte
 The manifest digest changes with a rekey and identifies nothing; the origin digest does.  Nothing of this is proved by
 the registry: what is read is verified as a local file is.
 
-**Client.**  On `bucket_http.Wire`, with nothing but the standard library (docs/adr/0064).
+**Client.**  On `wire.Wire`, with nothing but the standard library (docs/adr/0064).
 """
 
 from __future__ import annotations

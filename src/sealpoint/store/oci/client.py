@@ -1,4 +1,4 @@
-"""Requests to a registry: sent by `bucket_http.Wire`, authorised, tried again, and redirected within limits.
+"""Requests to a registry: sent by `wire.Wire`, authorised, tried again, and redirected within limits.
 
 Credentials go to the registry's own origin and to the token server that it names, never where a redirect leads.  Of
 what a server says, only status and OCI's error code are shown.
@@ -7,7 +7,6 @@ what a server says, only status and OCI's error code are shown.
 from __future__ import annotations
 
 import http.client
-import random
 import re
 import socket
 import ssl
@@ -17,15 +16,13 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError
+from sealpoint.errors import FileError, SystemEnvironmentError
 from sealpoint.names import printable
-from sealpoint.store.bucket_http import Body, Wire
+from sealpoint.store import retry, wire
 from sealpoint.store.oci.authorizer import Authorizer
 from sealpoint.store.oci.reference import ArtifactName, is_host, is_loopback
+from sealpoint.store.wire import Body, Wire
 
-ATTEMPTS: Final = 6
-FIRST_PAUSE: Final = 0.2  # seconds; twice as long each time, up to the longest
-LONGEST_PAUSE: Final = 10.0
 _LONGEST_WISH: Final = 60.0  # of a server, by Retry-After
 _PROBE_SECONDS: Final = 20.0
 _REDIRECTS: Final = 5
@@ -294,37 +291,16 @@ class Client:
 
     def again(self, attempt: Callable[[], T], cancelled: threading.Event | None = None) -> T:
         """Try until it works, or will not."""
-        stop = cancelled or threading.Event()
-        pause, wish, reason = FIRST_PAUSE, 0.0, ""
-        for number in range(ATTEMPTS):
-            if number:
-                if stop.wait(max(wish, pause * random.uniform(0.5, 1.0))):  # noqa: S311 (no secret)
-                    break
-                pause = min(2 * pause, LONGEST_PAUSE)
-            try:
-                return attempt()
-            except (SealpointError, RegistryAnswerError):
-                raise
-            except RetryError as error:
-                reason, wish = error.reason, error.after
-            except (OSError, http.client.HTTPException) as error:
-                reason, wish = self.reason(error), 0.0
-            if stop.is_set():
-                break
-        raise self._nonsense(reason or "given up")
+        return retry.again(attempt, self._judge, self._nonsense, cancelled)
 
-    def reason(self, error: Exception) -> str:
-        """Why to try again, for a message.  Raises SystemEnvironmentError for what will not change."""
-        if isinstance(error, TimeoutError):
-            return "it is silent or too slow"
-        if isinstance(error, ssl.SSLCertVerificationError):
-            raise SystemEnvironmentError(
-                f"{self.name}: the certificate of the registry is not one that this machine trusts",
-                hint="SSL_CERT_FILE names a file of other authorities",
-            ) from None
-        if isinstance(error, OSError):
-            return printable(error.strerror or type(error).__name__)
-        return f"its answer is broken ({type(error).__name__})"
+    def _judge(self, error: Exception) -> retry.Failure:
+        if isinstance(error, RetryError):
+            return retry.Failure(error.reason, error.after)
+        untrusted = SystemEnvironmentError(
+            f"{self.name}: the certificate of the registry is not one that this machine trusts",
+            hint="SSL_CERT_FILE names a file of other authorities",
+        )
+        return retry.Failure(wire.reason(error, untrusted))
 
     def _nonsense(self, reason: str) -> SystemEnvironmentError:
         return SystemEnvironmentError(

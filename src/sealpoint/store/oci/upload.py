@@ -18,11 +18,11 @@ from urllib.parse import urlencode, urljoin
 from sealpoint.errors import SealpointError, SystemEnvironmentError
 from sealpoint.store.oci.client import DELETE, PUSH, Answer, Client, RegistryAnswerError, RetryError
 from sealpoint.store.oci.manifest import EMPTY, LAYER_SIZE, ArtifactManifest, Blob, digest_of
-from sealpoint.store.remote import Spooled, UncertainCommitError
+from sealpoint.store.remote import Spooled
+from sealpoint.store.sending import Sending
 
 PART_SIZE: Final = 32 * 1024 * 1024  # LAYER_SIZE is a multiple
 _STEP: Final = 1024 * 1024
-_SETTLE_SECONDS: Final = 40.0  # until what was cut has ended
 _BINARY: Final = {"Content-Type": "application/octet-stream"}
 
 Commit = Callable[[ArtifactManifest], str]
@@ -49,11 +49,7 @@ class RegistryUpload:
         self._spooled = spooled
         self._title = title
         self._finish = finish
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._sending: list[int] = []  # identities of threads
-        self._cancelled = threading.Event()
-        self._visible = False
+        self._sending = Sending(client.name, client.interrupt)
         self._layer = _Layer(0)
         self._blobs: list[Blob] = []
         self._ours: list[
@@ -79,26 +75,11 @@ class RegistryUpload:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        me = threading.get_ident()
-        with self._lock:
-            if self._cancelled.is_set():
-                raise self._given_up()
-            self._sending.append(me)
         try:
-            yield
+            with self._sending.counted():
+                yield
         except RegistryAnswerError as error:
             raise self._client.refused(error) from None
-        except SystemEnvironmentError:
-            if self._cancelled.is_set():
-                raise self._given_up() from None
-            raise
-        finally:
-            with self._lock:
-                self._sending.remove(me)
-                self._idle.notify_all()
-
-    def _given_up(self) -> SystemEnvironmentError:
-        return SystemEnvironmentError(f"{self._client.name}: the upload was given up")
 
     # --- Layers. ---
 
@@ -113,7 +94,7 @@ class RegistryUpload:
                 self._forget()
                 raise
 
-        self._client.again(attempt, self._cancelled)
+        self._client.again(attempt, self._sending.cancelled)
 
     def _advance(self, wanted: int) -> None:
         """Send of the layer what is not there yet, up to `wanted` bytes of it."""
@@ -151,7 +132,7 @@ class RegistryUpload:
 
     def _pieces(self, start: int, size: int) -> Iterator[memoryview]:
         for at in range(start, start + size, _STEP):
-            if self._cancelled.is_set():
+            if self._sending.cancelled.is_set():
                 raise OSError("given up")
             yield self._spooled.read(at, min(_STEP, start + size - at))
 
@@ -159,13 +140,13 @@ class RegistryUpload:
         """The registry's upload of this layer may be broken: the next attempt begins another."""
         layer = self._layer
         if layer.location:
-            self._discard(layer.location)
+            self._delete_quietly(layer.location, PUSH)
         self._layer = _Layer(layer.start)
 
-    def _discard(self, location: str) -> None:
-        """Best effort: the registry forgets uploads by itself, some day."""
+    def _delete_quietly(self, target: str, scope: str) -> None:
+        """Best effort: the registry forgets uploads, and collects what nothing names, some day."""
         try:
-            self._client.once("DELETE", location, PUSH)
+            self._client.once("DELETE", target, scope)
         except (
             SealpointError,
             RegistryAnswerError,
@@ -194,7 +175,7 @@ class RegistryUpload:
                 self._forget()
                 raise
 
-        self._client.again(attempt, self._cancelled)
+        self._client.again(attempt, self._sending.cancelled)
         check_blob(self._client, Blob(digest, size))
         self._blobs.append(Blob(digest, size))
         self._layer = _Layer(self._layer.start + size)
@@ -203,7 +184,10 @@ class RegistryUpload:
         """Before a blob gets its name: giving up may delete it only if nobody has it yet."""
         try:
             self._client.call(
-                "HEAD", self._client.path(f"blobs/{blob.digest}"), PUSH, cancelled=self._cancelled
+                "HEAD",
+                self._client.path(f"blobs/{blob.digest}"),
+                PUSH,
+                cancelled=self._sending.cancelled,
             )
         except RegistryAnswerError as error:
             if error.status == 404:
@@ -228,38 +212,20 @@ class RegistryUpload:
             if not self._blobs:
                 raise SystemEnvironmentError(f"{self._client.name}: nothing was sent")
             self._note_ours(Blob(digest_of(head), len(head)))
-            first = push_blob(self._client, head, self._cancelled)
-            push_blob(self._client, EMPTY, self._cancelled)
+            first = push_blob(self._client, head, self._sending.cancelled)
+            push_blob(self._client, EMPTY, self._sending.cancelled)
             manifest = ArtifactManifest(first, tuple(self._blobs), self._title, properties)
-            try:
-                url = self._finish(manifest)
-            except UncertainCommitError:
-                self._visible = True
-                raise
-            self._visible = True
-            return url
+            return self._sending.finish(lambda: self._finish(manifest))
 
     def abort(self) -> None:
         """As `Upload.abort`.  Layers that it brought are deleted where the registry allows it."""
-        with self._lock:
-            self._cancelled.set()
-            self._client.interrupt(set(self._sending))
-            self._idle.wait_for(lambda: not self._sending, timeout=_SETTLE_SECONDS)
-        if self._visible:
+        self._sending.give_up()
+        if self._sending.visible:
             return
         if self._layer.location:
-            self._discard(self._layer.location)
+            self._delete_quietly(self._layer.location, PUSH)
         for blob in self._ours:
-            try:
-                self._client.once("DELETE", self._client.path(f"blobs/{blob.digest}"), DELETE)
-            except (
-                SealpointError,
-                RegistryAnswerError,
-                RetryError,
-                OSError,
-                http.client.HTTPException,
-            ):
-                pass  # the registry's garbage collection takes it
+            self._delete_quietly(self._client.path(f"blobs/{blob.digest}"), DELETE)
 
 
 def begin_upload(client: Client) -> str:

@@ -19,6 +19,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
+from sealpoint.errors import SystemEnvironmentError
+from sealpoint.names import printable
+
 CONNECT_SECONDS: Final = 10.0
 SILENCE_SECONDS: Final = 30.0  # a peer that neither takes nor sends a byte for so long is gone
 _REQUEST_SECONDS: Final = 60.0  # for a whole request, and for its bytes at the pace below
@@ -70,7 +73,7 @@ class Body:
 class Lease:
     """One request's use of a connection: after `seconds` it is cut."""
 
-    def __init__(self, connection: Connection, address: tuple[str, str]) -> None:
+    def __init__(self, connection: _Cuttable, address: tuple[str, str]) -> None:
         self.connection = connection
         self.address = address
         self.thread = threading.get_ident()
@@ -102,7 +105,7 @@ class Wire:
         """authorities: the variable that names a file of authorities instead of the machine's (and SSL_CERT_FILE's)."""
         self._lock = threading.Lock()
         self._authorities = authorities
-        self._idle: list[tuple[tuple[str, str], Connection]] = []
+        self._idle: list[tuple[tuple[str, str], _Cuttable]] = []
         self._leases: set[Lease] = set()
         self._tls: ssl.SSLContext | None = None
 
@@ -165,14 +168,14 @@ class Wire:
             self._leases.add(lease)
         return lease
 
-    def _connection(self, url: SplitResult) -> Connection:
+    def _connection(self, url: SplitResult) -> _Cuttable:
         host = url.hostname or ""
         if url.scheme == "http":
-            return _Plain(host, url.port)
+            return _Cuttable(host, url.port)
         if self._tls is None:
             authorities = os.environ.get(self._authorities) or None
             self._tls = ssl.create_default_context(cafile=authorities)
-        return _Secure(host, url.port, self._tls)
+        return _Secure(host, url.port, context=self._tls)
 
     def give_back(self, lease: Lease, *, keep: bool) -> None:
         """Once for each lease; more often does nothing."""
@@ -217,6 +220,23 @@ def _exchange(
         answer.will_close = True
         return answer
     return lease.connection.getresponse()
+
+
+def reason(error: Exception, untrusted: SystemEnvironmentError) -> str:
+    """Why an exchange failed that may work the next time.
+
+    Raises `untrusted` where the peer's certificate is none that this machine trusts, and `error` itself if it does not
+    come from the wire.
+    """
+    if isinstance(error, TimeoutError):
+        return "it is silent or too slow"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        raise untrusted from None
+    if isinstance(error, OSError):
+        return printable(error.strerror or type(error).__name__)
+    if isinstance(error, http.client.HTTPException):
+        return f"its answer is broken ({type(error).__name__})"
+    raise error
 
 
 def allowed_seconds(size: int) -> float:
@@ -291,15 +311,18 @@ class _Answer(http.client.HTTPResponse):
                 self.fp = file
 
 
-class _Plain(http.client.HTTPConnection):
+class _Cuttable(http.client.HTTPConnection):
+    """A connection that another thread can cut."""
+
     response_class = _Answer
 
-    def __init__(self, host: str, port: int | None) -> None:
-        super().__init__(host, port, blocksize=_STEP)
+    def __init__(self, host: str, port: int | None, **more: Any) -> None:
+        super().__init__(host, port, blocksize=_STEP, **more)
         self.cutter = _Cutter()
         self._create_connection = self.cutter.dial
 
     def patience(self, seconds: float) -> None:
+        """How long the peer may be silent."""
         self.cutter.patience = seconds
         if self.sock is not None:
             self.sock.settimeout(seconds)
@@ -309,25 +332,8 @@ class _Plain(http.client.HTTPConnection):
         self.cutter.close()
 
 
-class _Secure(http.client.HTTPSConnection):
-    response_class = _Answer
-
-    def __init__(self, host: str, port: int | None, context: ssl.SSLContext) -> None:
-        super().__init__(host, port, context=context, blocksize=_STEP)
-        self.cutter = _Cutter()
-        self._create_connection = self.cutter.dial
-
-    def patience(self, seconds: float) -> None:
-        self.cutter.patience = seconds
-        if self.sock is not None:
-            self.sock.settimeout(seconds)
-
-    def close(self) -> None:
-        super().close()
-        self.cutter.close()
-
-
-Connection = _Plain | _Secure
+class _Secure(_Cuttable, http.client.HTTPSConnection):
+    """The same over TLS."""
 
 
 def _headers(answer: http.client.HTTPResponse) -> Mapping[str, str]:
