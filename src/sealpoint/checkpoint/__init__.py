@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         claimed_id as claimed_id,
         newest_in as newest_in,
     )
+    from sealpoint.checkpoint.opening.copying import copy as copy
     from sealpoint.checkpoint.opening.expectation import Expectation as Expectation
     from sealpoint.checkpoint.opening.extract import Item as Item
     from sealpoint.checkpoint.opening.flat import Flat as Flat, Runs as Runs
@@ -138,6 +139,7 @@ _PLACES: Final[dict[str, tuple[str, ...]]] = {
         "signing_by",
     ),
     "opening.chain": ("SEALED_IMAGE", "claimed_id", "newest_in"),
+    "opening.copying": ("copy",),
     "opening.expectation": ("Expectation",),
     "opening.extract": ("Item",),
     "opening.flat": ("Flat", "Runs"),

@@ -35,6 +35,7 @@ _COMMANDS: Final = {
     "chain": "Show an increment and all its parents.",
     "flatten": "Combine an increment and its parents into one file.",
     "prune": "Merge old increments into later ones.",
+    "copy": "Copy a sealed file into a store, out of one, or from one to another.",
     "store": "Store memory that many checkpoints share only once.",
     "state": "Allow one restore of an older checkpoint of a workload.",
     "rekey": "Change who can open a sealed file.",

@@ -10,7 +10,7 @@ Out of scope: trust (a callable), keys (a callable), anything that CRIU means by
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -249,6 +249,14 @@ class AuthenticFile:
 
     def check_frames(self, progress: Callable[[int], None] = lambda _: None) -> None:
         """Read every frame and compare it with the index.  `progress` gets bytes read.  Raises FileError."""
+        for frame in self.frames():
+            progress(len(frame))
+
+    def frames(self) -> Iterator[memoryview]:
+        """Every frame as it lies in the file, compared with the index; each is overwritten by the next.
+
+        Frames that were freed are empty, or as they were.  Raises FileError.
+        """
         largest = max(self.index.entry(p)[2] for p in range(len(self.index)))
         buffer = memoryview(bytearray(FRAME_HEAD_SIZE + largest))
         for position in range(len(self.index)):
@@ -258,7 +266,7 @@ class AuthenticFile:
                     self.index.check(position, frame)
             else:
                 frame = self.read_frame(position, buffer)
-            progress(len(frame))
+            yield frame
 
     def is_freed(self, position: int) -> bool:
         """Whether a frame was given up, because a later file of the chain holds its pages anew."""

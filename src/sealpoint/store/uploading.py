@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from sealpoint.errors import SystemEnvironmentError
+from sealpoint.errors import FileError, SystemEnvironmentError
 from sealpoint.format.constants import PREAMBLE_SIZE
 from sealpoint.format.preamble import Preamble
 from sealpoint.format.raw import Descriptor, read_exactly
@@ -33,7 +33,8 @@ class Writing(NamedTuple):
 
     force: replace what has the name; unconditional: also where the store cannot create-only.  spool: a directory, None
     for memory; limit: bytes of it.  timeout: seconds that `sync` and `commit` wait for the store together, None for
-    ever.  later: `commit` does not wait for the store; `settle` does.
+    ever.  later: `commit` does not wait for the store; `settle` does.  source: a descriptor, which stays the caller's,
+    of a file that has already what will be written, so that nothing needs to be held.
     """
 
     force: bool = False
@@ -42,6 +43,7 @@ class Writing(NamedTuple):
     limit: int | None = None
     timeout: float | None = None
     later: bool = False
+    source: int | None = None
 
 
 class StoreDestination:
@@ -73,7 +75,7 @@ class UploadSpool:
                 hint="--spool DIR names another place",
             ) from None
         self.size = 0
-        self.head_size: int | None = None
+        self.head_size: int | None = None  # bytes, once the preamble is there
 
     def append(self, buffers: tuple[Buffer, ...]) -> None:
         """Raises SystemEnvironmentError."""
@@ -84,10 +86,21 @@ class UploadSpool:
             error.hint = "--spool DIR names a place with more room"
             raise
         write_all(self.fd, list(buffers), self._where)
+        self._advance(size)
+
+    def _advance(self, size: int) -> None:
         self.size += size
         if self.head_size is None and self.size >= PREAMBLE_SIZE:
             head = read_exactly(Descriptor(self.fd), PREAMBLE_SIZE, 0)
             self.head_size = Preamble.decode(head).frames_offset
+
+    def check(self) -> None:
+        """Before the commit: what is read is what was written.  Nobody else has it."""
+
+    def close(self) -> None:
+        """Let go of it."""
+        with contextlib.suppress(OSError):
+            os.close(self.fd)
 
     @property
     def body(self) -> int:
@@ -102,6 +115,34 @@ class UploadSpool:
         return data
 
 
+class SourceSpool(UploadSpool):
+    """A file that is being copied, as its own spool: what is written only says how far it may be sent."""
+
+    def __init__(self, fd: int) -> None:  # it holds nothing
+        self.fd = fd
+        self.size = 0
+        self.head_size = None
+        self._before = _state(fd)
+
+    def append(self, buffers: tuple[Buffer, ...]) -> None:
+        """See UploadSpool."""
+        self._advance(sum(len(b) for b in buffers))
+
+    def check(self) -> None:
+        """Raises FileError: somebody has changed the file since."""
+        if _state(self.fd) != self._before or os.fstat(self.fd).st_size != self.size:
+            raise FileError("the file was changed while it was copied", hint="try again")
+
+    def close(self) -> None:
+        """The descriptor is the caller's."""
+
+
+def _state(fd: int) -> tuple[int, int]:
+    """Of a file: another one when somebody has written into it."""
+    status = os.fstat(fd)
+    return status.st_size, status.st_mtime_ns
+
+
 class RemoteOutput:
     """A Target (store.output).  A context manager, which at its end waits for the store, if `commit` did not.
 
@@ -114,13 +155,15 @@ class RemoteOutput:
         self.committed = False
         self.url: str | None = None
         store.check_free(force=how.force, unconditional=how.unconditional)
-        self._spool = UploadSpool(how.spool, how.limit)
+        self._spool = (
+            UploadSpool(how.spool, how.limit) if how.source is None else SourceSpool(how.source)
+        )
         try:
             self._upload: Upload = store.begin(
                 self._spool, force=how.force, unconditional=how.unconditional
             )
         except BaseException:
-            os.close(self._spool.fd)
+            self._spool.close()
             raise
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -186,7 +229,9 @@ class RemoteOutput:
             if head_size is None:
                 raise SystemEnvironmentError(f"{self._name}: nothing was written")
             file = Descriptor(self._spool.fd)
-            url = self._upload.commit(read_exactly(file, head_size, 0), properties.describe(file))
+            head, told = read_exactly(file, head_size, 0), properties.describe(file)
+            self._spool.check()
+            url = self._upload.commit(head, told)
         except BaseException as error:  # noqa: BLE001 - raised by whoever waits
             self._fail(error)
         else:
@@ -279,8 +324,7 @@ class RemoteOutput:
             thread.join()
         if self._aborting is not None:
             self._aborting.join()
-        with contextlib.suppress(OSError):
-            os.close(self._spool.fd)
+        self._spool.close()
 
     def __enter__(self) -> Self:
         return self
