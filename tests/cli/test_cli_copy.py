@@ -11,9 +11,10 @@ import pytest
 
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.format.preamble import Preamble
-from sealpoint.store import properties
+from sealpoint.store import properties, wire
 from tests.checkpoint.checkpoint_helpers import attributes, seal_objects
 from tests.store import memory_store
+from tests.store.bucket_servers import use
 
 URL = "mem://here/one"
 PAGES = os.urandom(1_500_000)
@@ -184,16 +185,20 @@ def test_a_store_that_fails_keeps_nothing(cli, world, sealed, trust):
 
 
 def test_what_is_changed_while_it_is_copied_is_not_stored(cli, world, sealed, trust):
-    def change(_upload, number):
-        if number == 3:
+    changed = []
+
+    def change(upload, _number):
+        if upload.spooled.size == os.path.getsize(sealed):  # all of it was checked
             with open(sealed, "r+b") as file:
-                file.seek(-1000, os.SEEK_END)
+                file.seek(-200_000, os.SEEK_END)  # in a frame
                 file.write(b"!")
             os.utime(sealed, (1, 1))
+            changed.append(True)
 
     world.before_send = change
     result = cli("copy", sealed, URL, *trust)
-    assert result.code == 3
+    assert changed
+    assert (result.code, "changed while it was copied" in result.err) == (3, True)
     assert world.files == {}
     assert left(world) == ({}, [])
 
@@ -218,3 +223,31 @@ def test_options_that_have_no_meaning_are_refused(cli, world, sealed, trust):
     assert cli("copy", "none", "x", *trust).code == 2
     assert cli("copy", ".", "x", *trust).code == 2
     assert os.listdir() == [sealed]
+
+
+def test_plain_http_is_for_one_command(cli, world, sealed, trust):
+    assert cli("copy", sealed, URL, "--plain-http", *trust).code == 0
+    assert world.plain_http
+    assert cli("verify", URL, *trust).code == 0
+    assert not world.plain_http
+    assert cli("verify", URL, "--plain-http", *trust).code == 0
+    assert world.plain_http
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/key", "oci://192.0.2.1:5000/name:tag"])
+def test_without_tls_nothing_is_sent_to_another_machine(cli, sealed, trust, url, monkeypatch):
+    use(monkeypatch, "http://192.0.2.1:5000")
+    monkeypatch.setattr("sealpoint.store.retry.FIRST_PAUSE", 0.001)
+    tried = []
+
+    def connect(connection):
+        tried.append(isinstance(connection, wire._Secure))
+        raise ConnectionRefusedError
+
+    for kind in (wire._Cuttable, wire._Secure):
+        monkeypatch.setattr(kind, "connect", connect)
+    assert cli("copy", sealed, url, *trust).code in (2, 6)
+    assert False not in tried
+    tried.clear()
+    assert cli("copy", sealed, url, "--plain-http", *trust).code == 6
+    assert set(tried) == {False}

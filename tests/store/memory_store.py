@@ -43,6 +43,7 @@ class World:
         self.creates_only = True
         self.lock = threading.Lock()
         self.open = 0
+        self.plain_http = False  # of the last place
 
 
 def install(monkeypatch):
@@ -50,7 +51,11 @@ def install(monkeypatch):
     world = World()
     import sys
 
-    module = SimpleNamespace(open_store=lambda url: MemoryStore(world, url))
+    def open_store(url, *, plain_http):
+        world.plain_http = plain_http
+        return MemoryStore(world, url)
+
+    module = SimpleNamespace(open_store=open_store)
     monkeypatch.setitem(sys.modules, "sealpoint.store.mem", module)
     adapters = {**location._ADAPTERS, SCHEME: "sealpoint.store.mem"}
     monkeypatch.setattr(location, "_ADAPTERS", adapters)

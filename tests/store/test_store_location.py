@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     with pytest.raises(UsageError, match="buckets need the extra s3") as caught:
         open_store("s3://bucket/key")
     assert "sealpoint[s3]" in caught.value.hint
+
+
+def test_plain_http_counts_as_long_as_it_was_asked_for(monkeypatch):
+    seen = []
+    adapter = SimpleNamespace(open_store=lambda url, *, plain_http: seen.append(plain_http))
+    monkeypatch.setitem(sys.modules, "sealpoint.store.mem", adapter)
+    monkeypatch.setattr(location, "_ADAPTERS", {"mem": "sealpoint.store.mem"})
+    open_store("mem://x")
+    with location.plain_http():
+        open_store("mem://x")
+        with location.plain_http():
+            open_store("mem://x")
+        open_store("mem://x")
+    open_store("mem://x")
+    assert seen == [False, True, True, True, False]
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/key", "gs://b/k"])

@@ -192,6 +192,28 @@ upload_options = stack(
 )
 
 
+def _plain_http(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        from sealpoint.store import location
+
+        context.with_resource(location.plain_http())
+
+
+plain_http_option = click.option(
+    "--plain-http",
+    is_flag=True,
+    expose_value=False,
+    callback=_plain_http,
+    help="With a URL: also HTTP without TLS, to a server that is not this machine. RISK: whoever is on the way reads "
+    "passwords and can change what is stored; only what is verified afterwards can be believed.",
+)
+
+
+def has(command: Callable[..., Any], name: str) -> bool:
+    """Whether a command in the making has a parameter of that name already."""
+    return any(param.name == name for param in getattr(command, "__click_params__", ()))
+
+
 def named_workload(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     """For `callback`.  Raises UsageError before anything is stopped for a name that no file can hold."""
     if value:

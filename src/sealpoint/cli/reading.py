@@ -145,8 +145,7 @@ def reads_checkpoint(
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        params = getattr(command, "__click_params__", ())
-        shared = any(param.name == "passphrase_file" for param in params)
+        shared = options.has(command, "passphrase_file")
 
         @functools.wraps(command)
         def run(*args: Any, **given: Any) -> Any:
@@ -160,6 +159,8 @@ def reads_checkpoint(
         own = [options.identity_option] if keys else []
         if keys and not shared:
             own.append(options.passphrase_file)
+        if not options.has(command, "plain_http"):
+            wanted.append(options.plain_http_option)
         return options.stack(*own, options.trust_options, *wanted)(run)
 
     return decorate

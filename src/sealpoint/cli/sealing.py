@@ -165,7 +165,7 @@ def seals_checkpoint(
                 0, click.option("-o", "--output", required=True, metavar=metavar, help=output)
             )
         if stores:
-            parts.append(options.upload_options)
+            parts += [options.upload_options, options.plain_http_option]
         return options.stack(*parts)(run)
 
     return decorate

@@ -344,7 +344,7 @@ def _check_endpoint(name: str, endpoint: str, *, plain_http: bool) -> None:
     if url.scheme == "http" and not plain_http and not _LOOPBACK.fullmatch(host):
         raise UsageError(
             f"{name}: the endpoint {printable(host)} is plain HTTP, which anyone on the way can change",
-            hint="use https",
+            hint="use https, or --plain-http where nobody is on the way",
         )
 
 

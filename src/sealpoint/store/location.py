@@ -5,8 +5,10 @@ Adapters are modules with `open_store(url) -> Store`.  They are loaded when a UR
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, cast
 
 from sealpoint.errors import UsageError
@@ -18,6 +20,19 @@ if TYPE_CHECKING:
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _ADAPTERS: Final = {"s3": "sealpoint.store.bucket", "oci": "sealpoint.store.oci"}
+
+_plain_http = False  # of this process, as its user said once for all places that it names
+
+
+@contextlib.contextmanager
+def plain_http() -> Iterator[None]:
+    """Within, stores that are not on this machine may be spoken to without TLS."""
+    global _plain_http
+    before, _plain_http = _plain_http, True
+    try:
+        yield
+    finally:
+        _plain_http = before
 
 
 def is_url(name: str) -> bool:
@@ -38,7 +53,7 @@ def open_store(url: str) -> Store:
             hint="stores are " + " and ".join(f"{s}://" for s in _ADAPTERS),
         )
     adapter = importlib.import_module(_ADAPTERS[scheme])
-    return cast("Store", adapter.open_store(url))
+    return cast("Store", adapter.open_store(url, plain_http=_plain_http))
 
 
 def open_remote(url: str) -> RemoteSource:

@@ -248,7 +248,7 @@ class Client:
         )
 
     def _find_origin(self) -> str:
-        """https; where the registry is on this machine, http if it does not speak TLS."""
+        """https, or http where that was asked for; on this machine http if the registry does not speak TLS."""
         address = self._reference.address
         if self._plain_http:
             return f"http://{address}"
