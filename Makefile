@@ -17,6 +17,8 @@ WORKERS ?= --dist loadfile --no-loadscope-reorder --tx "3*popen//python=$(CURDIR
 CRIU_WORKERS ?=
 
 PYTHON := .venv/bin/python
+# Where CI is set, failed tests are tried once more.
+PYTEST := $(if $(CI),scripts/pytest-twice $(PYTHON),$(PYTHON) -m pytest)
 
 .PHONY: help
 help: ## list what can be made
@@ -83,7 +85,7 @@ services: venv
 
 .PHONY: test-services
 test-services: owner dev services ## run the tests that talk to real servers: buckets, registries
-	@SEALPOINT_REQUIRE_SERVICES=1 $(PYTHON) -m pytest -m services $(ARGS)
+	@SEALPOINT_REQUIRE_SERVICES=1 $(PYTEST) -m services $(ARGS)
 
 .PHONY: test-vm
 test-vm: vm ## run the tests that need the virtual machine
@@ -99,7 +101,7 @@ test-zdtm: owner dev vm ## run CRIU's own tests with stock CRIU and through the 
 
 .PHONY: test-bundle
 test-bundle: dev test-tools ## make the self-contained bundle and run it where nothing is installed
-	@$(PYTHON) -m pytest -m bundle $(ARGS)
+	@$(PYTEST) -m bundle $(ARGS)
 
 .PHONY: test-fast
 test-fast: venv ## run the tests that need neither CRIU nor much time

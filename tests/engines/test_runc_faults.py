@@ -13,7 +13,7 @@ import pytest
 
 from tests.engines import dropin as dropin_tools
 from tests.engines.containers import Container
-from tests.real import sealed
+from tests.real import harness, sealed
 
 NewContainer = Callable[..., Container]
 
@@ -151,21 +151,14 @@ def held(dropin: dropin_tools.DropIn, runc: subprocess.Popen) -> Iterator[None]:
         os.kill(pid, signal.SIGSTOP)
     try:
         for pid in real(dropin, runc):
-            sealed.wait_until(lambda pid=pid: waits_for_helper(pid), "CRIU waits for the helper")
+            sealed.wait_until(
+                lambda pid=pid: harness.waits_for_helper(pid), "CRIU waits for the helper"
+            )
         yield
     finally:
         for pid in helpers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-
-
-def waits_for_helper(criu: int) -> bool:
-    """In a request to the file system or for the answer to a notification; or it is done."""
-    try:
-        stack = Path(f"/proc/{criu}/stack").read_bytes()
-    except OSError:
-        return True
-    return b"fuse_" in stack or b"unix_" in stack
 
 
 def real(dropin: dropin_tools.DropIn, runc: subprocess.Popen) -> list[int]:

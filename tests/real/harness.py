@@ -156,6 +156,15 @@ def process_state(pid: int) -> str | None:
     return text.rpartition(")")[2].split()[0]
 
 
+def waits_for_helper(criu: int) -> bool:
+    """In a request to the file system or for the answer to a notification; or it is done."""
+    try:
+        stack = Path(f"/proc/{criu}/stack").read_bytes()
+    except OSError:
+        return True
+    return b"fuse_" in stack or b"unix_" in stack
+
+
 def is_ending(pid: int) -> bool:
     """Whether a process that is still there has been killed, or has begun to end: under load that lasts a while."""
     try:

@@ -43,7 +43,8 @@ def pytest_collection_modifyitems(
                     )
                 )
     yield  # -k and -m select by those marks
-    if share := config.getoption("--share", None):
+    share = config.getoption("--share", None)
+    if share and not config.getoption("--last-failed", False):  # those were of this share
         which, of = map(int, share.split("/"))
         kept = items[which - 1 :: of]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])

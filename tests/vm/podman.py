@@ -14,10 +14,12 @@ import secrets
 import signal
 import subprocess
 import tarfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from tests.real import leaks
 
@@ -58,9 +60,49 @@ class Ran:
     code: int
     said: str
 
+    log: str = ""
+    """The end of CRIU's log, where podman takes it away with a container that was not restored."""
+
     def ok(self) -> str:
-        assert self.code == 0, f"podman ended with {self.code}:\n{self.said}"
+        assert self.code == 0, f"podman ended with {self.code}:\n{self.said}\n{self.log}"
         return self.said
+
+
+class _LogKeeper:
+    """Holds CRIU's logs of that name open, of all containers: podman may have removed them when they are needed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._files: dict[tuple[int, int], io.BufferedReader] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        started = time.time()
+        while not self._end.wait(0.1):
+            for path in STORAGE.glob(f"storage/overlay-containers/*/userdata/{self._name}"):
+                with contextlib.suppress(OSError):
+                    info = path.stat()
+                    key = (info.st_dev, info.st_ino)
+                    if info.st_mtime >= started - 1 and key not in self._files:
+                        self._files[key] = path.open("rb")
+
+    def text(self, lines: int = 60) -> str:
+        """The last lines of each."""
+        parts = []
+        for file in self._files.values():
+            with file:
+                parts += file.read().decode(errors="replace").splitlines()[-lines:]
+        self._files.clear()
+        return "\n".join(parts)
 
 
 def podman(*arguments: object, environment: Mapping[str, str] | None = None) -> Ran:
@@ -160,9 +202,10 @@ class Container:
         assert str(self.address) in self._in_network("ip", "-6", "addr", "show", "dev", "lo")
         assert self.table in self._in_network("nft", "list", "tables")
 
-    def network_locked(self) -> bool:
-        """Whether CRIU's lock, of either kind, is in its network namespace."""
-        return "CRIU" in self._in_network("nft", "list", "ruleset")
+    def network_lock(self) -> str:
+        """The packet filter's rules in its network namespace if CRIU's lock, of either kind, is among them."""
+        rules = self._in_network("nft", "list", "ruleset")
+        return rules if "CRIU" in rules else ""
 
     def _in_network(self, *command: str) -> str:
         words = ["nsenter", "--target", str(self.processes()[0]), "--net", *command]
@@ -181,7 +224,12 @@ class Container:
         self, file: Path, *options: object, environment: Mapping[str, str] | None = None
     ) -> Ran:
         """The container must be removed before: it keeps its name."""
-        return self.podman("container restore", "--import", file, *options, environment=environment)
+        with _LogKeeper("restore.log") as keeper:
+            ran = self.podman(
+                "container restore", "--import", file, *options, environment=environment
+            )
+        ran.log = keeper.text()
+        return ran
 
     def remove(self) -> None:
         """With everything of it; nothing happens if it is gone already."""

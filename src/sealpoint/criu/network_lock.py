@@ -36,10 +36,15 @@ _TABLE_NAME: Final = 1  # NFTA_TABLE_NAME
 _HEADER: Final = struct.Struct("=IHHII")
 _FAMILY: Final = struct.Struct("=BBH")
 _ATTRIBUTE: Final = struct.Struct("=HH")
+_ERROR_NUMBER: Final = struct.Struct("=i")
 
-# Deleting a rule that is not there undoes the whole set, so nothing is made where there is no lock.
-_JUMPS: Final = b"*filter\n:CRIU - [0:0]\n-D INPUT -j CRIU\n-D OUTPUT -j CRIU\nCOMMIT\n"
-_CHAIN: Final = b"*filter\n:CRIU - [0:0]\n-X CRIU\nCOMMIT\n"
+# Each set is undone as a whole where a part of it is not there, so nothing is made where there is no lock.  CRIU takes
+# the lock away in several steps and may have been killed between any two.
+_STEPS: Final = (
+    b"*filter\n-D INPUT -j CRIU\nCOMMIT\n",
+    b"*filter\n-D OUTPUT -j CRIU\nCOMMIT\n",
+    b"*filter\n-F CRIU\n-X CRIU\nCOMMIT\n",
+)
 _SECONDS: Final = 10.0  # for iptables, which waits for others that change the same table
 
 
@@ -60,7 +65,7 @@ class NetworkLock:
             self._namespace = fd
 
     def remove(self) -> bool:
-        """After CRIU's end; whether there was one.  Does its best: where it cannot, all stays as CRIU has left it."""
+        """After CRIU's end; whether one was taken away.  What it cannot take away stays as CRIU has left it."""
         if self._namespace < 0:
             return False
         worker = threading.Thread(target=self._work, name="network lock")  # a thread has its own
@@ -93,9 +98,9 @@ class NetworkLock:
         except OSError:
             pass  # this kernel has no nftables
         for program in ("iptables-restore", "ip6tables-restore"):
-            if _feed(program, _JUMPS):
-                _feed(program, _CHAIN)
-                self._removed = True
+            for rules in _STEPS:
+                if _feed(program, rules):
+                    self._removed = True
 
 
 def _feed(program: str, rules: bytes) -> bool:
@@ -117,7 +122,7 @@ def _feed(program: str, rules: bytes) -> bool:
 def _delete_tables() -> bool:
     """Delete the tables of the family inet that are CRIU's, in the calling thread's network namespace.
 
-    Whether there was one.  Raises OSError.
+    Whether one was deleted.  Raises OSError.
     """
     found = False
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
@@ -133,9 +138,17 @@ def _delete_tables() -> bool:
                 + _message(_DELETE_TABLE, _REQUEST | _ACK, _INET, attribute)
                 + _message(_END, _REQUEST, 0, subsystem=_NFTABLES)
             )
-            netlink.recv(65536)  # done or not: there is nothing else to try
-            found = True
+            found |= _acknowledged(netlink.recv(65536))
     return found
+
+
+def _acknowledged(answer: bytes) -> bool:
+    """Whether the first message is the kernel's word that it was done (linux/netlink.h: nlmsgerr with error 0)."""
+    if len(answer) < _HEADER.size + _ERROR_NUMBER.size:
+        return False
+    kind = _HEADER.unpack_from(answer)[1]
+    (number,) = _ERROR_NUMBER.unpack_from(answer, _HEADER.size)
+    return kind == _ERROR and number == 0
 
 
 def _message(
