@@ -146,8 +146,8 @@ def _acknowledged(answer: bytes) -> bool:
     """Whether the first message is the kernel's word that it was done (linux/netlink.h: nlmsgerr with error 0)."""
     if len(answer) < _HEADER.size + _ERROR_NUMBER.size:
         return False
-    kind = _HEADER.unpack_from(answer)[1]
-    (number,) = _ERROR_NUMBER.unpack_from(answer, _HEADER.size)
+    kind: int = _HEADER.unpack_from(answer)[1]
+    number: int = _ERROR_NUMBER.unpack_from(answer, _HEADER.size)[0]
     return kind == _ERROR and number == 0
 
 
