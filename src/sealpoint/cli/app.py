@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from sealpoint.cli.printable import printable, ready_streams
+from sealpoint.cli.printable import output_failed, printable, ready_streams, standard_output
 from sealpoint.errors import OmissionWarning, SealpointError, SystemEnvironmentError
 from sealpoint.version import __version__
 
@@ -167,9 +167,10 @@ def run(arguments: list[str]) -> int:
     except SystemExit as error:  # click's own: the same, or completion is done
         left = error.code == 1 and "_SEALPOINT_COMPLETE" not in os.environ
         return _READER_LEFT if left else int(error.code or 0)
-    except OSError as error:  # for instance standard output on a full disk
-        name = f" ({error.filename})" if error.filename else ""
-        _print_error(f"{error.strerror or type(error).__name__}{name}, in {_where(error)}", None)
+    except OSError as error:
+        if os.environ.get("SEALPOINT_DEBUG"):
+            raise
+        _print_error(*_refused(error))
         return SystemEnvironmentError.exit_code
     except Exception as error:
         if os.environ.get("SEALPOINT_DEBUG"):
@@ -216,13 +217,33 @@ def _usage(error: click.ClickException) -> tuple[str, str | None]:
     return error.format_message(), f"see: {context.command_path} --help"
 
 
+def _refused(error: OSError) -> tuple[str, str | None]:
+    """Message and hint for an error of the system that nothing below has put into words."""
+    if _printing(error):
+        failed = output_failed(error)
+        return failed.message, failed.hint
+    reason = error.strerror or type(error).__name__
+    name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{name}{reason}", "SEALPOINT_DEBUG=1 shows where this happened"
+
+
+def _printing(error: OSError) -> bool:
+    """Whether click failed to write standard output.
+
+    Its traceback tells.  A stream of ours in place of Python's could, too, but would have to write again what a signal
+    interrupted, as Python's does.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is click.echo.__code__:
+            return not trace.tb_frame.f_locals.get("err")
+        trace = trace.tb_next
+    return False
+
+
 def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise SystemEnvironmentError(f"cannot write standard output: {error.strerror}") from None
+    with standard_output() as out:
+        out.flush()
 
 
 def _where(error: BaseException) -> str:

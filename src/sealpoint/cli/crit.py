@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sealpoint.cli import keyring, notice, options
-from sealpoint.cli.printable import echo_json, printable
+from sealpoint.cli.printable import echo_json, printable, standard_output
 from sealpoint.cli.reading import ANY_KIND, Reading, reads_checkpoint
 from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 from sealpoint.errors import FileError, SealpointError, UsageError
@@ -50,8 +50,8 @@ def show(place: str, *, nopl: bool, reading: Reading) -> None:
     Example:
       sealpoint crit show app.sealed:files.img -i keys/identity.key --trust keys/signer.pub
     """
-    with _open_image(place, reading) as image, _standard_output() as write:
-        _print(image, write, pretty=True, nopl=nopl)
+    with _open_image(place, reading) as image:
+        _print_out(image, pretty=True, nopl=nopl)
 
 
 @command.command()
@@ -73,8 +73,7 @@ def decode(place: str, *, pretty: bool, output: str | None, force: bool, reading
 
     with _open_image(place, reading) as image:
         if output in (None, "-"):
-            with _standard_output() as write:
-                _print(image, write, pretty=pretty)
+            _print_out(image, pretty=pretty)
             return
         with open_output(str(output), force=force) as out:
             _print(image, lambda text: out.write(text.encode()), pretty=pretty, end="")
@@ -302,11 +301,14 @@ def _plain_image(path: str, reading: Reading) -> Iterator[Image | None]:
         opened.close()
 
 
-@contextlib.contextmanager
-def _standard_output() -> Iterator[Callable[[str], object]]:
-    out = sys.stdout
-    yield out.write
-    out.flush()
+def _print_out(image: Image, *, pretty: bool, nopl: bool = False) -> None:
+    def write(text: str) -> None:
+        with standard_output() as out:
+            out.write(text)
+
+    _print(image, write, pretty=pretty, nopl=nopl)
+    with standard_output() as out:
+        out.flush()
 
 
 def _print(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import click
 
 from sealpoint import names
+from sealpoint.errors import SystemEnvironmentError
 from sealpoint.names import printable
 
-__all__ = ["echo_json", "printable", "ready_streams"]
+__all__ = ["echo_json", "output_failed", "printable", "ready_streams", "standard_output"]
 
 
 def echo_json(value: Any, *, indent: int | None = 2, err: bool = False) -> None:
@@ -20,6 +23,27 @@ def echo_json(value: Any, *, indent: int | None = 2, err: bool = False) -> None:
     import json
 
     click.echo(json.dumps(names.for_json(value), indent=indent), err=err)
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[TextIO]:
+    """Standard output, for what click.echo cannot print.  Only write inside: every OSError is taken for one of writing.
+
+    Raises SystemEnvironmentError; BrokenPipeError, which ends a command without a message, stays what it is.
+    """
+    try:
+        yield sys.stdout
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise output_failed(error) from None
+
+
+def output_failed(error: OSError) -> SystemEnvironmentError:
+    """The error to report when standard output could not be written."""
+    return SystemEnvironmentError(
+        f"cannot write standard output: {error.strerror or type(error).__name__}"
+    )
 
 
 def ready_streams() -> None:

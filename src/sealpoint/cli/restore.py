@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from sealpoint.cli import notice, options
-from sealpoint.cli.printable import echo_json
+from sealpoint.cli.printable import echo_json, standard_output
 from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.cli.running import Running, ack_line, runs_criu
 
@@ -102,7 +101,8 @@ def _approved(
         reference = checkpoint.reference
         admission.passed()
         if ack:
-            sys.stdout.buffer.write(ack_line(reference.checkpoint_id, reference.origin_digest))
-            sys.stdout.buffer.flush()
+            with standard_output() as out:
+                out.buffer.write(ack_line(reference.checkpoint_id, reference.origin_digest))
+                out.buffer.flush()
 
     return approved
