@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from types import FrameType
