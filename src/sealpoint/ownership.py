@@ -72,6 +72,24 @@ def open_owned(path: str, what: str, flags: int = os.O_RDONLY) -> int:
         return os.open(_magic(walk.top), flags | os.O_CLOEXEC)
 
 
+def open_below(root: int, path: str, what: str, *, make: int | None = None) -> int:
+    """A descriptor of a directory in a file system whose root directory is `root`, which root alone could have made.
+
+    Links lead to where they would if `root` were `/`, never out of it.  make: mode of each level that is missing and
+    made; None: it must exist.  Raises OSError, PolicyError.
+    """
+    with _walked(path, make=make, root=root) as walk:
+        if walk.problem is not None:
+            raise refusal(path, what, walk.problem)
+        return os.open(_magic(walk.top), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def look_below(root: int, path: str) -> int:
+    """An O_PATH descriptor of whatever `path` leads to below `root`, whoever could change it.  Raises OSError."""
+    with _walked(path, root=root) as walk:
+        return os.open(_magic(walk.top), os.O_PATH | os.O_CLOEXEC)
+
+
 def require(path: str, what: str) -> None:
     """The same for what is not read but run.  Raises OSError, PolicyError."""
     if matters():
@@ -170,12 +188,13 @@ class _Walk:
     problem: the first thing that somebody else than `owners` could change.
     """
 
-    def __init__(self, owners: frozenset[int], make: int | None) -> None:
+    def __init__(self, owners: frozenset[int], make: int | None, root: int | None = None) -> None:
         self.problem: Problem | None = None
         self._owners = owners
         self._make = make
         self._links = 0
-        self._levels = [os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+        top = "/" if root is None else _magic(root)
+        self._levels = [os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
 
     @property
     def top(self) -> int:
@@ -263,9 +282,16 @@ class _Walk:
 
 @contextmanager
 def _walked(
-    path: str, owners: frozenset[int] = frozenset({0}), *, make: int | None = None
+    path: str,
+    owners: frozenset[int] = frozenset({0}),
+    *,
+    make: int | None = None,
+    root: int | None = None,
 ) -> Iterator[_Walk]:
-    """Walks to what a path leads to.  Raises OSError, ValueError (a NUL in the path)."""
+    """Walks to what a path leads to.  root: a descriptor of another root directory than ours.
+
+    Raises OSError, ValueError (a NUL in the path).
+    """
     name = os.fsencode(path)
     if not name:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -273,7 +299,7 @@ def _walked(
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     if not name.startswith(b"/"):
         name = os.getcwdb() + b"/" + name
-    walk = _Walk(owners, make)
+    walk = _Walk(owners, make, root)
     try:
         walk.go(name)
         yield walk

@@ -1,6 +1,7 @@
 """Runs in the empty root, by the bundle's Python: what people do with sealpoint, on a real process.
 
-`inside.py command` uses the command line, `inside.py rpc CRIU` the drop-in as engines do.
+`inside.py command` uses the command line, `inside.py rpc CRIU` the drop-in as engines do; `held` waits during the dump
+until there is a file /tmp/go.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, "/root")
@@ -68,7 +70,20 @@ def command() -> None:
     goes_on(before)
 
 
-def rpc(criu: str) -> None:
+def held(criu: str) -> None:
+    def wait(_script: str, _pid: int) -> bool:
+        Path("/tmp/held").touch()
+        deadline = time.monotonic() + 200
+        while not Path("/tmp/go").exists():
+            if time.monotonic() > deadline:
+                raise SystemExit("nobody says that the dump may go on")
+            time.sleep(0.05)
+        return True
+
+    rpc(criu, wait)
+
+
+def rpc(criu: str, on_notify: Callable[[str, int], bool] | None = None) -> None:
     import rpc as client
 
     pid = start()
@@ -83,7 +98,11 @@ def rpc(criu: str) -> None:
     for kind, options in ((client.DUMP, {"pid": pid}), (client.RESTORE, {})):
         before, _ = said()
         with client.Client(Path(criu), environment) as connection:
-            reply = connection.call(client.request(kind, log_level=4, **places, **options))
+            if on_notify is not None and kind == client.DUMP:
+                data = client.request(kind, notify_scripts=True, **places, **options)
+                reply = connection.call(data, on_notify)
+            else:
+                reply = connection.call(client.request(kind, log_level=4, **places, **options))
             connection.wait()
         if not reply.success:
             print("".join(p.read_text() for p in work.glob("*.log"))[-2000:])
@@ -94,4 +113,4 @@ def rpc(criu: str) -> None:
     goes_on(before)
 
 
-{"command": command, "rpc": rpc}[sys.argv[1]](*sys.argv[2:])
+{"command": command, "held": held, "rpc": rpc}[sys.argv[1]](*sys.argv[2:])

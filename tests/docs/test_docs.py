@@ -133,7 +133,7 @@ def test_commands_and_their_options_exist(document: Path) -> None:
         assert command in commands(), command
         words = [
             command,
-            *(arguments.split()[:1] if command in ("crit", "podman", "store") else []),
+            *(arguments.split()[:1] if command in ("crit", "node", "podman", "store") else []),
         ]
         for option in re.findall(r"(?<=\s)(--?[a-zA-Z][a-z-]*)", arguments):
             assert has_option(help_of(*words), option), (words, option)
@@ -144,6 +144,7 @@ def test_options_named_in_running_text_exist(document: Path) -> None:
     crit = ("show", "decode", "encode", "info", "x", "recode")
     helps = [help_of(command) for command in commands()] + [help_of("crit", name) for name in crit]
     helps += [help_of("podman", name) for name in ("checkpoint", "restore")]
+    helps += [help_of("node", name) for name in ("install", "status", "uninstall")]
     helps += [help_of("store", name) for name in ("init", "add", "stat", "gc")]
     everything = "\n".join([help_of(), *helps])
     for quoted in re.findall(r"`([^`\n]+)`", document.read_text()):

@@ -52,6 +52,7 @@ _COMMANDS: Final = {
     "podman": "Checkpoint and restore a podman container as one sealed file.",
     "install-criu": "Let every container engine on this machine seal its checkpoints.",
     "uninstall-criu": "Undo install-criu.",
+    "node": "Install the drop-in on a host, from a container.",
     "doctor": "Check what works on this machine, what leaks, and what is missing.",
     "completion": "Print a shell completion script.",
 }

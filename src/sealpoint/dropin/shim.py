@@ -129,10 +129,11 @@ def fail(message: str) -> NoReturn:
 
 
 def real_criu() -> str:
-    """Path of the real CRIU: `criu` in the system's configuration, else the next one in PATH after this executable.
+    """Path of the real CRIU: `criu` in the system's configuration, else that of the bundle that this runs from.
 
-    A configuration with mistakes is no obstacle here: a dump or restore says what is wrong with it, where the engine
-    hears it, and everything else needs none.  For root, either has to be root's alone.
+    Else the next one in PATH after this executable.  A configuration with mistakes is no obstacle here: a dump or
+    restore says what is wrong with it, where the engine hears it, and everything else needs none.  For root, either has
+    to be root's alone.
     """
     from sealpoint import config
     from sealpoint.errors import SealpointError
@@ -143,6 +144,10 @@ def real_criu() -> str:
             return _own(configured)
     except SealpointError as error:
         reason = error.message
+    bundle = os.path.realpath(sys.prefix)  # the very version that runs, whatever is installed meanwhile
+    beside = os.path.join(bundle, "bin", "criu")
+    if os.path.exists(os.path.join(bundle, ".sealpoint-bundle")) and os.access(beside, os.X_OK):
+        return _own(beside)
     own = os.path.realpath(sys.argv[0])
     path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/usr/bin:/sbin"
     for directory in path.split(":"):

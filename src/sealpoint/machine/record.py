@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,14 +17,21 @@ from typing import Any, Final
 from sealpoint import ownership
 from sealpoint.config import SYSTEM_PATH
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
+from sealpoint.machine.files import (
+    NEW_SUFFIX,
+    READ,
+    hash_in,
+    hash_of,
+    remove_in,
+    status_in,
+    write_in,
+)
 
 DIRECTORY: Final = os.path.dirname(SYSTEM_PATH)
 RECORD_PATH: Final = os.path.join(DIRECTORY, "installed.json")
 BACKUP_SUFFIX: Final = ".before-sealpoint"
-_NEW_SUFFIX: Final = ".sealpoint-new"
 _VERSION: Final = 1
 _MAX_SIZE: Final = 1024 * 1024
-_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 @dataclass(slots=True)
@@ -131,7 +137,7 @@ def make_directory(path: str) -> None:
 def content_hash(path: str) -> str:
     """SHA-256 of a file, "" if there is none.  Raises SystemEnvironmentError."""
     try:
-        return _hash(os.open(path, _READ))
+        return hash_of(os.open(path, READ))
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
@@ -142,7 +148,7 @@ def write_file(path: str, data: bytes, *, mode: int) -> None:
     """All or nothing, durably, in a directory that only root can change.  Raises SystemEnvironmentError."""
     try:
         with _held(path) as (directory, name):
-            _write(directory, name, data, mode)
+            write_in(directory, name, data, mode)
     except OSError as error:
         raise SystemEnvironmentError(f"{path}: cannot be written: {error.strerror}") from None
 
@@ -182,49 +188,6 @@ def _held(path: str) -> Iterator[tuple[int, str]]:
         os.close(directory)
 
 
-def _write(directory: int, name: str, data: bytes, mode: int) -> None:
-    temporary = name + _NEW_SUFFIX
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        _remove(directory, temporary)  # of one that was interrupted
-        with open(os.open(temporary, flags, mode, dir_fd=directory), "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-        os.fsync(directory)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=directory)
-        raise
-
-
-def _hash(fd: int) -> str:
-    with open(fd, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _hash_in(directory: int, name: str) -> str:
-    """Empty if there is none, or a link that leads nowhere.  Raises OSError."""
-    try:
-        return _hash(os.open(name, _READ, dir_fd=directory))
-    except FileNotFoundError:
-        return ""
-
-
-def _remove(directory: int, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=directory)
-
-
-def _status(directory: int, name: str) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-
-
 def undo(record: InstallationRecord) -> tuple[list[str], list[str]]:
     """Back to what was before.  Returns what was done, and what was left and why.  May be repeated.
 
@@ -237,8 +200,8 @@ def undo(record: InstallationRecord) -> tuple[list[str], list[str]]:
             _undo_file(file, done, left)
     try:
         with _held(RECORD_PATH) as (parent, name):
-            _remove(parent, name)
-            _remove(parent, name + _NEW_SUFFIX)
+            remove_in(parent, name)
+            remove_in(parent, name + NEW_SUFFIX)
     except OSError as error:
         raise SystemEnvironmentError(
             f"{RECORD_PATH}: cannot be removed: {error.strerror}"
@@ -270,9 +233,9 @@ def _undo_file(file: FileRecord, done: list[str], left: list[str]) -> None:
 
 def _undo_in(directory: int, name: str, file: FileRecord, done: list[str], left: list[str]) -> None:
     """Raises OSError."""
-    _remove(directory, name + _NEW_SUFFIX)
-    status, kept = _status(directory, name), _status(directory, name + BACKUP_SUFFIX)
-    now = _hash_in(directory, name)
+    remove_in(directory, name + NEW_SUFFIX)
+    status, kept = status_in(directory, name), status_in(directory, name + BACKUP_SUFFIX)
+    now = hash_in(directory, name)
     if now in file.ours or not now:
         _put_back(directory, name, file, now, done, left)
     elif now != file.before:
@@ -288,8 +251,8 @@ def _put_back(
 ) -> None:
     """Raises OSError."""
     backup = name + BACKUP_SUFFIX
-    if file.before and _status(directory, backup) is not None:
-        if _hash_in(directory, backup) != file.before:
+    if file.before and status_in(directory, backup) is not None:
+        if hash_in(directory, backup) != file.before:
             left.append(f"{file.path}: its former content in {file.backup} was changed since")
             return
         os.rename(backup, name, src_dir_fd=directory, dst_dir_fd=directory)
