@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -125,6 +126,8 @@ def test_a_path_reaches_systemd_as_it_is(host, hostile):
     file = host.inside("/etc/systemd/system/containerd.service.d/50-sealpoint.conf")
     (line,) = [x for x in file.read_text().splitlines() if x.startswith("Environment=")]
     quoted = line.removeprefix('Environment="').removesuffix('"')
+    # Nothing that systemd takes otherwise: a specifier, an escape, the end of the word.
+    assert re.fullmatch(r'(?:[^%\\"]|%%|\\\\|\\")*', quoted)
     read = quoted.replace('\\"', '"').replace("\\\\", "\\").replace("%%", "%")
     assert read == f"PATH=/opt/sealpoint/bin:{hostile}:/usr/bin"
 
