@@ -144,7 +144,9 @@ def real_criu() -> str:
             return _own(configured)
     except SealpointError as error:
         reason = error.message
-    bundle = os.path.realpath(sys.prefix)  # the very version that runs, whatever is installed meanwhile
+    bundle = os.path.realpath(
+        sys.prefix
+    )  # the very version that runs, whatever is installed meanwhile
     beside = os.path.join(bundle, "bin", "criu")
     if os.path.exists(os.path.join(bundle, ".sealpoint-bundle")) and os.access(beside, os.X_OK):
         return _own(beside)
