@@ -177,7 +177,7 @@ def test_a_plain_object_is_read_as_it_is(place):
     assert (file.size, file.head_size) == (len(whole), 64 + 2 * 8192)
     assert content(store) == whole
     assert [each.name for each in place("").list()] == [store.name]
-    with pytest.raises(UsageError, match="plain object"):
+    with pytest.raises(UsageError, match="in one piece"):
         store.replace_head(file, new_head(whole), {})
     store.remove()
     nothing_but(store, store._key)

@@ -13,6 +13,7 @@ from sealpoint.store.oci import open_store, upload
 from sealpoint.store.oci.manifest import (
     ARTIFACT_TYPE,
     BODY_TYPE,
+    EMPTY_TYPE,
     HEAD_TYPE,
     INDEX_TYPE,
     MEDIA_TYPE,
@@ -174,6 +175,52 @@ def test_a_copy_by_skopeo_is_read_like_the_original(registry, place):
         there,
     )
     assert content(open_store(there.replace("docker://", "oci://"))) == head + b"x" * 5000
+
+
+def push_in_one_layer(directory, data, docker):
+    """A file as it is, by skopeo, as an artifact of no type that anybody knows."""
+    config, layer = (f"sha256:{hashlib.sha256(each).hexdigest()}" for each in (b"{}", data))
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MEDIA_TYPE,
+        "artifactType": "application/vnd.unknown.artifact.v1",
+        "config": {"mediaType": EMPTY_TYPE, "digest": config, "size": 2},
+        "layers": [
+            {
+                "mediaType": "application/vnd.oci.image.layer.v1.tar",
+                "digest": layer,
+                "size": len(data),
+                "annotations": {TITLE: "app.sealed"},
+            }
+        ],
+    }
+    directory.mkdir()
+    (directory / "version").write_text("Directory Transport Version: 1.1\n")
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    (directory / config.removeprefix("sha256:")).write_bytes(b"{}")
+    (directory / layer.removeprefix("sha256:")).write_bytes(data)
+    skopeo("--insecure-policy", "copy", "--dest-tls-verify=false", f"dir:{directory}", docker)
+
+
+def test_a_file_that_skopeo_pushed_in_one_layer_is_read_as_it_is(place, tmp_path):
+    head = new_head()
+    whole = head + random.randbytes(MIB)
+    push_in_one_layer(tmp_path / "there", whole, place.replace("oci://", "docker://"))
+    push_in_one_layer(
+        tmp_path / "other", b"a layer " * 99, place.replace("oci://", "docker://") + "2"
+    )
+    file = open_store(place).open()
+    assert (file.size, file.head_size, file.properties) == (len(whole), len(head), {})
+    assert content(open_store(place)) == whole
+    assert [(each.name, each.size) for each in open_store(place).list()] == [(place, len(whole))]
+    with pytest.raises(UsageError, match="in one piece") as caught:
+        open_store(place).replace_head(file, new_head(head), {})
+    assert "sealpoint copy URL URL --force" in caught.value.hint
+    put(open_store(place), whole[len(head) :], head, force=True)  # as `copy` does in its place
+    assert content(open_store(place)) == whole
+    assert open_store(place).open().manifest is not None
+    with pytest.raises(FileError, match="unknown"):
+        open_store(place + "2").open()
 
 
 def test_an_image_of_somebody_else_is_refused_with_its_kind(registry, place, tmp_path):

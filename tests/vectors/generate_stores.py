@@ -249,6 +249,16 @@ def _registry(files: Files) -> Iterator[Vector]:
         "application/vnd.example.thing",
     )
 
+    whole = [{"vector": FILE, "from": 0, "to": len(files.data[FILE])}]
+    octets, other = "application/octet-stream", "application/vnd.example.thing"
+    yield vector(
+        "plain", "a whole file in one layer of another type", [(octets, whole)], FILE, other
+    )
+    cut = [whole[0] | {"to": len(files.data[FILE]) - 1}]
+    yield vector("plain-cut", "the same without its end", [(octets, cut)], None, other)
+    yield vector("plain-twice", "two such layers", [(octets, whole), (octets, whole)], None, other)
+    yield vector("plain-as-ours", "a whole file in one layer of ours", [(is_body, whole)], None)
+
 
 def _digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -277,6 +277,7 @@ def _plain_image(path: str, reading: Reading) -> Iterator[Image | None]:
     from sealpoint.inspect.directory import DirectorySource, pread
     from sealpoint.inspect.encrypted import decrypted
     from sealpoint.inspect.image import Image
+    from sealpoint.store.location import is_url
     from sealpoint.store.source import open_input
 
     source = open_input(path, limit=reading.max_size)
@@ -288,6 +289,10 @@ def _plain_image(path: str, reading: Reading) -> Iterator[Image | None]:
             fd, size = source.fd, source.size
             yield Image(lambda at, length: pread(fd, at, length, path), size, "standard input")
             return
+        if is_url(path):
+            raise UsageError(
+                f"{path} is not a sealed file", hint="fetch an image of CRIU's, and read the file"
+            )
     finally:
         source.close()
     directory, name = os.path.split(os.path.realpath(path))

@@ -24,7 +24,8 @@ ETags are as the store says them, with their quotes.
   at the same time one fails.  Who made it looks again, and where a higher one has come meanwhile, removes its own and
   fails.  Then the record is written anew (`If-Match`) with that sequence, and older heads are removed.
 - *Removing*: the record first, then the parts.
-- An object KEY that begins with the magic of a sealed file is one, whole, as other tools put it there.
+- An object KEY that begins with the magic of a sealed file is one, whole, as other tools put it there.  `copy` over it
+  gives it the layout above.
 
 Nothing of this is proved by the store: who can write the bucket can write records and exchange parts.  What is read is
 verified as a local file is.
@@ -165,8 +166,8 @@ class BucketStore:
         """As `Store.replace_head`.  Raises UsageError for a plain object, and where the store cannot create-only."""
         if not isinstance(file, BucketFile) or file.record is None:
             raise UsageError(
-                f"{self.name} is a plain object, whose head cannot be replaced",
-                hint="fetch it with another tool, rekey that file, and store it again",
+                f"{self.name} lies there in one piece, so its head cannot be replaced",
+                hint="give it the layout of sealpoint first: sealpoint copy URL URL --force",
             )
         record = file.record
         if not record.accepts(head):

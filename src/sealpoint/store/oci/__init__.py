@@ -12,7 +12,8 @@
 | annotations | | public facts, and `org.opencontainers.image.title` |
 
 Exactly one head, which comes first, and at least one body.  All layers one after the other are exactly the local file:
-`oras pull` writes them under their titles, and `cat` puts them together.  Another artifact is refused with its type.
+`oras pull` writes them under their titles, and `cat` puts them together.  An artifact of another type is one as well if
+its only layer begins with the magic of a sealed file, as other tools put it there; any other is refused with its type.
 
 - *Writing*: the layers of the body, by PATCHes one after the other, and each closed by its digest; the head; the
   manifest, after a look that the tag is free; then the tag is read back.  Registries have no conditional PUT: of two

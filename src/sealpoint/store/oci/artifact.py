@@ -8,22 +8,24 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
-from sealpoint.format.constants import PREAMBLE_SIZE
+from sealpoint.format.constants import MAGIC, PREAMBLE_SIZE
 from sealpoint.format.preamble import Preamble
 from sealpoint.store.oci.client import PULL, Client, RegistryAnswerError
 from sealpoint.store.oci.manifest import (
+    DOCKER_TYPE,
     INDEX_TYPE,
     MAX_MANIFEST,
     MEDIA_TYPE,
     ArtifactManifest,
     Blob,
     digest_of,
+    only_layer,
 )
 from sealpoint.store.oci.reference import ArtifactName, is_digest
 
 # What a tag may name: others than ours are asked for, too, so that the error can say what they are.
 ACCEPT: Final = (
-    f"{MEDIA_TYPE}, {INDEX_TYPE}, application/vnd.docker.distribution.manifest.v2+json, "
+    f"{MEDIA_TYPE}, {INDEX_TYPE}, {DOCKER_TYPE}, "
     "application/vnd.docker.distribution.manifest.list.v2+json"
 )
 
@@ -57,21 +59,38 @@ def fetch_manifest(client: Client, where: str, limit: int = MAX_MANIFEST) -> Fou
 
 
 class RegistryFile:
-    """As RemoteFile.  digest: of its manifest, by which everything is read."""
+    """As RemoteFile.  digest: of its manifest, by which everything is read.
+
+    manifest: None where somebody else put the whole file into one layer.
+    """
 
     def __init__(self, client: Client, reference: ArtifactName, found: Found) -> None:
         """Reads the head.  Raises FileError, SystemEnvironmentError."""
         self.name = str(reference)
         self.digest = found.digest
-        self.manifest = ArtifactManifest.decode(found.data, self.name)
         self._client = client
-        self._head = self._fetch_head()
-        self.head_size = len(self._head)
-        self.size = self.manifest.size
-        self.properties: Mapping[str, str] = self.manifest.properties
+        self.manifest: ArtifactManifest | None = None
+        self._head = b""
+        self.properties: Mapping[str, str] = {}
+        plain = only_layer(found.data, self.name)
+        preamble = None if plain is None else self._preamble_of(plain)
+        if plain is not None and preamble is not None:
+            self._blobs: tuple[Blob, ...] = (plain,)
+            self.head_size, self.size = preamble.frames_offset, plain.size
+            return
+        manifest = self.manifest = ArtifactManifest.decode(found.data, self.name)
+        self._head = self._fetch_head(manifest.head)
+        self._blobs = manifest.body
+        self.head_size, self.size = len(self._head), manifest.size
+        self.properties = manifest.properties
 
-    def _fetch_head(self) -> bytes:
-        blob = self.manifest.head
+    def _preamble_of(self, blob: Blob) -> Preamble | None:
+        """None: the layer is no sealed file.  Raises FileError, SystemEnvironmentError."""
+        data = bytearray(PREAMBLE_SIZE)
+        self._read_blob(blob, memoryview(data), 0)
+        return Preamble.decode(bytes(data)) if data.startswith(MAGIC) else None
+
+    def _fetch_head(self, blob: Blob) -> bytes:
         data = bytearray(blob.size)
         self._read_blob(blob, memoryview(data), 0)
         if digest_of(bytes(data)) != blob.digest:
@@ -87,7 +106,7 @@ class RegistryFile:
         inside = min(max(len(self._head) - offset, 0), len(out))
         out[:inside] = self._head[offset : offset + inside]
         start, at, done = len(self._head), offset + inside, inside
-        for blob in self.manifest.body:
+        for blob in self._blobs:
             if done < len(out) and at < start + blob.size:
                 part = out[done : done + start + blob.size - at]
                 self._read_blob(blob, part, at - start)

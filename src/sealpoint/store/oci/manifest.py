@@ -18,6 +18,7 @@ from sealpoint.store.oci.reference import is_digest
 MAX_MANIFEST: Final = 4 * 1024 * 1024  # what registries accept
 MEDIA_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
+DOCKER_TYPE: Final = "application/vnd.docker.distribution.manifest.v2+json"
 ARTIFACT_TYPE: Final = "application/vnd.sealpoint.checkpoint.v1"
 HEAD_TYPE: Final = "application/vnd.sealpoint.head.v1"
 BODY_TYPE: Final = "application/vnd.sealpoint.body.v1"
@@ -97,6 +98,18 @@ class ArtifactManifest(NamedTuple):
         if any(not 0 < blob.size <= _MAX_BODY for blob in found.body) or found.size > _MAX_BODY:
             raise _malformed(name, "its body has an impossible size")
         return found
+
+
+def only_layer(data: bytes, name: str) -> Blob | None:
+    """The layer of an artifact of somebody else that has one: it may be a whole sealed file.  Raises FileError."""
+    value = decode_json(data, f"{name}: the manifest")
+    layers = value.get("layers")
+    if value.get("mediaType", MEDIA_TYPE) not in {MEDIA_TYPE, DOCKER_TYPE}:
+        return None
+    if value.get("artifactType") == ARTIFACT_TYPE or type(layers) is not list or len(layers) != 1:
+        return None
+    _, blob = _blob(layers[0], name)
+    return blob if PREAMBLE_SIZE < blob.size <= _MAX_BODY else None
 
 
 def digest_of(data: bytes) -> str:

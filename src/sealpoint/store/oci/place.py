@@ -10,7 +10,13 @@ from urllib.parse import urljoin
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.store.oci.artifact import ACCEPT, RegistryFile, fetch_manifest, open_artifact
 from sealpoint.store.oci.client import DELETE, PULL, PUSH, Client, RegistryAnswerError, origin_of
-from sealpoint.store.oci.manifest import MEDIA_TYPE, ArtifactManifest, decode_json, digest_of
+from sealpoint.store.oci.manifest import (
+    MEDIA_TYPE,
+    ArtifactManifest,
+    decode_json,
+    digest_of,
+    only_layer,
+)
 from sealpoint.store.oci.reference import ArtifactName, is_tag, parse
 from sealpoint.store.oci.referrers import delete_manifests, listed_referrers, move_referrers
 from sealpoint.store.oci.upload import RegistryUpload, push_blob
@@ -72,10 +78,16 @@ class RegistryStore:
         """As `Store.replace_head`.  Every tag of the old manifest is moved; then that is deleted."""
         if not isinstance(file, RegistryFile):
             raise UsageError(f"{self.name} was not opened here")
+        manifest = file.manifest
+        if manifest is None:
+            raise UsageError(
+                f"{self.name} lies there in one piece, so its head cannot be replaced",
+                hint="give it the layout of sealpoint first: sealpoint copy URL URL --force",
+            )
         file.check_new_head(head)
         try:
             blob = push_blob(self._client, head)
-            data = file.manifest._replace(head=blob, properties=properties).encode()
+            data = manifest._replace(head=blob, properties=properties).encode()
             if self._digest_of(self._reference.where, PULL) != file.digest:
                 raise self._overtaken()
             tags = self._same_tags(file.digest)
@@ -129,13 +141,16 @@ class RegistryStore:
             reference = self._reference._replace(tag=tag, digest="")
             try:
                 found = fetch_manifest(self._client, tag)
-                manifest = (
-                    None if found is None else ArtifactManifest.decode(found.data, str(reference))
-                )
+                if found is None:
+                    continue
+                if only_layer(found.data, str(reference)) is not None:
+                    file = RegistryFile(self._client, reference, found)
+                    yield StoredFile(file.name, file.size, file.properties)
+                else:
+                    manifest = ArtifactManifest.decode(found.data, str(reference))
+                    yield StoredFile(str(reference), manifest.size, manifest.properties)
             except FileError:
                 continue  # something else
-            if manifest is not None:
-                yield StoredFile(str(reference), manifest.size, manifest.properties)
 
     def incomplete(self) -> Iterator[Incomplete]:
         """As `Store.incomplete`: a registry does not tell; it forgets uploads by itself."""
