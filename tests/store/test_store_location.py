@@ -10,8 +10,9 @@ import pytest
 
 from sealpoint.errors import UsageError
 from sealpoint.store import location
-from sealpoint.store.location import is_url, open_remote, open_store
+from sealpoint.store.location import is_url, open_remote, open_store, split_url
 from sealpoint.store.output import destination
+from tests.store import memory_store
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,33 @@ def test_plain_http_counts_as_long_as_it_was_asked_for(monkeypatch):
 def test_outputs_that_are_not_sealed_go_to_no_store(url):
     with pytest.raises(UsageError, match="is a place in a store"):
         destination(url)
+
+
+REFERENCE = "oci://reg.example:5000/a/b"
+DIGEST = f"sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mem://here/file", ("mem://here/file", "")),
+        ("mem://here/file:core-1.img", ("mem://here/file", "core-1.img")),
+        ("mem://here/a:b", ("mem://here/a:b", "")),
+        ("mem://here/a:b:checkpoint/x:y", ("mem://here/a:b", "checkpoint/x:y")),
+        ("mem://here/none:core-1.img", ("mem://here/none:core-1.img", "")),
+        (f"{REFERENCE}:tag", (f"{REFERENCE}:tag", "")),
+        (f"{REFERENCE}:tag:core-1.img", (f"{REFERENCE}:tag", "core-1.img")),
+        (f"{REFERENCE}:tag:checkpoint/core-1.img", (f"{REFERENCE}:tag", "checkpoint/core-1.img")),
+        (f"{REFERENCE}@{DIGEST}", (f"{REFERENCE}@{DIGEST}", "")),
+        (f"{REFERENCE}@{DIGEST}:core-1.img", (f"{REFERENCE}@{DIGEST}", "core-1.img")),
+    ],
+)
+def test_a_url_and_what_is_meant_in_it_are_told_apart(monkeypatch, text, expected):
+    world = memory_store.install(monkeypatch)
+    for name in ("file", "a:b"):
+        world.files[f"mem://here/{name}"] = memory_store.Stored(b"head", b"body", {})
+    assert split_url(text) == expected
+    assert world.open == 0
 
 
 def test_no_adapter_is_loaded_before_a_url_is_used():

@@ -252,9 +252,10 @@ def _find(source: Source, name: str) -> str:
 def _open_image(place: str, reading: Reading) -> Iterator[Image]:
     from sealpoint.inspect.image import Image
     from sealpoint.inspect.source import split_place
+    from sealpoint.store.location import is_url
 
     path, name = split_place(place)
-    if not name and (path == "-" or os.path.isfile(path)):
+    if not name and (path == "-" or os.path.isfile(path) or is_url(path)):
         with _plain_image(path, reading) as image:
             if image is not None:
                 yield image

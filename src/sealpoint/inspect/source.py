@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from sealpoint.errors import FileError, UsageError, left_out
 from sealpoint.format.constants import Role
+from sealpoint.store.location import is_url, split_url
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint import Opening
@@ -214,6 +215,8 @@ def split_place(text: str) -> tuple[str, str]:
     """FILE:OBJECT to (FILE, OBJECT), as scp does it: what exists under the whole name is a file without an object."""
     if text == "-" or os.path.lexists(text):
         return text, ""
+    if is_url(text):
+        return split_url(text)
     path, colon, _ = text.rpartition(":")
     while colon:
         if path == "-" or os.path.lexists(path):

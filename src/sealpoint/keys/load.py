@@ -74,7 +74,9 @@ def load_authorities(paths: Iterable[str]) -> tuple[bytes, ...]:
 
 
 def in_file(error: SealpointError, path: str) -> SealpointError:
-    """The same error, saying in which file."""
+    """The same error, saying in which file; stores name theirs themselves."""
+    if "://" in path and error.message.startswith(path):
+        return error
     return type(error)(f"{path}: {error.message}", hint=error.hint)
 
 

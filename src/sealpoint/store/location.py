@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, cast
 
-from sealpoint.errors import UsageError
+from sealpoint.errors import FileError, UsageError
 from sealpoint.names import printable
 
 if TYPE_CHECKING:
@@ -54,6 +54,33 @@ def open_store(url: str) -> Store:
         )
     adapter = importlib.import_module(_ADAPTERS[scheme])
     return cast("Store", adapter.open_store(url, plain_http=_plain_http))
+
+
+def split_url(text: str) -> tuple[str, str]:
+    """URL:OBJECT to (URL, OBJECT); what is there under the whole name is a file without an object.
+
+    Asks the store only where the name alone does not tell.  Raises SystemEnvironmentError.
+    """
+    url, colon = text, text.partition("://")[2].find(":") >= 0
+    while colon and is_url(url):
+        if _names_file(url):
+            return url, text[len(url) + 1 :]
+        url, colon = url.rpartition(":")[0], ":" in url
+    return text, ""
+
+
+def _names_file(url: str) -> bool:
+    try:
+        if url.startswith("oci://"):  # a name with a tag ends where its grammar says
+            from sealpoint.store.oci.reference import parse
+
+            return bool(parse(url).where)
+        open_remote(url).close()
+    except UsageError:
+        return False
+    except FileError:
+        pass  # it is something else: the error for that comes when it is read
+    return True
 
 
 def open_remote(url: str) -> RemoteSource:

@@ -16,6 +16,7 @@ from sealpoint.checkpoint.opening.chain import ChainLink, claimed_origin, sealed
 from sealpoint.checkpoint.opening.opener import OpenedCheckpoint, Opening
 from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.format.raw import Descriptor
+from sealpoint.store.location import is_url
 
 _DAY: Final = 24 * 3600
 
@@ -77,6 +78,8 @@ def prune(
     """
     if last < 1 and daily < 1:
         raise UsageError("nothing would be kept", hint="give --keep-last or --keep-daily")
+    if is_url(path):
+        raise _stored(path)
     replaced: list[str] = []
     removed: list[str] = []
     while True:
@@ -105,6 +108,14 @@ def prune(
                     removed.append(entry.path)
 
 
+def _stored(url: str) -> UsageError:
+    """For a chain in a store.  What continues a file from elsewhere cannot be seen there."""
+    return UsageError(
+        f"{url} lies in a store, where nothing is merged in place",
+        hint="make a new file with `sealpoint flatten`, then remove old ones by the rules of the store",
+    )
+
+
 class _Entry:
     """The name of a file of a chain, in a directory that is held: whatever its path leads to later."""
 
@@ -113,10 +124,7 @@ class _Entry:
         self.path = link.path
         source = link.checkpoint.source
         if not isinstance(source, Descriptor):
-            raise UsageError(
-                f"{link.path} lies in a store",
-                hint="remove old files there by the rules of the store",
-            )
+            raise _stored(link.path)
         self._file = os.fstat(source.fd)
         try:
             self._directory = os.open(
