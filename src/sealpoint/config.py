@@ -21,6 +21,23 @@ SYSTEM_PATH: Final = "/etc/sealpoint/config.toml"
 _MAX_SIZE: Final = 1024 * 1024
 
 
+class AgentTable(NamedTuple):
+    """The table [agent]; "" and 0: not configured.  Sizes in bytes, times in seconds; see `agent.settings`."""
+
+    watch: tuple[str, ...] = ()
+    store: str = ""
+    state: str = ""
+    listen: str = ""
+    spool: str = ""
+    unconditional: bool = False
+    max_size: int = 0
+    min_free: int | None = None
+    commit_timeout: float = 0
+    keep_last: int = 0
+    keep_age: float = 0
+    keep_bytes: int = 0
+
+
 class Config(NamedTuple):
     """Lists are tuples; empty means: not configured.
 
@@ -32,7 +49,8 @@ class Config(NamedTuple):
     all of its memory was verified; allow_plain_images: it may restore what is not sealed; allow_criu_fields: numbers of
     fields of CRIU's requests that it lets through although it does not know them ("72", "11.5", "req.7"); criu_fault:
     CRIU_FAULT reaches CRIU; container_workloads: containers are sealed under an opaque workload of theirs;
-    expect_workloads, expect (checkpoint ids, origin digests): the drop-in restores nothing else.
+    expect_workloads, expect (checkpoint ids, origin digests): the drop-in restores nothing else.  agent: `sealpoint
+    agent`.
     """
 
     recipients: tuple[str, ...] = ()
@@ -55,6 +73,7 @@ class Config(NamedTuple):
     expect_workloads: tuple[str, ...] = ()
     expect: tuple[str, ...] = ()
     signer_usages: tuple[str, ...] = ()
+    agent: AgentTable = AgentTable()
 
     @property
     def names_trust(self) -> bool:
@@ -109,6 +128,9 @@ _PATHS: Final = {
 }
 _SYSTEM_ONLY: Final = ("allow_criu_fields", "criu_fault")
 _FIELD: Final = re.compile(r"(req\.)?[1-9][0-9]*(\.[1-9][0-9]*)*")
+_QUANTITY: Final = re.compile(r"([0-9]{1,15})([A-Za-z]?)")
+_SIZES: Final = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_TIMES: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LITERAL: Final = re.compile(r"sealpoint-[a-z0-9]+:|passphrase$|[0-9a-fA-F]{64}$")
 _OID: Final = re.compile(r"[0-2](\.(0|[1-9][0-9]{0,38}))+")
 _ANY_USAGE: Final = "2.5.29.37.0"  # as in keys.certificate, which is slow to load
@@ -172,6 +194,9 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
         where = f"{path}, line {_line_of(text, key)}: {key}"
         if key not in known:
             raise UsageError(f"{where}: no such setting", hint="known: " + ", ".join(sorted(known)))
+        if key == "agent":
+            settings[key] = _agent(value, path, where)
+            continue
         if isinstance(known[key], bool):
             if not isinstance(value, bool):
                 raise UsageError(f"{where}: must be true or false")
@@ -200,6 +225,46 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
             items = [_resolve(v, path) for v in items]
         settings[key] = tuple(items) if wants_list else items[0]
     return settings
+
+
+def _agent(table: Any, path: str, where: str) -> AgentTable:
+    """The table of that name: sizes and times as the options have them, or as numbers of bytes and seconds."""
+    if not isinstance(table, dict):
+        raise UsageError(f"{where}: must be a table")
+    settings: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in AgentTable._fields:
+            raise UsageError(
+                f"{where}: there is no {key!r} in it",
+                hint="known: " + ", ".join(AgentTable._fields),
+            )
+        settings[key] = _agent_value(key, value, path, f"{where}.{key}")
+    return AgentTable(**settings)
+
+
+def _agent_value(key: str, value: Any, path: str, where: str) -> Any:
+    if key == "watch":
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(v, str) and v for v in items):
+            raise UsageError(f"{where}: must be a list of directories")
+        return tuple(_resolve(v, path) for v in items)
+    if key == "unconditional":
+        if not isinstance(value, bool):
+            raise UsageError(f"{where}: must be true or false")
+        return value
+    if key in ("store", "state", "spool", "listen"):
+        if not isinstance(value, str):
+            raise UsageError(f"{where}: must be a string")
+        local = key != "listen" and "://" not in value
+        return _resolve(value, path) if local else value
+    units = {"keep_age": _TIMES, "commit_timeout": _TIMES, "keep_last": {}}.get(key, _SIZES)
+    found = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    number = value if type(value) is int else int(found[1]) if found else -1
+    unit = found[2].lower() if found else ""
+    if not 0 <= number < 1 << 53 or (unit and unit not in units):
+        example = {id(_TIMES): '"30d"', id(_SIZES): '"50G"'}.get(id(units), "3")
+        raise UsageError(f"{where}: must be a number, as in {example}")
+    return number * (units[unit] if unit else 1)
 
 
 def _signer(value: Any, path: str, where: str) -> str | TrustTable:

@@ -49,6 +49,7 @@ _COMMANDS: Final = {
     "crit": "Show and edit CRIU's images as JSON, sealed or plain.",
     "mount": "Show a sealed file as a directory of plain files.",
     "umount": "End a mount.",
+    "agent": "Seal the archives that engines leave on this machine, and put them into a store.",
     "podman": "Checkpoint and restore a podman container as one sealed file.",
     "install-criu": "Let every container engine on this machine seal its checkpoints.",
     "uninstall-criu": "Undo install-criu.",

@@ -40,7 +40,7 @@ link_timeout_option = click.option(
 )
 
 
-def _size(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
+def size(_: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Bytes, or a number with K, M, G or T behind it, in steps of 1024.  Raises BadParameter."""
     if value is None:
         return None
@@ -52,7 +52,7 @@ def _size(_: click.Context, param: click.Parameter, value: str | None) -> int | 
 
 max_size_option = click.option(
     "--max-size",
-    callback=_size,
+    callback=size,
     metavar="SIZE",
     help="Accept at most this many bytes (K, M, G) from a pipe or link. Default: half of the available memory where "
     "they are held in memory, and nine tenths of the free space where they are held in files.",

@@ -6,6 +6,7 @@ not left out: it may be the one that is looked for.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from sealpoint.errors import SealpointError, left_out
 from sealpoint.format.constants import MAGIC
 from sealpoint.inspect import container, finding, source
+from sealpoint.inspect.container import Container
 from sealpoint.inspect.tree_text import when
 
 KUBELET: Final = "/var/lib/kubelet/checkpoints"
@@ -88,6 +90,23 @@ def in_store(url: str) -> list[Listed]:
     return sorted(listed, key=lambda one: one.name)
 
 
+def whose(name: str, fd: int) -> Whose:
+    """Whose checkpoint an archive is, by what is in it and its name; `fd` stays the caller's.
+
+    Raises FileError (it is damaged, or has no images), UsageError (it has several dumps).
+    """
+    from sealpoint.inspect.archive import ArchiveSource
+
+    own = os.dup(fd)
+    try:
+        opened = ArchiveSource(own, name)
+    except BaseException:
+        os.close(own)
+        raise
+    with contextlib.closing(opened):
+        return Whose.of(name, container.describe(source.images(opened)))
+
+
 def _look_at(entry: os.DirEntry[str], access: source.Access, *, identities: bool) -> Listed | None:
     if entry.is_dir():
         if not os.path.exists(f"{entry.path}/inventory.img") and not os.path.exists(
@@ -123,7 +142,7 @@ def _public(entry: os.DirEntry[str], size: int) -> Listed:
     policy = load_trust([], allow_unsigned=True, allow_expired=True, names_only=True)
     with Opening(policy, alone=True, unproven=True).open(entry.path) as checkpoint:
         captured = checkpoint.origin.captured
-    told = _Whose().by_file_name(entry.name)
+    told = Whose().by_file_name(entry.name)
     return Listed(
         entry.name,
         "sealed",
@@ -139,8 +158,7 @@ def _describe(name: str, kind: str, size: int, opened: source.Source) -> Listed:
     told = container.describe(source.images(opened))
     if kind == "directory":
         size = sum(opened.size(n) for n in opened.names())
-    whose = _Whose(told.name, told.pod, told.namespace)
-    whose = whose.by_engine().by_file_name(name)
+    whose = Whose.of(name, told)
     match = _KUBELET_NAME.fullmatch(name)
     checkpointed = told.checkpointed or (match["time"] if match else "")
     return Listed(
@@ -155,23 +173,29 @@ def _describe(name: str, kind: str, size: int, opened: source.Source) -> Listed:
     )
 
 
-class _Whose(NamedTuple):
+class Whose(NamedTuple):
     """Whose checkpoint it is, as far as that is known; what is known already is not taken from elsewhere."""
 
     container: str = ""
     pod: str = ""
     namespace: str = ""
 
-    def by_engine(self) -> _Whose:
+    @classmethod
+    def of(cls, file_name: str, told: Container | None = None) -> Whose:
+        """What is known of an archive; told: what is in it, which knows better than the name."""
+        known = cls() if told is None else cls(told.name, told.pod, told.namespace)
+        return known.by_engine().by_file_name(file_name)
+
+    def by_engine(self) -> Whose:
         """With what the engine's name of the container says, of which the first part replaces it."""
         match = _ENGINES_NAME.fullmatch(self.container)
         if match is None:
             return self
-        return _Whose(
+        return Whose(
             match["container"], self.pod or match["pod"], self.namespace or match["namespace"]
         )
 
-    def by_file_name(self, name: str) -> _Whose:
+    def by_file_name(self, name: str) -> Whose:
         """With what kubelet's name of the archive says without doubt.
 
         Between namespace and container stands a dash, and both may have dashes: one of them has to be known.
@@ -187,6 +211,6 @@ class _Whose(NamedTuple):
             if self.namespace in ("", namespace) and self.container in ("", container)
         ]
         namespace, container = fitting[0] if len(fitting) == 1 else ("", "")
-        return _Whose(
+        return Whose(
             self.container or container, self.pod or match["pod"], self.namespace or namespace
         )

@@ -54,11 +54,16 @@ class Sealed:
 
 
 def seal_path(
-    path: str, builder: CheckpointBuilder, report: Report, *, as_files: bool = False
+    path: str,
+    builder: CheckpointBuilder,
+    report: Report,
+    *,
+    as_files: bool = False,
+    file: IO[bytes] | None = None,
 ) -> Sealed:
     """Add everything in `path` ("-" is an archive from standard input) to the builder.
 
-    It must be sets of images, each of them whole; as_files: it may be anything.
+    It must be sets of images, each of them whole; as_files: it may be anything.  file: see `seal`.
 
     Raises UsageError (not something that can be sealed), FileError (a damaged archive, a set that is not whole),
     SystemEnvironmentError.
@@ -66,17 +71,19 @@ def seal_path(
     taken = Taken(as_files=as_files)
     adder = Adder(builder, report, taken)
     try:
-        if path != "-" and os.path.isdir(path):
+        if file is not None:
+            sealed = adder.archive(file, path)
+        elif path != "-" and os.path.isdir(path):
             Gathering(path, taken, adder.add).run()
             sealed = Sealed({"layout": "directory"})
         elif path == "-":
             if os.isatty(0):
                 raise UsageError("standard input is a terminal", hint=_WANTED)
-            with open(0, "rb", closefd=False) as file:
-                sealed = adder.archive(file, "standard input")
+            with open(0, "rb", closefd=False) as standard:
+                sealed = adder.archive(standard, "standard input")
         else:
-            with open(path, "rb") as file:
-                sealed = adder.archive(file, path)
+            with open(path, "rb") as opened:
+                sealed = adder.archive(opened, path)
     except FileNotFoundError as error:
         raise UsageError(f"{error.filename or path} does not exist") from None
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from sealpoint.checkpoint.sealing.archive import seal_path
 from sealpoint.checkpoint.sealing.sealer import Sealing
@@ -28,14 +28,22 @@ class SealResult(NamedTuple):
 
 
 def seal(
-    path: str, out: Target, sealing: Sealing, *, as_files: bool = False, report: Report = silent
+    path: str,
+    out: Target,
+    sealing: Sealing,
+    *,
+    as_files: bool = False,
+    report: Report = silent,
+    file: IO[bytes] | None = None,
 ) -> SealResult:
     """Seal what is at `path`: sets of images, each of which must be whole, or with `as_files` anything.
+
+    file: an archive that is open already, buffered; `path` is then its name for messages.
 
     Raises SealpointError; nothing is then left under the output's name.
     """
     with sealing.into(out) as sealer:
-        sealed = seal_path(path, sealer.builder, report, as_files=as_files)
+        sealed = seal_path(path, sealer.builder, report, as_files=as_files, file=file)
         count, plain_size = sealer.builder.count, sealer.builder.size  # without the summary
         digest = sealer.finish(properties=sealed.properties)
         sealer.commit()
