@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sealpoint.inspect.listing import _Whose
+from sealpoint.inspect.listing import Whose
 from tests.checkpoint.checkpoint_helpers import make_tar, member, seal_path
 from tests.inspect import small_dump
 
@@ -37,12 +37,12 @@ TIMES = (TIME, "2026-01-02T04:00:00+05:30", "2026-01-02T04:00:00-08:00", "2026-0
 def test_what_a_name_says(parts, alone, end, time) -> None:
     pod, namespace, container = parts
     name = name_of(*parts, time, end)
-    assert _Whose().by_file_name(name) == alone
+    assert Whose().by_file_name(name) == alone
     whole = (container, pod, namespace)
-    assert _Whose(namespace=namespace).by_file_name(name) == whole
-    assert _Whose(container).by_file_name(name) == whole
-    assert _Whose(*whole).by_file_name("other.tar") == whole
-    contradicted = _Whose("other", "pod", "else").by_file_name(name)
+    assert Whose(namespace=namespace).by_file_name(name) == whole
+    assert Whose(container).by_file_name(name) == whole
+    assert Whose(*whole).by_file_name("other.tar") == whole
+    contradicted = Whose("other", "pod", "else").by_file_name(name)
     assert contradicted == ("other", "pod", "else")
 
 
@@ -53,14 +53,14 @@ def test_what_a_name_says(parts, alone, end, time) -> None:
      "checkpoint-a_b-c-2026.tar", "\udcff", "checkpoint-\udcff_b-c-2026.tar"],
 )  # fmt: skip
 def test_other_names_say_nothing(name) -> None:
-    assert _Whose().by_file_name(name) == ("", "", "")
+    assert Whose().by_file_name(name) == ("", "", "")
 
 
 def test_engines_names_say_all() -> None:
-    told = _Whose("k8s_my-web_a-shop_prod-eu_0b1c-2d_0").by_engine()
+    told = Whose("k8s_my-web_a-shop_prod-eu_0b1c-2d_0").by_engine()
     assert told == ("my-web", "a-shop", "prod-eu")
     for name in ("web", "k8s_web", "k8s_a_b_c_d_e", "k8s__b_c_d_1"):
-        assert _Whose(name).by_engine() == (name, "", "")
+        assert Whose(name).by_engine() == (name, "", "")
 
 
 def container_of(pod: str, namespace: str, container: str, *, known: str) -> dict[str, bytes]:
