@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -213,3 +214,95 @@ def test_the_header_is_changed_in_the_bucket_and_an_increment_finds_its_parent_t
     sealpoint.run("restore", f"{url}/2", "--detach", *keys.open).ok()
     running.assert_continues(before)
     running.assert_intact()
+
+
+def test_kill_9_after_the_tree_has_ended_leaves_a_file_that_copy_brings_to_the_store(
+    workload: StartWorkload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    proxy: Proxy,
+    url: str,
+    tmp_path: Path,
+) -> None:
+    running = workload(*ENOUGH)
+    before = running.assert_intact()
+    (tmp_path / "spool").mkdir()
+    asked, go = hold(proxy, "partNumber")
+    spool = ["--commit", "spool", "--spool", str(tmp_path / "spool")]
+    dump = sealpoint.start("dump", "-t", str(running.pid), "-o", url, *spool, *keys.seal)
+    assert asked.wait(120)
+    running.wait_gone()  # while the store has nothing
+    dump.signal(signal.SIGKILL)
+    assert dump.wait().code == -signal.SIGKILL
+    sealpoint.settle()
+    go.set()
+    proxy.before = lambda _: None
+    assert not listed(sealpoint, url)[0]
+    (left,) = (tmp_path / "spool").iterdir()
+    # A second dump for that place would have to replace it.
+    sealpoint.run("dump", "-t", os.getpid(), "-o", url, *spool, *keys.seal).fails(2, "copy")
+    sealpoint.run("copy", left, url, "--trust", keys.path("signer.pub")).ok()
+    left.unlink()
+    sealpoint.run("list", "--incomplete", "--remove", f"s3://{BUCKET}/apps/").ok()
+    assert listed(sealpoint, url) == (True, False)
+    sealpoint.run("restore", url, "--detach", *keys.open).ok()
+    running.assert_continues(before)
+    running.assert_intact()
+
+
+def test_a_tree_ends_when_the_spool_is_durable_and_the_store_gets_it_afterwards(
+    workload: StartWorkload,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    proxy: Proxy,
+    url: str,
+    tmp_path: Path,
+) -> None:
+    running = workload("memory", "--mib", "4")
+    before = running.assert_intact()
+    (tmp_path / "spool").mkdir()
+    spool = ["--commit", "spool", "--spool", str(tmp_path / "spool")]
+    for wrong in (["--commit", "spool"], [*spool, "-R"]):
+        sealpoint.run("dump", "-t", running.pid, "-o", url, *wrong, *keys.seal).fails(2, "--commit")
+    here = tmp_path / "here"
+    sealpoint.run("dump", "-t", running.pid, "-o", here, *spool, *keys.seal).fails(2, "a store")
+    running.assert_continues(before)
+    sealpoint.run("dump", "-t", running.pid, "-o", url, *spool, *keys.seal).ok()
+    running.wait_gone()
+    assert list((tmp_path / "spool").iterdir()) == []
+    assert listed(sealpoint, url) == (True, False)
+    sealpoint.run("restore", url, "--detach", *keys.open).ok()
+    running.assert_continues(before)
+    running.assert_intact()
+
+
+def test_an_object_in_one_piece_gets_the_layout_that_a_rekey_needs(
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    proxy: Proxy,
+    url: str,
+    moto: Server,
+    workload: StartWorkload,
+    tmp_path: Path,
+) -> None:
+    running = workload("memory", "--mib", "4")
+    file = tmp_path / "app.sealed"
+    sealpoint.run("dump", "-R", "-t", running.pid, "-o", file, *keys.seal).ok()
+    key = url.removeprefix("s3://")
+    kind = {"Content-Type": "application/octet-stream"}
+    put = urllib.request.Request(f"{moto.url}/{key}", file.read_bytes(), kind, method="PUT")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    # As anybody's, so that whoever has credentials may replace it.
+    put.add_header("x-amz-acl", "public-read-write")
+    opener.open(put, timeout=60).close()
+    trust = ["--trust", keys.path("signer.pub")]
+    sealpoint.run("keygen", tmp_path / "other").ok()
+    rekey = ["rekey", url, *keys.open, "--sign", keys.path("signer.key")]
+    rekey += ["--add", tmp_path / "other" / "recipient.pub"]
+    sealpoint.run(*rekey).fails(2, "copy URL URL --force")
+    sealpoint.run("copy", url, url, *trust).fails(2, "exists already")
+    sealpoint.run("copy", url, url, "--force", *trust).ok()
+    sealpoint.run("copy", url, tmp_path / "back.sealed", *trust).ok()
+    assert (tmp_path / "back.sealed").read_bytes() == file.read_bytes()
+    sealpoint.run(*rekey).ok()
+    sealpoint.run("verify", url, *trust).ok()

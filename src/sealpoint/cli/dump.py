@@ -45,6 +45,14 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="With a URL: how long the tree stays frozen, when all is written, for the store to acknowledge it.",
 )
+@click.option(
+    "--commit",
+    type=click.Choice(["store", "spool"]),
+    default="store",
+    show_default=True,
+    help="With a URL: the tree ends when the store has acknowledged all of it, or as soon as the sealed file is "
+    "durable in --spool DIR, from where it goes to the store afterwards.",
+)
 @click.option("--track", is_flag=True, help="Begin a chain: remember what a later --parent needs.")
 @click.option(
     "--parent",
@@ -73,6 +81,7 @@ def command(
     kill_after: str | None,
     ack_timeout: float,
     commit_timeout: float,
+    commit: str,
     track: bool,
     parent: str | None,
     store: str | None,
@@ -97,7 +106,7 @@ def command(
         -r recipient.pub --sign signer.key
     """
     notice.protect()
-    _check(seal, kill_after=bool(kill_after), leave_running=leave_running)
+    _check(seal, kill_after=bool(kill_after), leave_running=leave_running, spool=commit == "spool")
     if bool(store) != bool(tenant_key):
         raise UsageError("--store and --tenant-key go together")
     search = running.search()
@@ -126,17 +135,28 @@ def command(
         sealing=prepared,
     )
     # A tree that runs on need not wait for the store; the command does, at the end of this block.
-    to = seal.open_output(
-        timeout=None if request.leave_running else commit_timeout, later=request.leave_running
-    )
-    with opened as adder, to as out, Bar(f"dumping {pid}") as bar:
-        result = Dump(request._replace(store=adder), out).run(bar)
-    note_newest(running.states, tracked.workload if tracked else workload, result)
+    spooled = seal.open_spooled() if commit == "spool" else None
+    timeout = None if request.leave_running else commit_timeout
+    to = spooled or seal.open_output(timeout=timeout, later=request.leave_running)
+    name = tracked.workload if tracked else workload
+    with opened as adder, to as out:
+        with Bar(f"dumping {pid}") as bar:
+            result = Dump(request._replace(store=adder), out).run(bar)
+        if spooled is not None:
+            note_newest(running.states, name, result)
+            notice.going_on(
+                f"{pid} is sealed in {spooled.path}, from where it goes to {seal.where} now"
+            )
+            spooled.upload()
+    if spooled is None:
+        note_newest(running.states, name, result)
     _Outcome(pid, seal, result, tracked, adder, tally).show(as_json=as_json)
 
 
-def _check(seal: SealOptions, *, kill_after: bool, leave_running: bool) -> None:
+def _check(seal: SealOptions, *, kill_after: bool, leave_running: bool, spool: bool) -> None:
     """Raises UsageError where the options contradict each other."""
+    if spool and leave_running:
+        raise UsageError("--commit spool says when the tree ends: with --leave-running it does not")
     if not kill_after:
         return
     if not seal.piped:

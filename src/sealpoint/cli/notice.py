@@ -18,6 +18,11 @@ def warn(message: str) -> None:
     click.echo(f"sealpoint: warning: {printable(message)}", err=True)
 
 
+def going_on(message: str) -> None:
+    """What has come to its end while the command goes on, for whoever finds it killed later."""
+    click.echo(f"sealpoint: {printable(message)}", err=True)
+
+
 def warn_permissions(paths: Sequence[str]) -> None:
     """Say so if a private key can be read by others."""
     from sealpoint import keys

@@ -18,6 +18,7 @@ from sealpoint.format.constants import Suite
 if TYPE_CHECKING:
     from sealpoint.checkpoint import Sealing
     from sealpoint.store.output import Destination, OutputFile, OutputPipe
+    from sealpoint.store.spooled import SpooledOutput
     from sealpoint.store.uploading import RemoteOutput, StoreDestination
 
 
@@ -129,6 +130,22 @@ class SealOptions:
                 later=later,
             )
         )
+
+    def open_spooled(self) -> SpooledOutput:
+        """For an output in a store: what is durable in --spool before the store gets it.
+
+        Raises UsageError, SystemEnvironmentError.
+        """
+        if not self.remote or self.spool is None:
+            raise UsageError(
+                "--commit spool is for an output in a store, and needs --spool DIR",
+                hint="the sealed file lies in that directory until the store has it",
+            )
+        from sealpoint.store.spooled import SpooledOutput
+        from sealpoint.store.uploading import Writing
+
+        how = Writing(force=self.force, unconditional=self.unconditional)
+        return SpooledOutput(self.output, self.spool, how)
 
 
 _FIELDS: Final = tuple(field.name for field in fields(SealOptions))
