@@ -24,7 +24,9 @@ Images = dict[str, bytes]
 KINDS = ("secret", "ipc", "tree", "kinds", "states")
 OPTIONS = ("--file-locks", "--ext-unix-sk")
 NEEDED = re.compile(
-    r"(?:inventory|pstree|files|(?:core|ids|fs|mm|pagemap|pagemap-shmem|pages)-\d+)\.img"
+    r"(?:inventory|pstree|files|tty-info|memfd|"
+    r"(?:core|ids|fs|mm|fdinfo|pagemap|pagemap-shmem|pages)-\d+|"
+    r"(?:mountpoints|userns|utsns|timens|ipcns-var)-\d+)\.img"
 )
 
 

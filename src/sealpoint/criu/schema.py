@@ -47,12 +47,23 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("flags", 4, "uint32"),
         ("blk_sigset", 5, "uint64"),
         ("comm", 6, "bytes"),
+        ("old_seccomp_filter", 12, "uint32"),
     ),
+    "task_kobj_ids_entry": (
+        ("files_id", 2, "uint32"),
+        ("ipc_ns_id", 7, "uint32"),
+        ("uts_ns_id", 8, "uint32"),
+        ("mnt_ns_id", 9, "uint32"),
+        ("user_ns_id", 10, "uint32"),
+        ("time_ns_id", 12, "uint32"),
+    ),
+    "inventory_entry": (("fdinfo_per_id", 2, "bool"), ("root_ids", 3, "task_kobj_ids_entry")),
     "creds_entry": (("uid", 1, "uint32"), ("gid", 2, "uint32")),
     "thread_core_entry": (
         ("sched_nice", 3, "sint32"),
         ("blk_sigset", 6, "uint64"),
         ("creds", 10, "creds_entry"),
+        ("seccomp_filter", 12, "uint32"),
         ("comm", 13, "bytes"),
     ),
     "user_x86_regs_entry": tuple(
@@ -144,9 +155,13 @@ _MESSAGES: Final[dict[str, tuple[tuple[str, int, str], ...]]] = {
         ("memfd", 20, "memfd_file_entry"),
         ("bpf", 21, "bpfmap_file_entry"),
     ),
+    "file_head": (("type", 1, "int32"), ("id", 2, "uint32")),  # of a file_entry, which may be large
+    "fdinfo_entry": (("id", 1, "uint32"),),
+    "fs_entry": (("cwd_id", 1, "uint32"), ("root_id", 2, "uint32")),
     # Records that say how many bytes of data follow them.
     "pipe_data_entry": (("bytes", 2, "uint32"),),
-    "sk_packet_entry": (("length", 2, "uint32"),),
+    "sk_packet_entry": (("length", 2, "uint32"), ("scm", 4, "scm_entry*")),
+    "scm_entry": (("rights", 2, "uint32*"),),
     "tcp_stream_entry": (("inq_len", 1, "uint32"), ("outq_len", 3, "uint32")),
     "bpfmap_data_entry": (
         ("map_id", 1, "uint32"),

@@ -4,9 +4,10 @@ A gate says yes only on evidence that it saw itself.  CRIU's word is none: CRIU 
 CRIU.  So a door keeps what has passed through it in this session (`seen`), and what is missing there is missing.
 
 What a dump must have (CRIU's cr-dump.c, page-xfer.c, shmem.c): inventory and pstree; of each task its core, and a core
-of each further thread; of each task that is no zombie ids, fs, mm and pagemap; the table of files; the pagemap of all
-memory that is shared; and of each pagemap the bytes of pages that it counts as present, neither less nor more.  What
-CRIU must open to restore that is the same, without images that hold nothing.
+of each further thread; of each task that is no zombie ids, fs, mm, pagemap and its table of descriptors; the table of
+files; the images of its namespaces; the pagemap of all memory that is shared; what any of them refers to by a number
+(ghost files, terminals, filters of system calls); and of each pagemap the bytes of pages that it counts as present,
+neither less nor more.  What CRIU must open to restore that is the same, without images that hold nothing.
 
 Out of scope: whether the bytes are authentic (`format`), and images that a tree may or may not have, whose absence
 nobody can see.
@@ -29,6 +30,20 @@ PSTREE: Final = "pstree.img"
 _FILES, _OLD_FILES = "files.img", "reg-files.img"
 # What a set has that is no dump; all else is a dump's.
 _FEW: Final = re.compile(r"inventory\.img|pagemap-(?:shmem-)?\d+\.img|pages-\d+\.img|irmap-cache")
+# What CRIU writes of each namespace that is not its own (cr-dump.c, namespaces.c, mount.c, ipc_ns.c).  Of a pid or
+# cgroup namespace there is no image, and of a network that the caller keeps, or has emptied, there may be none.
+_OF_NAMESPACE: Final = {
+    "uts_ns_id": "utsns",
+    "ipc_ns_id": "ipcns-var",  # further ones only if there are objects
+    "mnt_ns_id": "mountpoints",
+    "user_ns_id": "userns",
+    "time_ns_id": "timens",
+}
+# fd_types of CRIU's images/fdinfo.proto: regular files, which terminals and FIFOs may refer to; and what only a
+# descriptor refers to: all but those, sockets that wait to be accepted (5), and what a mapping or CRIU itself may hold.
+_REG: Final = 1
+_WITH_PATH: Final = frozenset((3, 11))
+_BY_DESCRIPTOR: Final = frozenset((_REG, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 15, 17, 20))
 _DEAD: Final = 2  # CRIU's TASK_DEAD: a zombie
 _SAID: Final = 3  # problems that an error names
 
@@ -232,9 +247,56 @@ def _tree(seen: Seen) -> Iterator[str]:
         yield "all tasks have ended"
     if alive and not seen.sizes.get(_FILES) and not seen.sizes.get(_OLD_FILES):
         yield f"{_FILES} is missing"
-    for shmid, user in seen.shared.items():
-        for problem in _lacks(seen, [f"pagemap-shmem-{shmid}.img"]):
+    yield from _descriptors(seen)
+    shared = {f"pagemap-shmem-{shmid}.img": user for shmid, user in seen.shared.items()}
+    for name, user in (*shared.items(), *seen.refers.items(), *_objects(seen)):
+        for problem in _lacks(seen, [name]):
             yield f"{problem}, which {user} refers to"
+
+
+def _descriptors(seen: Seen) -> Iterator[str]:
+    """Tables of descriptors that are missing.
+
+    CRIU writes none for a task that has no descriptors.  So one is missed only if files.img has a file to which nothing
+    that is here refers: no descriptor, mapping, directory, nor packet that waits in a socket.
+    """
+    absent = [
+        f"fdinfo-{ids.files_id}.img"
+        for task in seen.tasks
+        if (ids := seen.ids.get(task.pid)) is not None
+        and seen.states.get(task.pid) != _DEAD
+        and f"fdinfo-{ids.files_id}.img" not in seen.sizes
+    ]
+    if not absent or seen.own_ids is None:
+        return
+    kinds = _BY_DESCRIPTOR - ({_REG} if seen.files.keys() & _WITH_PATH else set())
+    if any(seen.files.get(kind, set()) - seen.used for kind in kinds):
+        yield f"{absent[0]} is missing, and {_FILES} has files that nothing else refers to"
+
+
+def _objects(seen: Seen) -> Iterator[tuple[str, str]]:
+    """Images of the namespaces that tasks are in, and the image that says so."""
+    own = seen.own_ids
+    if own is None:
+        return
+    for task in seen.tasks:
+        ids = seen.ids.get(task.pid)
+        if ids is None or seen.states.get(task.pid) == _DEAD:
+            continue
+        user = f"ids-{task.pid}.img"
+        # Older versions of CRIU wrote those of the root only.
+        kinds = _OF_NAMESPACE if task is seen.tasks[0] else ("mnt_ns_id",)
+        for kind in kinds:
+            number = getattr(ids, kind)
+            if not ids.HasField(kind) or not own.HasField(kind):
+                continue
+            if kind == "time_ns_id" and number == getattr(own, kind):
+                number = (
+                    0  # the clocks of a tree are stored also where it has no namespace of its own
+                )
+            elif number == getattr(own, kind):
+                continue
+            yield f"{_OF_NAMESPACE[kind]}-{number}.img", user
 
 
 def _pages(seen: Seen, parent: Container[str] | None) -> Iterator[str]:
