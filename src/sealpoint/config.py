@@ -15,6 +15,7 @@ from sealpoint.ownership import Configured, open_owned
 
 if TYPE_CHECKING:
     from sealpoint.keys import TrustPolicy
+    from sealpoint.keys.namespace import NamespaceTable
     from sealpoint.keys.scope import TrustTable
 
 SYSTEM_PATH: Final = "/etc/sealpoint/config.toml"
@@ -49,7 +50,9 @@ class Config(NamedTuple):
     all of its memory was verified; allow_plain_images: it may restore what is not sealed; allow_criu_fields: numbers of
     fields of CRIU's requests that it lets through although it does not know them ("72", "11.5", "req.7"); criu_fault:
     CRIU_FAULT reaches CRIU; container_workloads: containers are sealed under an opaque workload of theirs;
-    expect_workloads, expect (checkpoint ids, origin digests): the drop-in restores nothing else.  agent: `sealpoint
+    expect_workloads, expect (checkpoint ids, origin digests): the drop-in restores nothing else; cluster: name of the
+    Kubernetes cluster that this node is in; namespaces: who else can open the checkpoints of a namespace; restore_from:
+    workloads that may be restored into pods although they are another cluster's or namespace's.  agent: `sealpoint
     agent`.
     """
 
@@ -74,6 +77,15 @@ class Config(NamedTuple):
     expect: tuple[str, ...] = ()
     signer_usages: tuple[str, ...] = ()
     agent: AgentTable = AgentTable()
+    cluster: str = ""
+    namespaces: tuple[NamespaceTable, ...] = ()
+    restore_from: tuple[str, ...] = ()
+
+    @property
+    def namespace_recipients(self) -> tuple[str, ...]:
+        """Files and literals that the tables of `namespaces` name."""
+        tables = self.namespaces
+        return tuple(n for t in tables for n in (*t.recipients, *t.metadata_recipients))
 
     @property
     def names_trust(self) -> bool:
@@ -126,7 +138,7 @@ _PATHS: Final = {
     "criu",
     "state",
 }
-_SYSTEM_ONLY: Final = ("allow_criu_fields", "criu_fault")
+_SYSTEM_ONLY: Final = ("allow_criu_fields", "criu_fault", "cluster", "namespaces", "restore_from")
 _FIELD: Final = re.compile(r"(req\.)?[1-9][0-9]*(\.[1-9][0-9]*)*")
 _QUANTITY: Final = re.compile(r"([0-9]{1,15})([A-Za-z]?)")
 _SIZES: Final = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -213,6 +225,9 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
         if key == "trust" and isinstance(value, list):
             settings[key] = tuple(_signer(v, path, where) for v in value)
             continue
+        if key == "namespaces":
+            settings[key] = _namespaces(value, path, where)
+            continue
         if wants_list != isinstance(value, list) or not all(isinstance(v, str) for v in items):
             raise UsageError(
                 f"{where}: must be {'a list of strings' if wants_list else 'a string'}"
@@ -221,6 +236,8 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
             raise UsageError(f"{where}: must be one of {', '.join(_CHOICES[key])}")
         if key == "signer_usages":
             _check_usages(items, where)
+        if key == "cluster":
+            _check_cluster(value, where)
         if key in _PATHS:
             items = [_resolve(v, path) for v in items]
         settings[key] = tuple(items) if wants_list else items[0]
@@ -279,6 +296,28 @@ def _signer(value: Any, path: str, where: str) -> str | TrustTable:
         return parse_table(value, lambda v: _resolve(v, path))
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
+
+
+def _namespaces(value: Any, path: str, where: str) -> tuple[NamespaceTable, ...]:
+    from sealpoint.keys.namespace import parse_namespace
+
+    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+        raise UsageError(f"{where}: must be a list of tables: [[namespaces]]")
+    try:
+        tables = tuple(parse_namespace(v, lambda name: _resolve(name, path)) for v in value)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+    names = [table.name for table in tables]
+    if len(set(names)) != len(names):
+        raise UsageError(f"{where}: a namespace is given twice")
+    return tables
+
+
+def _check_cluster(value: str, where: str) -> None:
+    from sealpoint.keys.namespace import CLUSTER
+
+    if value and not CLUSTER.fullmatch(value):
+        raise UsageError(f"{where}: must be lower-case letters, digits, - and . (63 at most)")
 
 
 def _check_usages(usages: list[str], where: str) -> None:

@@ -23,6 +23,7 @@ from sealpoint.checkpoint import (
 )
 from sealpoint.config import Config
 from sealpoint.criu import pagemap
+from sealpoint.dropin.pod import Pod
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.raw import Descriptor
 from sealpoint.format.reader import SealedFile
@@ -44,7 +45,7 @@ class Step:
     """What was asked for.  pid: root of the tree; parent: directory of the parent, relative to the images directory.
 
     track: changes of memory are to be tracked from here on; pre_dump: memory only; dedup: free what parents lose.
-    root: the root directory of a container, if an engine names one.
+    root: the root directory of a container, if an engine names one; pod: what Kubernetes calls it.
     """
 
     pid: int = 0
@@ -53,6 +54,7 @@ class Step:
     pre_dump: bool = False
     dedup: bool = False
     root: str = ""
+    pod: Pod | None = None
 
 
 @dataclass(slots=True)
@@ -98,6 +100,8 @@ class Increment:
 
     def _of_container(self) -> str:
         """The workload of the container that is dumped, empty where there is none."""
+        if self.step.pod is not None and self.config.cluster:
+            return self.step.pod.workload(self.config.cluster)
         if not self.config.container_workloads or self.step.pid <= 0:
             return ""
         container = container_of(self.step.pid, self.step.root)

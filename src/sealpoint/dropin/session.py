@@ -224,6 +224,13 @@ def _start(
     tree = Held(options.pid)  # from before anything is looked up by its number
     network = NetworkLock(tree)
     remarks: list[str] = []
+    from sealpoint.dropin import pod as pods
+
+    pod = None
+    if pods.wanted(config):
+        restores = request.type == _RESTORE
+        root = os.fsdecode(options.root)
+        pod = pods.find(root, os.getcwd() if restores else "", 0 if restores else options.pid)
     os.chdir("/")  # the engine's directory shall not be busy because of us
     from sealpoint.dropin.increments import Step
     from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
@@ -243,6 +250,7 @@ def _start(
             tell=lambda text: journal.say(text, "Info "),
             auto_dedup=options.auto_dedup,
             lazy=work_directory if options.lazy_pages else None,
+            pod=pod,
         )
     else:
         step = Step(
@@ -252,6 +260,7 @@ def _start(
             pre_dump=request.type in _PRE_DUMPS,
             dedup=options.auto_dedup,
             root=os.fsdecode(options.root),
+            pod=pod,
         )
         pages_out = _page_server(options, ended)
         work = dump = DumpWork(directory, config, pages_out, step=step, say=remarks.append)

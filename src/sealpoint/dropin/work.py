@@ -30,12 +30,13 @@ from sealpoint.checkpoint import (
 from sealpoint.config import Config
 from sealpoint.criu.callers import Callers
 from sealpoint.criu.fuse import FuseServer
-from sealpoint.dropin import lazy_link
+from sealpoint.dropin import lazy_link, pod as pods
 from sealpoint.dropin.increments import Increment, Say, Step, dedup, states_of
+from sealpoint.dropin.pod import Pod
 from sealpoint.errors import CriuError, PolicyError, SealpointError, UsageError
 from sealpoint.format.constants import MAGIC, Suite
 from sealpoint.format.statement import ParentRef
-from sealpoint.keys import Signer
+from sealpoint.keys import Recipient, Signer
 from sealpoint.store.output import OutputFile
 from sealpoint.store.page_server import PageServerOutput
 
@@ -58,6 +59,15 @@ def _no_passphrase() -> bytes:
     raise UsageError(
         "the drop-in cannot use a key with a passphrase, because it cannot ask for one"
     )
+
+
+def _once(
+    recipients: list[Recipient], metadata: list[Recipient]
+) -> tuple[list[Recipient], list[Recipient]]:
+    """Each recipient once; of both kinds, as one of everything."""
+    full = {r.fingerprint: r for r in recipients}
+    others = {r.fingerprint: r for r in metadata if r.fingerprint not in full}
+    return list(full.values()), list(others.values())
 
 
 def opening(config: Config) -> Opening:
@@ -120,8 +130,11 @@ class DumpWork:
         certificates = keys.CertificatePolicy(
             authorities=keys.load_authorities(config.recipient_authorities)
         )
-        recipients = [keys.load_recipient(r, policy=certificates) for r in config.recipients]
-        metadata = [keys.load_recipient(r, policy=certificates) for r in config.metadata_recipients]
+        full, partly = pods.recipients(config, step.pod)
+        recipients = [keys.load_recipient(r, policy=certificates) for r in full]
+        metadata = [keys.load_recipient(r, policy=certificates) for r in partly]
+        if step.pod is not None:  # a namespace may name again who is a recipient of everything
+            recipients, metadata = _once(recipients, metadata)
         sealing = Sealing(
             recipients,
             signer,
@@ -247,11 +260,13 @@ class RestoreWork:
         auto_dedup: bool = False,
         lazy: int | None = None,
         siblings: bool = False,
+        pod: Pod | None = None,
     ) -> None:
         """auto_dedup: free what the parents lose by it when it is restored; `say` gets what came of that.
 
         tell: gets what is restored, at the gate.
         lazy: CRIU's work directory for a lazy restore, in which its daemon listens.
+        pod: the container that is restored, None if it is in no pod.
         siblings: whether the first task becomes CRIU's sibling, and CRIU does not tell its pid.
         Raises SealpointError: not sealed, trusted, allowed or for us, damaged, a parent is missing or another.
         """
@@ -268,6 +283,7 @@ class RestoreWork:
         self._checkpoint = opening(config).open(_path(directory))
         self._link: lazy_link.LazyLink | None = None
         try:
+            pods.require_place(config, pod, self._checkpoint.origin.workload)
             self._admission = Admission(self._checkpoint, states_of(config), tell)
             if lazy is not None:
                 require_lazy(config)

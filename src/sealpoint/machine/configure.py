@@ -10,6 +10,7 @@ from typing import Any, Final
 from sealpoint import config as configuration, keys
 from sealpoint.config import Config
 from sealpoint.errors import IdentityError, UsageError
+from sealpoint.keys.namespace import NamespaceTable
 from sealpoint.keys.scope import TrustTable
 
 _HEADER: Final = (
@@ -81,6 +82,8 @@ def validate(config: Config) -> list[str]:
     ]
     if len({r.fingerprint for r in everyone}) != len(everyone):
         raise UsageError("a recipient is given twice")
+    for name in config.namespace_recipients:
+        keys.load_recipient(name, policy=policy)
     if config.signer:
         keys.load_signer(
             config.signer,
@@ -122,7 +125,7 @@ def _value(value: Any) -> str:
     """As TOML has it: a table within a list is written in one line."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, TrustTable):
+    if isinstance(value, TrustTable | NamespaceTable):
         pairs = ", ".join(f"{k} = {_value(v)}" for k, v in value.to_settings().items())
         return f"{{ {pairs} }}"
     if isinstance(value, list | tuple):

@@ -80,6 +80,8 @@ class _Loaded:
         found += guarded(
             _TOPIC, lambda: self._recipients(config.metadata_recipients, self.metadata)
         )
+        unused: list[Recipient] = []
+        found += guarded(_TOPIC, lambda: self._recipients(config.namespace_recipients, unused))
         yield from found
         if len(self.full) == len(config.recipients) and self.full:
             names = ", ".join(r.name for r in self.full)
@@ -152,7 +154,8 @@ def _private(path: str) -> Iterator[Finding]:
 
 
 def _public(config: Config) -> list[str]:
-    named = (*config.recipients, *config.metadata_recipients, *config.trusted)
+    more = config.namespace_recipients
+    named = (*config.recipients, *config.metadata_recipients, *more, *config.trusted)
     bundles = (*config.recipient_authorities, *config.signer_authorities)
     paths = [n for n in (*named, config.signer_certificate, *bundles) if n and configure.is_path(n)]
     return list(dict.fromkeys(paths))
