@@ -62,7 +62,9 @@ def find(root: str, cwd: str, pid: int) -> Pod | None:
     """The container that a request is about; None if it is none of a pod's, or no bundle can be found.
 
     root: its root directory as the request names it; cwd: the engine's working directory, which is the bundle when it
-    restores, "" when it dumps; pid: of the tree to dump, 0 for none.  Raises PolicyError: the bundle is another's, or names two pods.
+    restores, "" when it dumps; pid: of the tree to dump, 0 for none.
+
+    Raises PolicyError: the bundle is another's, or names two pods.
     """
     if not root:
         return None
