@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from sealpoint import config, keys
 from sealpoint.errors import IdentityError, PolicyError, UsageError
+from sealpoint.keys.namespace import NamespaceTable
 from sealpoint.keys.trust import SIGNER_USAGE
 from sealpoint.machine import configure
 
@@ -256,3 +257,29 @@ names = "dns:*"
         loaded = config.load()
         system.write_bytes(configure.render(loaded))
         assert config.load() == loaded
+
+
+def test_every_setting_that_is_written_reads_back():
+    """What install-criu writes anew is the whole of what was there, whatever has been added since."""
+    sample = {str: "/etc/sealpoint/x", bool: True, tuple: ("/etc/sealpoint/x",), int: 7}
+    special = {
+        "compress": "zstd",
+        "suite": "chacha20-poly1305",
+        "allow_criu_fields": ("72", "11.5"),
+        "signer_usages": ("1.2.3",),
+        "cluster": "prod",
+        "namespaces": (NamespaceTable("shop", ("/etc/sealpoint/x",)),),
+        "container_workloads": False,
+        "agent": config.AgentTable(
+            watch=("/var/x",), store="s3://a/b", unconditional=True, max_size=1 << 40, min_free=0
+        ),
+    }
+    values = {
+        name: special.get(name, sample.get(type(default)))
+        for name, default in config.Config._field_defaults.items()
+    }
+    assert None not in values.values()
+    whole = config.Config(**values)
+    assert all(getattr(whole, n) != d for n, d in config.Config._field_defaults.items())
+    data = configure.render(whole)
+    assert config.Config(**config.parse(data, config.SYSTEM_PATH)) == whole

@@ -8,7 +8,7 @@ import re
 from typing import Any, Final
 
 from sealpoint import config as configuration, keys
-from sealpoint.config import Config
+from sealpoint.config import AgentTable, Config
 from sealpoint.errors import IdentityError, UsageError
 from sealpoint.keys.namespace import NamespaceTable
 from sealpoint.keys.scope import TrustTable
@@ -125,6 +125,12 @@ def _value(value: Any) -> str:
     """As TOML has it: a table within a list is written in one line."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, AgentTable):
+        defaults = AgentTable._field_defaults
+        told = {k: v for k, v in value._asdict().items() if v != defaults[k]}
+        return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in told.items()) + " }"
     if isinstance(value, TrustTable | NamespaceTable):
         pairs = ", ".join(f"{k} = {_value(v)}" for k, v in value.to_settings().items())
         return f"{{ {pairs} }}"
