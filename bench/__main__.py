@@ -29,6 +29,7 @@ SUBCOMMANDS = {
     "sinks": "dumps into pipes and onto a disk of limited speed",
     "increments": "increments of a process that changes 1, 10 and 50 % of its memory",
     "store": "what a chunk store saves on ten checkpoints of a service",
+    "stores": "dumps into buckets and registries, and copies from there",
     "migration": "a move over a link of limited speed, against criu, scp, criu",
     "containers": "what the drop-in adds to a small container of runc",
 }

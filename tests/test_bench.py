@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from bench import far, findings, increments, place, slow_disk, tools
+from tests.store.bucket_servers import need_services
+from tests.store.registry_servers import need_registry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -182,6 +184,23 @@ def test_sinks_of_limited_speed_get_every_policy(tmp_path: Path) -> None:
     assert sink["zstd"]["bytes"] < sink["lz4"]["bytes"] < sink["none"]["bytes"]
     assert sink["auto"]["bytes"] <= sink["none"]["bytes"]
     assert promised(data, "auto") > 0
+
+
+@pytest.mark.criu
+@pytest.mark.slow
+@pytest.mark.services
+@pytest.mark.timeout(600)
+def test_stores_are_measured_with_what_a_finished_file_costs_beside_it(tmp_path: Path) -> None:
+    need_services()
+    need_registry()
+    data = run_of(tmp_path, "stores", "--size", "24", "--rounds", "1")
+    assert data["servers"].keys() == {"moto", "rclone", "docker-registry"}
+    for name, server in data["servers"].items():
+        copied_back = {"copy back"} if name != "rclone" else set()
+        assert server.keys() == {"bytes", "dump", "copy there", "plain PUT"} | copied_back
+        assert server["bytes"] > 24 << 20
+        assert server["dump"]["peak"]["median"] > 1 << 20
+        assert promised(data, f"time to dump into {name}") > 0
 
 
 @pytest.mark.criu
