@@ -147,6 +147,51 @@ class Node:
     def waiting(self) -> list[str]:
         return sorted(p.name for p in (self.queue / "queue").glob("*"))
 
+    def entry(self):
+        """The one archive that waits, as the queue on disk has it."""
+        from sealpoint.agent.journal import AgentQueue
+
+        queue = AgentQueue(str(self.queue))
+        ((entry,), damaged) = queue.entries()
+        queue.close()
+        assert damaged == []
+        return entry
+
+    def during(self, action):
+        """One pass of the agent in this process; `action` runs while the first archive is being sealed."""
+        with inside(self) as agent:
+            done = []
+
+            def report(_):
+                if not done:
+                    done.append(True)
+                    action()
+
+            agent._worker._report = report
+            agent.once()
+            assert done, "the archive is too small to be in the middle of it"
+            return agent
+
+    @staticmethod
+    def lease_is_quiet(path) -> bool:
+        """Whether nobody waits for a lease on a file to end."""
+        number = os.stat(path).st_ino
+        with open("/proc/locks") as file:
+            lines = [line for line in file if f":{number} " in line and " LEASE " in line]
+        return bool(lines) and not any("BREAKING" in line for line in lines)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def mounted(directory, options):
+        """A tmpfs there."""
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "sealtest", str(directory)], check=True
+        )
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", str(directory)], check=True)
+
     def is_clean(self) -> bool:
         """Nothing in the clear, nothing in the queue, nothing half done in the store."""
         left = [p for p in self.store.iterdir() if p.suffix != ".sealed"]
@@ -161,3 +206,20 @@ def keys(tmp_path_factory):
 @pytest.fixture
 def node(tmp_path, keys):
     return Node(tmp_path, keys)
+
+
+@contextlib.contextmanager
+def inside(node: Node):
+    """The agent in this process, for tests that do something in the middle of its work."""
+    from sealpoint.agent import Agent, Settings
+
+    node.words = ""
+
+    def say(text):
+        node.words += text + "\n"
+
+    settings = Settings(
+        watch=(str(node.watched),), store=node.where, state=str(node.queue), min_free=1
+    )
+    with Agent(settings, node.keys.sealing(), say) as agent:
+        yield agent

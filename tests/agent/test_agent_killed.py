@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from tests.agent.agent_helpers import archive, keys, node, wait_for  # noqa: F401
+from sealpoint.format.constants import SLOT_SIZES, Suite
+from sealpoint.format.preamble import Preamble
+from tests.agent.agent_helpers import archive, keys, marker_of, node, wait_for  # noqa: F401
+from tests.checkpoint.checkpoint_helpers import Keys, seal_path
 
 JOURNAL = "sealpoint.agent.journal:AgentQueue."
 CLAIM = "sealpoint.agent.claim:WatchedDirectory."
@@ -68,6 +72,68 @@ def test_sigterm_amid_an_archive_leaves_it_for_the_next_start(node):
     assert done.returncode == 0, done.stderr
     assert node.markers() == ["large"]
     assert node.is_clean()
+
+
+def _forged(node, stranger, entry):
+    """With the id that the agent has noted, by somebody who can write the store but has not our signer."""
+    identifier = bytes.fromhex(entry.attempts[-1])
+    create = Preamble.create.__func__
+    forged = classmethod(lambda cls, *a: create(cls, *a)._replace(checkpoint_id=identifier))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Preamble, "create", forged)
+        (node.directory / "b.tar").write_bytes(archive("forged"))
+        seal_path(stranger, node.directory / "b.tar", entry.url)
+
+
+def _beginning(node, _, entry):
+    """The first bytes of a sealed file with that id, and nothing more."""
+    identifier = bytes.fromhex(entry.attempts[-1])
+    preamble = Preamble(Suite.AES_256_GCM, SLOT_SIZES[0], identifier, bytes(32))
+    Path(entry.url).write_bytes(preamble.encode() + bytes(100_000))
+
+
+@pytest.mark.parametrize("forge", [_forged, _beginning])
+def test_only_what_we_signed_ourselves_counts_as_stored(node, tmp_path_factory, forge):
+    stranger = Keys(tmp_path_factory.mktemp("stranger"))
+    node.write("a.tar", archive("a"))
+    step = "sealpoint.store.output:OutputFile.commit"
+    killed = node.run(step, "before", 1, *node.options("--once"), module="tests.agent.killed")
+    assert killed.returncode == -signal.SIGKILL
+    entry = node.entry()
+    forge(node, stranger, entry)
+    theirs = Path(entry.url).read_bytes()
+    assert node.once().returncode == 0
+    assert Path(entry.url).read_bytes() == theirs
+    (ours,) = [path for path in node.sealed() if str(path) != entry.url]
+    assert marker_of(node.opened(ours)) == "a"
+    assert node.plain() == set()
+
+
+def test_an_archive_that_was_changed_after_it_was_stored_is_sealed_again(node):
+    node.write("a.tar", archive("first"))
+    step = "sealpoint.agent.claim:WatchedDirectory.remove"
+    killed = node.run(step, "before", 1, *node.options("--once"), module="tests.agent.killed")
+    assert killed.returncode == -signal.SIGKILL
+    assert node.markers() == ["first"]
+    (claim,) = node.plain()
+    (node.watched / claim).write_bytes(archive("second"))
+    assert node.once().returncode == 0
+    assert node.markers() == ["first", "second"]
+    assert node.is_clean()
+
+
+def test_an_entry_of_the_queue_that_cannot_be_read_loses_no_archive(node):
+    node.write("a.tar", archive("a"))
+    step = "sealpoint.agent.work:_Noted.commit"
+    killed = node.run(step, "before", 1, *node.options("--once"), module="tests.agent.killed")
+    assert killed.returncode == -signal.SIGKILL
+    (entry,) = (node.queue / "queue").iterdir()
+    entry.write_text("{")
+    done = node.once()
+    assert done.returncode == 0
+    assert "cannot be read" in done.stderr
+    assert node.markers() == ["a"]
+    assert node.plain() == set()
 
 
 def test_two_agents_do_not_work_on_one_directory_or_one_queue(node, tmp_path):

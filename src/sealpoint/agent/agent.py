@@ -157,8 +157,6 @@ class Agent:
             self._inotify.wait(soon if unfinished else self._settings.every)
 
     def _gauges(self) -> None:
-        with self._changed:
-            self.figures.set("queue_length", len(self._mine))
         self.figures.set("oldest_plain_seconds", age(self._scanner.oldest()))
 
     # --- One archive. ---
@@ -168,6 +166,7 @@ class Agent:
             if entry.identifier in self._mine:
                 return  # its directory has come back meanwhile
             self._mine.add(entry.identifier)
+            self.figures.set("queue_length", len(self._mine))
             self._queue.append(entry)
             self._changed.notify_all()
 
@@ -182,7 +181,9 @@ class Agent:
     def _done(self, entry: ClaimedArchive) -> None:
         with self._changed:
             self._mine.discard(entry.identifier)
+            self.figures.set("queue_length", len(self._mine))
         self._told.pop(entry.identifier, None)
+        self.figures.problem(entry.identifier, None)
 
     def _progress(self, _: Progress) -> None:
         self.figures.live()
@@ -199,8 +200,7 @@ class Agent:
         except GoneError as error:
             self._gone(entry, error)
         except RefusedArchiveError as error:
-            name = directory.give_back(entry.claim, entry.name)
-            self._scanner.refuse(directory, name, error.message)
+            self._scanner.refuse(directory, entry, error.message)
             self._journal.drop(entry)
             self._done(entry)
             self.figures.add("refused_total")
@@ -209,6 +209,7 @@ class Agent:
             self._store_failed(entry, error)
         except SystemEnvironmentError as error:
             self.figures.add("failed_total")
+            self.figures.problem(entry.identifier, error.message)
             self._tell_once(entry, error)
             self._again(entry, _AGAIN)
         else:

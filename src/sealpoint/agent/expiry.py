@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Final
 
 from sealpoint.agent.depot import Depot
 from sealpoint.agent.journal import AgentQueue, Kept
 from sealpoint.agent.settings import Retention
+
+_NANO: Final = 1_000_000_000
 
 
 def expire(journal: AgentQueue, depot: Depot, retention: Retention) -> Iterator[Kept]:
@@ -16,7 +19,7 @@ def expire(journal: AgentQueue, depot: Depot, retention: Retention) -> Iterator[
 
     A file that has another id by now was put there by somebody else, and stays.
     """
-    for kept in surplus(journal.kept(), retention, time.time()):
+    for kept in surplus(journal.kept(), retention, time.time_ns()):
         if depot.identifier(kept.url) == kept.checkpoint:
             depot.remove(kept.url)
             journal.forget(kept)
@@ -25,7 +28,7 @@ def expire(journal: AgentQueue, depot: Depot, retention: Retention) -> Iterator[
             journal.forget(kept)
 
 
-def surplus(kept: list[Kept], retention: Retention, now: float) -> list[Kept]:
+def surplus(kept: list[Kept], retention: Retention, now: int) -> list[Kept]:
     """What goes: the oldest first.  The newest of each container always stays."""
     containers: dict[tuple[str, str, str], list[Kept]] = defaultdict(list)
     for one in sorted(kept, key=lambda k: (k.when, k.identifier), reverse=True):
@@ -37,7 +40,7 @@ def surplus(kept: list[Kept], retention: Retention, now: float) -> list[Kept]:
             size += one.size
             if (
                 (retention.last and number >= retention.last)
-                or (retention.age and now - one.when > retention.age)
+                or (retention.age and now - one.when > retention.age * _NANO)
                 or (retention.size and size > retention.size)
             ):
                 gone.append(one)

@@ -50,7 +50,7 @@ class ClaimedArchive(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A sealed file in the store that counts for retention.  checkpoint: its id; when: seconds since 1970."""
+    """A sealed file in the store that counts for retention.  checkpoint: its id; when: nanoseconds since 1970."""
 
     identifier: str
     container: tuple[str, str, str]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -49,6 +50,7 @@ class DirectoryScanner:
         self._say, self._found, self._lost = say, found, lost
         self.directories = [WatchedDirectory(path) for path in dict.fromkeys(settings.watch)]
         self.refused: dict[tuple[str, str], _Seen] = {}
+        self._one = threading.Lock()  # one file is looked at, or given back, at a time
         self._told: dict[tuple[str, str], str] = {}  # what is said once of a file that changes
 
     def directory(self, path: str) -> WatchedDirectory | None:
@@ -84,22 +86,23 @@ class DirectoryScanner:
                 if not self._open(directory):
                     continue
                 candidates = list(directory.found())
+                taken_over = [directory.state(claim) for claim in directory.claimed()]
             except (SealpointError, OSError) as error:
                 self._problem(directory, error)
                 continue
             self._figures.problem(directory.path, None)
+            for state in filter(None, taken_over):
+                oldest = min(oldest or state.modified, state.modified)
             for found in candidates:
                 key = (directory.path, found.name)
                 present.add(key)
-                taken = self._consider(directory, found)
+                with self._one:
+                    taken = self._consider(directory, found)
                 if taken is None:
                     unfinished += 1
                 if not taken and not self._is_sealed(directory, found):
                     oldest = min(oldest or found.state.modified, found.state.modified)
-        for gone in [key for key in list(self.refused) if key not in present]:
-            del self.refused[gone]
-        for gone in [key for key in list(self._told) if key not in present]:
-            del self._told[gone]
+        self._forget(present)
         self._figures.set("refused", len(self.refused))
         self._figures.set("unfinished", unfinished)
         self._oldest = oldest
@@ -108,15 +111,27 @@ class DirectoryScanner:
     _oldest: int | None = None
 
     def oldest(self) -> int | None:
-        """When the oldest file that was not taken over was written, in nanoseconds since 1970."""
+        """When the oldest file was written that was in the clear at the last look, in nanoseconds since 1970."""
         return self._oldest
 
-    def refuse(self, directory: WatchedDirectory, name: str, reason: str) -> None:
-        """An archive that was given back under this name: it is not looked at again before it changes."""
-        state = directory.state(name)
-        if state is not None:
-            self.refused[directory.path, name] = _Seen(state, reason)
+    def refuse(self, directory: WatchedDirectory, entry: ClaimedArchive, reason: str) -> None:
+        """Give an archive its name back; it is not looked at again before it changes.  Raises OSError."""
+        with self._one:
+            name = directory.give_back(entry.claim, entry.name)
+            state = directory.state(name)
+            if state is not None:
+                self.refused[directory.path, name] = _Seen(state, reason)
             self._figures.set("refused", len(self.refused))
+
+    def _forget(self, present: set[tuple[str, str]]) -> None:
+        """What is known of files that are not there any more."""
+        with self._one:
+            for path, name in [key for key in self.refused if key not in present]:
+                directory = self.directory(path)
+                if directory is None or directory.state(name) is None:
+                    del self.refused[path, name]
+            for gone in [key for key in self._told if key not in present]:
+                del self._told[gone]
 
     def _problem(self, directory: WatchedDirectory, error: SealpointError | OSError) -> None:
         text = error.message if isinstance(error, SealpointError) else str(error.strerror)

@@ -101,9 +101,13 @@ class Worker:
     def finish(self, entry: ClaimedArchive, size: int) -> None:
         """It is in the store, and the archive is gone."""
         if self._settings.retention.limits and entry.state is not None:
-            when = entry.state.modified // _NANO
             kept = Kept(
-                entry.identifier, entry.container, entry.url, entry.attempts[-1], size, when
+                entry.identifier,
+                entry.container,
+                entry.url,
+                entry.attempts[-1],
+                size,
+                entry.state.modified,
             )
             self._journal.keep(kept)
         self._journal.drop(entry)
@@ -170,7 +174,8 @@ class Worker:
 
     def _check_space(self, size: int) -> None:
         """Before anything is read.  Raises SystemEnvironmentError."""
-        free = self._depot.free()
+        with _of_the_store():
+            free = self._depot.free()
         if free is not None and free - size < self._settings.min_free:
             raise SystemEnvironmentError(
                 f"space is short: {self._depot.name} has {free} bytes, and an archive of {size} bytes would leave less "
