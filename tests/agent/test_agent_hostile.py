@@ -130,6 +130,17 @@ def test_a_refused_archive_is_taken_when_it_has_become_a_good_one(node):
     assert node.said().count("cut short") == 1  # said once, not at every look
 
 
+def test_what_cannot_be_sealed_is_said_once_and_not_read_again(node):
+    node.write("a.tar", GOOD[:700])
+    with node.agent():
+        wait_for(lambda: "not sealed" in node.said(), "it is refused")
+        for number in range(3):  # each wakes the agent
+            node.write(f"{number}.tar", archive(str(number)))
+            wait_for(lambda number=number: len(node.sealed()) == number + 1, "another is sealed")
+    assert node.said().count("cut short") == 1
+    assert node.plain() == {"a.tar"}
+
+
 def test_a_sealed_file_is_left_where_it_is_and_is_nothing_in_the_clear(node, keys):
     seal_objects(keys, node.watched / "s.sealed", OBJECTS)
     done = node.once()
