@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from sealpoint.keys import load_trust
+from sealpoint.keys.generate import generate_signer
 from tests.node.own_host import COMMAND, SERVICE_PATH, OwnHost, make_bundle, wait_for
 
 NAMES_CHANGE = """
@@ -343,6 +345,54 @@ def test_on_a_host_with_selinux_programs_get_its_label(host):
     for name in ("bin/criu", f"versions/{said['version']}/bin/python3"):
         label = os.getxattr(top / name, "security.selinux").rstrip(b"\0")
         assert label == b"system_u:object_r:bin_t:s0", name
+
+
+def test_the_signing_key_is_made_once_and_stays_on_the_host(host):
+    before = host.snapshot()
+    said = host.node("install", "--signer", "--json").json
+    key = host.inside("/etc/sealpoint/signer.key")
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert said["signer"].startswith("sealpoint-signer:")
+    assert key.read_bytes() not in host.inside("/opt/sealpoint/node.json").read_bytes()
+    private = key.read_bytes()
+    for arguments in (("install", "--signer"), ("install",), ("status",)):
+        assert host.node(*arguments, "--json").json["signer"] == said["signer"]
+    assert key.read_bytes() == private
+    (literal,) = {s for s in host.node("status").out.split() if s.startswith("sealpoint-signer:")}
+    assert load_trust([literal]) == load_trust([str(host.inside("/etc/sealpoint/signer.pub"))])
+    done = host.node("uninstall")
+    assert done.code == 0, done.out
+    assert host.snapshot() == before
+
+
+def test_a_key_that_is_there_is_used_and_stays(host):
+    host.shell("mkdir -p /etc/sealpoint")
+    generate_signer(str(host.directory / "k"))
+    for name in ("signer.key", "signer.pub"):
+        text = (host.directory / "k" / name).read_bytes()
+        host.inside(f"/etc/sealpoint/{name}").write_bytes(text)
+    refusal = host.node("install", "--signer")
+    assert refusal.code == 5  # others can read it
+    host.shell("chmod 600 /etc/sealpoint/signer.key")
+    assert host.node("install", "--signer").code == 0
+    assert host.node("uninstall").code == 0
+    assert (
+        host.inside("/etc/sealpoint/signer.key").read_bytes()
+        == (host.directory / "k" / "signer.key").read_bytes()
+    )
+
+
+def test_killed_while_the_key_is_made_there_is_one_key_or_none(host):
+    before = host.snapshot()
+    for n in range(1, 120):
+        done = host.node("install", "--signer", before=NAMES_CHANGE.format(n=n))
+        if done.code == 0:
+            break
+        assert done.code == 99, done.err
+    assert done.code == 0
+    assert host.node("install", "--signer", "--json").json["signer"]
+    assert host.node("uninstall").code == 0
+    assert host.snapshot() == before
 
 
 def test_what_does_not_start_is_not_switched_to(host):

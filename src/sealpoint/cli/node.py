@@ -63,8 +63,14 @@ def _refused_as_json(*, as_json: bool) -> Iterator[None]:
 
 @command.command("install")
 @_places
+@click.option(
+    "--signer",
+    "with_signer",
+    is_flag=True,
+    help="Make the host's signing key, /etc/sealpoint/signer.key, if it has none, and show its public half.",
+)
 @options.json_option
-def install(host: str, directory: str, *, as_json: bool) -> None:
+def install(host: str, directory: str, *, with_signer: bool, as_json: bool) -> None:
     """Install or update the bundle and the drop-in `criu` on the host.
 
     Versions lie side by side. A checkpoint that is being taken keeps the version with which it began. A service whose
@@ -79,7 +85,7 @@ def install(host: str, directory: str, *, as_json: bool) -> None:
     with _refused_as_json(as_json=as_json):
         from sealpoint.node.install import install as install_node
 
-        _show(install_node(host, directory), as_json=as_json)
+        _show(install_node(host, directory, with_signer=with_signer), as_json=as_json)
 
 
 @command.command("status")
@@ -148,5 +154,7 @@ def _show(found: NodeStatus, *, as_json: bool) -> None:
             click.echo(f"{runtime.shims} pods were started before: theirs do not find it either")
     if not found.runtimes:
         click.echo("no container runtime runs here that is known (containerd, CRI-O)")
+    if found.signer:
+        click.echo(f"signs as: {found.signer}")
     for name in found.restart:
         click.echo(printable(f"needed: systemctl daemon-reload; systemctl restart {name}"))

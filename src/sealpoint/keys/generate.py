@@ -80,23 +80,40 @@ def generate(
 
 def generate_signer(directory: str, *, passphrase: bytes | None = None) -> GeneratedKeys:
     """`signer.key` (0600, PKCS#8) and `signer.pub` (SubjectPublicKeyInfo PEM), Ed25519.  Raises as `generate`."""
+    from sealpoint.keys import signature
+
+    private, spki = new_signer(passphrase)
+    return _write_pair(
+        directory,
+        ("signer.key", private),
+        ("signer.pub", public_pem(spki)),
+        signature.key_id(spki),
+        text.encode_signer(spki),
+    )
+
+
+def new_signer(passphrase: bytes | None = None) -> tuple[bytes, bytes]:
+    """A new Ed25519 key: the private one as PKCS#8 in PEM, and its SubjectPublicKeyInfo in DER.  Raises UsageError."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     from sealpoint.keys import pkcs8, signature
 
     if passphrase is not None:
         scrypt.check_passphrase(passphrase)
     key = Ed25519PrivateKey.generate()
-    public = key.public_key()
-    spki = signature.spki(public)
-    return _write_pair(
-        directory,
-        ("signer.key", pkcs8.encode(key, passphrase)),
-        ("signer.pub", public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)),
-        signature.key_id(spki),
-        text.encode_signer(spki),
+    return pkcs8.encode(key, passphrase), signature.spki(key.public_key())
+
+
+def public_pem(spki: bytes) -> bytes:
+    """A SubjectPublicKeyInfo in PEM, as `signer.pub` holds it."""
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        PublicFormat,
+        load_der_public_key,
     )
+
+    key = load_der_public_key(spki)
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _generate_x509(kind: str, directory: str, passphrase: bytes | None) -> GeneratedKeys:

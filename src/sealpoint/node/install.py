@@ -16,12 +16,13 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 from sealpoint.errors import SystemEnvironmentError, UsageError
 from sealpoint.machine.files import NEW_SUFFIX, remove_in, status_in, write_in
 from sealpoint.machine.real import MARK
-from sealpoint.node import bundle as bundles, checks, record, unit, versions
+from sealpoint.node import bundle as bundles, checks, record, signer, unit, versions
 from sealpoint.node.host import Host
 from sealpoint.node.record import READY, REMOVING, STAGED, NodeRecord
 from sealpoint.node.runtimes import Runtime, running
@@ -36,7 +37,8 @@ class NodeStatus(NamedTuple):
     """What is on a host.
 
     version: identity of the one that starts from now on, "" for none; others: older ones that are still there; restart:
-    services that find the drop-in only after `systemctl daemon-reload` and a restart.
+    services that find the drop-in only after `systemctl daemon-reload` and a restart; signer: public half of the host's
+    signing key, if there is one.
     """
 
     version: str
@@ -44,6 +46,7 @@ class NodeStatus(NamedTuple):
     runtimes: list[Runtime]
     restart: list[str]
     warnings: list[str]
+    signer: str = ""
 
     @property
     def used(self) -> bool:
@@ -51,8 +54,10 @@ class NodeStatus(NamedTuple):
         return bool(self.version) and all(runtime.ours for runtime in self.runtimes)
 
 
-def install(name: str, directory: str = DIRECTORY) -> NodeStatus:
+def install(name: str, directory: str = DIRECTORY, *, with_signer: bool = False) -> NodeStatus:
     """name: where the host's root directory is mounted.  May be repeated, and updates.
+
+    with_signer: make the host's signing key, if it has none.
 
     Raises SealpointError; UnsupportedError: nothing was changed.
     """
@@ -64,7 +69,7 @@ def install(name: str, directory: str = DIRECTORY) -> NodeStatus:
         checks.services(host, running(host, f"{directory}/bin"))
         try:
             with _locked(host, directory):
-                return _install(host, directory, bundle)
+                return _install(host, directory, bundle, with_signer=with_signer)
         except OSError as error:
             what = f" ({error.filename})" if error.filename else ""
             raise SystemEnvironmentError(
@@ -72,7 +77,9 @@ def install(name: str, directory: str = DIRECTORY) -> NodeStatus:
             ) from None
 
 
-def _install(host: Host, directory: str, bundle: bundles.Bundle) -> NodeStatus:
+def _install(
+    host: Host, directory: str, bundle: bundles.Bundle, *, with_signer: bool
+) -> NodeStatus:
     _forget_unborn(host, directory)
     if not host.is_directory(directory):
         _create(host, directory)
@@ -85,6 +92,8 @@ def _install(host: Host, directory: str, bundle: bundles.Bundle) -> NodeStatus:
         before = _current(top)
         warnings = _place(host, top, known, bundle)
         warnings += _write_dropin(host, top, known, directory)
+        if with_signer:
+            _make_signer(host, top, known)
         _set_paths(host, top, known, directory)
         _sweep(host, top, known, keep={bundle.identity, before})
         return _status(host, directory, top, known, warnings)
@@ -126,7 +135,28 @@ def _status(
     runtimes = running(host, f"{directory}/bin")
     restart = sorted({r.unit for r in runtimes if not r.ours and r.unit})
     others = sorted(identity for identity in known.versions if identity != current)
-    return NodeStatus(current, others, runtimes, restart, warnings)
+    return NodeStatus(current, others, runtimes, restart, warnings, _signer(host))
+
+
+def _signer(host: Host) -> str:
+    if not host.is_directory(signer.DIRECTORY):
+        return ""
+    place = host.directory(signer.DIRECTORY, "the directory")
+    try:
+        return signer.existing(place)
+    finally:
+        os.close(place)
+
+
+def _make_signer(host: Host, top: int, known: NodeRecord) -> None:
+    if not host.is_directory(signer.DIRECTORY):
+        known.directories.append(signer.DIRECTORY)
+        known.save(top)
+    place = host.directory(signer.DIRECTORY, "the directory", make=0o755)
+    try:
+        signer.ensure(place, partial(_write_file, place, top, known))
+    finally:
+        os.close(place)
 
 
 @contextlib.contextmanager
