@@ -17,6 +17,8 @@ from sealpoint.errors import SealpointError, UsageError
 from sealpoint.process import Held
 
 if TYPE_CHECKING:
+    from sealpoint.config import Config
+    from sealpoint.dropin.pod import Pod
     from sealpoint.store.page_server import PageServerOutput
 
 _RESTORE, _NOTIFY = 2, 6
@@ -224,13 +226,7 @@ def _start(
     tree = Held(options.pid)  # from before anything is looked up by its number
     network = NetworkLock(tree)
     remarks: list[str] = []
-    from sealpoint.dropin import pod as pods
-
-    pod = None
-    if pods.wanted(config):
-        restores = request.type == _RESTORE
-        root = os.fsdecode(options.root)
-        pod = pods.find(root, os.getcwd() if restores else "", 0 if restores else options.pid)
+    pod = _pod(options, config, restores=request.type == _RESTORE)
     os.chdir("/")  # the engine's directory shall not be busy because of us
     from sealpoint.dropin.increments import Step
     from sealpoint.dropin.work import DumpWork, RestoreWork, is_plain
@@ -293,6 +289,16 @@ def _start(
     except BaseException:
         work.close()
         raise
+
+
+def _pod(options: Any, config: Config, *, restores: bool) -> Pod | None:
+    """The pod's container that the request is about, where anything depends on it; in the engine's directory."""
+    from sealpoint.dropin import pod as pods
+
+    if not pods.wanted(config):
+        return None
+    root = os.fsdecode(options.root)
+    return pods.find(root, os.getcwd() if restores else "", 0 if restores else options.pid)
 
 
 def _page_server(options: Any, criu: int) -> PageServerOutput | None:
