@@ -17,6 +17,7 @@ import pytest
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.store import retry, wire
 from sealpoint.store.oci import upload
+from sealpoint.store.oci.manifest import MEDIA_TYPE
 from tests.store.bucket_servers import Proxy
 from tests.store.registry_helpers import (  # noqa: F401 - a fixture
     PROPERTIES,
@@ -326,14 +327,38 @@ def endless(exchange, proxy, sent):
 
 
 @pytest.mark.parametrize("path", ["/manifests/", "/tags/"])
-def test_an_answer_without_an_end_is_cut_off(store, proxy, path, monkeypatch):
-    monkeypatch.setattr(retry, "ATTEMPTS", 2)
+def test_an_answer_without_an_end_is_cut_off(store, proxy, path):
     put(store, b"x")
-    sent = []
-    proxy.before = lambda e: e.method == "GET" and path in e.path and endless(e, proxy, sent)
-    with pytest.raises(SystemEnvironmentError, match="does not answer"):
+    sent, asked = [], []
+
+    def answer(exchange):
+        if exchange.method != "GET" or path not in exchange.path:
+            return False
+        asked.append(exchange.path)
+        return endless(exchange, proxy, sent)
+
+    proxy.before = answer
+    with pytest.raises(SystemEnvironmentError, match=r"does not answer.* longer than"):
         store.open() if path == "/manifests/" else list(store.list())
-    assert sum(sent) < 256 * MIB  # two attempts, at most 16 MiB each, and the kernel's buffers
+    assert len(asked) == 1  # a second attempt would bring as much
+    assert sum(sent) < 128 * MIB  # at most 16 MiB, and the kernel's buffers
+
+
+def test_a_manifest_that_is_too_large_is_not_even_read(store, proxy):
+    put(store, b"x")
+    asked = []
+
+    def answer(exchange):
+        if exchange.method != "GET" or "/manifests/" not in exchange.path:
+            return False
+        asked.append(exchange.path)
+        exchange.start(200, {"content-length": str(5 * MIB), "content-type": MEDIA_TYPE})
+        return exchange.cut()
+
+    proxy.before = answer
+    with pytest.raises(SystemEnvironmentError, match="longer than 4194304 bytes"):
+        store.open()
+    assert len(asked) == 1
 
 
 def test_a_manifest_that_is_not_the_one_of_its_digest_is_refused(store, proxy):

@@ -48,13 +48,16 @@ class Body:
         return len(data)
 
     def stream(self) -> Iterator[bytes]:
-        """All of it, for botocore: an answer in XML."""
+        """All of it, for botocore: an answer in XML.  Raises SystemEnvironmentError for one that does not end."""
         left = _MAX_DOCUMENT
         try:
             while data := self._answer.read1(_STEP):
                 left -= len(data)
                 if left < 0:
-                    raise http.client.HTTPException("the answer does not end")
+                    raise SystemEnvironmentError(
+                        f"the store does not answer as it should: its answer is longer than {_MAX_DOCUMENT} bytes",
+                        hint="see that the endpoint is that of S3",
+                    )
                 yield data
             if self._answer.length:
                 raise http.client.IncompleteRead(b"", self._answer.length)

@@ -123,7 +123,7 @@ class Client:
         try:
             data = bytearray()
             if method != "HEAD":
-                _read(content, data, limit, answer.length)
+                self._read(content, data, limit, answer.length)
             return Answer(answer.status, answer.headers, url, bytes(data))
         finally:
             content.close()
@@ -166,8 +166,8 @@ class Client:
         data = bytearray()
         try:
             if method != "HEAD":
-                _read(content, data, _MAX_ERROR, None)
-        except (OSError, http.client.HTTPException):
+                self._read(content, data, _MAX_ERROR, None)
+        except (OSError, http.client.HTTPException, SystemEnvironmentError):
             pass  # the status says enough
         finally:
             content.close()
@@ -282,10 +282,28 @@ class Client:
             )
         data = bytearray()
         try:
-            _read(content, data, 1024 * 1024, answer.length)
+            self._read(content, data, 1024 * 1024, answer.length)
         finally:
             content.close()
         return bytes(data)
+
+    def _read(self, content: Body, data: bytearray, limit: int, length: int | None) -> None:
+        """All of a body, or a mistake: shorter than it said, or longer than the limit, which no second attempt changes.
+
+        Raises SystemEnvironmentError, OSError, http.client.HTTPException.
+        """
+        step = memoryview(bytearray(min(limit + 1, 65536)))
+        while (length or 0) <= limit and (got := content.readinto(step)):
+            data += step[:got]
+            if len(data) > limit:
+                break
+        if len(data) > limit or (length or 0) > limit:
+            raise SystemEnvironmentError(
+                f"{self.name}: the registry does not answer as it should: its answer is longer than {limit} bytes",
+                hint="something else has that name, or another server than a registry is there",
+            )
+        if length is not None and len(data) != length:
+            raise http.client.IncompleteRead(b"", length - len(data))
 
     # --- Again. ---
 
@@ -352,14 +370,3 @@ def _speaks_tls(address: str) -> bool:
 def origin_of(url: SplitResult) -> tuple[str, str, int]:
     """As RFC 6454 compares: a registry at :443 may name itself without the port, and in lower case."""
     return url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
-
-
-def _read(content: Body, data: bytearray, limit: int, length: int | None) -> None:
-    """All of a body, or a mistake: longer than the limit, or shorter than it said."""
-    step = memoryview(bytearray(min(limit + 1, 65536)))
-    while got := content.readinto(step):
-        data += step[:got]
-        if len(data) > limit:
-            raise http.client.HTTPException("the answer is too long")
-    if length is not None and len(data) != length:
-        raise http.client.IncompleteRead(b"", length - len(data))
