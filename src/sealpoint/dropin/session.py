@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -297,8 +298,11 @@ def _pod(options: Any, config: Config, *, restores: bool) -> Pod | None:
 
     if not pods.wanted(config):
         return None
-    root = os.fsdecode(options.root)
-    return pods.find(root, os.getcwd() if restores else "", 0 if restores else options.pid)
+    root, here = os.fsdecode(options.root), ""
+    if restores:
+        with contextlib.suppress(FileNotFoundError):  # it was removed: no bundle either
+            here = os.getcwd()
+    return pods.find(root, here, 0 if restores else options.pid)
 
 
 def _page_server(options: Any, criu: int) -> PageServerOutput | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from typing import Final, Self
 
 from sealpoint import ownership
@@ -110,33 +111,53 @@ class Host:
         """Of the host's processes."""
         return sorted(int(name) for name in os.listdir(self.proc) if name.isdigit())
 
-    def read(self, pid: int, name: str) -> bytes | None:
-        """A file of a process's in /proc, None if it has ended or is not ours to see."""
+    @contextlib.contextmanager
+    def process(self, pid: int) -> Iterator[HostProcess | None]:
+        """A process of the host's, None if it has ended."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(str(pid), flags, dir_fd=self.proc)
+        except OSError:
+            yield None
+            return
+        try:
+            yield HostProcess(fd)
+        finally:
+            os.close(fd)
+
+    def owns(self, process: HostProcess) -> bool:
+        """Whether a process is root's and in the host's own namespaces: no container's that took a daemon's name."""
+        with contextlib.suppress(OSError), self.process(1) as first:
+            if first is None or os.fstat(process.fd).st_uid != 0:
+                return False
+            for name in ("ns/mnt", "ns/pid", "ns/user", "root"):
+                mine, hosts = process.leads_to(name), first.leads_to(name)
+                if mine is None or hosts is None or not os.path.samestat(mine, hosts):
+                    return False
+            return True
+        return False
+
+
+class HostProcess:
+    """A process by its directory in /proc, which stays that one's when its number is used again."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def read(self, name: str) -> bytes | None:
+        """A file in it, None if the process has ended or is not ours to see."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            with open(os.open(f"{pid}/{name}", flags, dir_fd=self.proc), "rb") as file:
+            with open(os.open(name, flags, dir_fd=self.fd), "rb") as file:
                 return file.read(_MAX_READ)
         except OSError:
             return None
 
-    def leads_to(self, pid: int, name: str) -> os.stat_result | None:
-        """What a link of a process's in /proc leads to.  Raises PermissionError."""
+    def leads_to(self, name: str) -> os.stat_result | None:
+        """What a link in it leads to, None if nowhere.  Raises PermissionError."""
         try:
-            return os.stat(f"{pid}/{name}", dir_fd=self.proc)
+            return os.stat(name, dir_fd=self.fd)
         except PermissionError:
             raise
         except OSError:
             return None
-
-    def is_the_hosts(self, pid: int) -> bool:
-        """Whether a process is root's and in the host's own namespaces: no container's that took a daemon's name."""
-        with contextlib.suppress(PermissionError):
-            if os.stat(str(pid), dir_fd=self.proc).st_uid != 0:
-                return False
-            for space in ("ns/mnt", "ns/pid", "ns/user"):
-                mine, first = self.leads_to(pid, space), self.leads_to(1, space)
-                if mine is None or first is None or not os.path.samestat(mine, first):
-                    return False
-            root, ours = self.leads_to(pid, "root"), os.fstat(self.root)
-            return root is not None and os.path.samestat(root, ours)
-        return False

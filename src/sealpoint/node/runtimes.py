@@ -12,7 +12,7 @@ import re
 import stat
 from typing import Final, NamedTuple
 
-from sealpoint.node.host import Host
+from sealpoint.node.host import Host, HostProcess
 
 _DAEMONS: Final = (b"containerd", b"crio")
 _SHIM: Final = b"containerd-shim"  # as the kernel cuts it
@@ -41,24 +41,27 @@ def running(host: Host, bin_directory: str) -> list[Runtime]:
     found: list[Runtime] = []
     stale = 0
     for pid in host.pids():
-        name = (host.read(pid, "comm") or b"").removesuffix(b"\n")
-        if name not in (*_DAEMONS, _SHIM) or not host.is_the_hosts(pid):
-            continue
-        path = _path(host, pid)
+        with host.process(pid) as process:
+            if process is None:
+                continue
+            name = (process.read("comm") or b"").removesuffix(b"\n")
+            if name not in (*_DAEMONS, _SHIM) or not host.owns(process):
+                continue
+            path = _path(process)
+            unit = unit_of(os.fsdecode(process.read("cgroup") or b""))
         if path is None:
             continue
         criu, ours = first_criu(host, path, bin_directory)
         if name == _SHIM:
             stale += not ours
-            continue
-        unit = unit_of(os.fsdecode(host.read(pid, "cgroup") or b""))
-        found.append(Runtime(name.decode(), pid, unit, path, criu, ours, 0))
+        else:
+            found.append(Runtime(name.decode(), pid, unit, path, criu, ours, 0))
     return [r._replace(shims=stale if r.program == "containerd" else 0) for r in found]
 
 
-def _path(host: Host, pid: int) -> str | None:
+def _path(process: HostProcess) -> str | None:
     """PATH in the environment that a process was started with."""
-    data = host.read(pid, "environ")
+    data = process.read("environ")
     if data is None:
         return None
     variables = data.split(b"\0")

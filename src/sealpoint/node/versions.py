@@ -179,7 +179,8 @@ def users(host: Host, versions: int, identity: str, listing: Listing) -> list[in
     using = []
     for pid in host.pids():
         try:
-            program = host.leads_to(pid, "exe")
+            with host.process(pid) as process:
+                program = process.leads_to("exe") if process is not None else None
         except PermissionError:
             raise SystemEnvironmentError(
                 f"what process {pid} of the host runs cannot be seen",
