@@ -13,6 +13,7 @@ from sealpoint.checkpoint.opening.opener import Opening
 from sealpoint.errors import IdentityError
 from sealpoint.keys import load_identity, load_trust
 from sealpoint.keys.generate import generate
+from tests.dropin.test_pod import HOSTILE
 from tests.engines import dropin as dropin_tools, rpc
 from tests.engines.containers import Container
 from tests.engines.rpc_calls import client, dump, places  # noqa: F401 - a fixture
@@ -116,7 +117,7 @@ def test_a_namespace_adds_recipients_and_the_signature_names_the_container(
     running.assert_continues(before)
 
 
-def test_a_bundle_that_names_two_pods_is_not_dumped_and_its_process_runs_on(
+def test_a_hostile_bundle_is_not_dumped_and_its_process_runs_on(
     node: Node,
     workload: StartWorkload,
     places: dict[str, int],
@@ -124,14 +125,14 @@ def test_a_bundle_that_names_two_pods_is_not_dumped_and_its_process_runs_on(
 ) -> None:
     running = workload("secret")
     before = running.assert_intact()
-    both = annotations("shop") | {
-        "io.kubernetes.pod.namespace": "victim",
-        "io.kubernetes.pod.name": "web-0",
-        "io.kubernetes.container.name": "app",
-    }
-    reply = node.dump(running, node.bundle("hostile", both), places)
-    assert not reply.success
-    assert "names two containers" in reply.message
+    for number, case in enumerate(HOSTILE):
+        bundle = node.bundle(f"hostile-{number}", HOSTILE[case])
+        reply = node.dump(running, bundle, places)
+        assert not reply.success, case
+        assert "the runtime's bundle" in reply.message, (case, reply.message)
+        assert list(images.iterdir()) == [], case
+    large = node.bundle("large", annotations("shop") | {"x": "x" * (4 << 20)})
+    assert "larger than" in node.dump(running, large, places).message
     assert list(images.iterdir()) == []
     running.assert_continues(before)
 
