@@ -278,10 +278,11 @@ def _agent_value(key: str, value: Any, path: str, where: str) -> Any:
     found = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     number = value if type(value) is int else int(found[1]) if found else -1
     unit = found[2].lower() if found else ""
+    number *= units.get(unit, 1)
     if not 0 <= number < 1 << 53 or (unit and unit not in units):
         example = {id(_TIMES): '"30d"', id(_SIZES): '"50G"'}.get(id(units), "3")
         raise UsageError(f"{where}: must be a number, as in {example}")
-    return number * (units[unit] if unit else 1)
+    return number
 
 
 def _signer(value: Any, path: str, where: str) -> str | TrustTable:

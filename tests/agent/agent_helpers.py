@@ -60,7 +60,7 @@ class Node:
         self.watched, self.store = directory / "watched", directory / "store"
         self.queue, self.log = directory / "queue", directory / "log"
         for path in (self.watched, self.store, directory / "home"):
-            path.mkdir()
+            path.mkdir(exist_ok=True)
         self.where = str(self.store)
 
     @property
@@ -211,7 +211,7 @@ def node(tmp_path, keys):
 @contextlib.contextmanager
 def inside(node: Node):
     """The agent in this process, for tests that do something in the middle of its work."""
-    from sealpoint.agent import Agent, Settings
+    from sealpoint.agent import Agent, NodeSealing, Settings
 
     node.words = ""
 
@@ -221,5 +221,5 @@ def inside(node: Node):
     settings = Settings(
         watch=(str(node.watched),), store=node.where, state=str(node.queue), min_free=1
     )
-    with Agent(settings, node.keys.sealing(), say) as agent:
+    with Agent(settings, NodeSealing(node.keys.sealing()), say) as agent:
         yield agent

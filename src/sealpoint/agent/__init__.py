@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from sealpoint.agent.agent import Agent as Agent, StopAgent as StopAgent
+    from sealpoint.agent.sealings import NodeSealing as NodeSealing
     from sealpoint.agent.settings import (
         LISTEN as LISTEN,
         WATCHED as WATCHED,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _PLACES: Final = {
     "Agent": "agent",
     "LISTEN": "settings",
+    "NodeSealing": "sealings",
     "Retention": "settings",
     "Settings": "settings",
     "StatusServer": "status_server",

@@ -21,7 +21,7 @@ from sealpoint.agent.work import SealedArchive, Worker
 from sealpoint.errors import SealpointError, SystemEnvironmentError, UsageError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint import Sealing
+    from sealpoint.agent.sealings import NodeSealing
     from sealpoint.progress import Progress
 
 Say = Callable[[str], None]
@@ -29,7 +29,7 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 300.0
 _SOON: Final = 0.2  # seconds until a file that is written is looked at again, at first
 _TICK: Final = 1.0
-_AGAIN: Final = 5.0  # seconds until an archive is tried again that failed by itself
+_AGAIN: Final = 2.0  # seconds until an archive is tried again that failed by itself, at first
 _HOUR: Final = 3600.0
 
 
@@ -40,9 +40,9 @@ class StopAgent(BaseException):
 class Agent:
     """A context manager: has the directories, the state directory and the port until its end."""
 
-    def __init__(self, settings: Settings, sealing: Sealing, say: Say) -> None:
+    def __init__(self, settings: Settings, sealing: NodeSealing, say: Say) -> None:
         """Raises SealpointError: a directory is not root's alone, another agent works there, the store is none."""
-        if not sealing.signing.signers:
+        if not sealing.everybody.signing.signers:
             raise UsageError(
                 "the agent signs what it seals", hint="name a signer with --sign, or in config.toml"
             )
@@ -61,7 +61,8 @@ class Agent:
             settings, self._journal, self.figures, say, self._enqueue, self._note_lost
         )
         self._worker = Worker(settings, sealing, self._journal, self._depot, self._progress)
-        self._pause = 0.0
+        self._pause = self._not_before = 0.0  # for the store: seconds, and a time (monotonic)
+        self._delays: dict[str, float] = {}  # seconds, of entries that failed by themselves
         self._expired = 0.0
         self._stopping = False
         self._inotify: Inotify | None = None
@@ -113,8 +114,7 @@ class Agent:
 
     def _step(self) -> None:
         self.figures.live()
-        if self._pause:
-            self._wait_for_store()
+        self._wait_for_store()
         self._settle()
         if time.monotonic() - self._expired >= _HOUR:
             self._expire()
@@ -129,9 +129,7 @@ class Agent:
             self._expire()
 
     def _wait_for_store(self) -> None:
-        """Later and later, and not at the same moment as every other node."""
-        end = time.monotonic() + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-        while (left := end - time.monotonic()) > 0:
+        while (left := self._not_before - time.monotonic()) > 0:
             self.figures.live()
             time.sleep(min(left, 1.0))
 
@@ -183,6 +181,7 @@ class Agent:
             self._mine.discard(entry.identifier)
             self.figures.set("queue_length", len(self._mine))
         self._told.pop(entry.identifier, None)
+        self._delays.pop(entry.identifier, None)
         self.figures.problem(entry.identifier, None)
 
     def _progress(self, _: Progress) -> None:
@@ -208,20 +207,24 @@ class Agent:
         except DepotError as error:
             self._store_failed(entry, error)
         except SystemEnvironmentError as error:
-            self.figures.add("failed_total")
-            self.figures.problem(entry.identifier, error.message)
-            self._tell_once(entry, error)
-            self._again(entry, _AGAIN)
+            self._failed(entry, error.message, error.hint)
+        except OSError as error:
+            self._failed(entry, f"{entry.directory}: {error.strerror}", None)
         else:
             self._done(entry)
             return True
         return False
 
-    def _tell_once(self, entry: ClaimedArchive, error: SystemEnvironmentError) -> None:
-        if self._told.get(entry.identifier) != error.message:
-            self._told[entry.identifier] = error.message
-            hint = f" ({error.hint})" if error.hint else ""
-            self._say(f"{entry.name} is tried again: {error.message}{hint}")
+    def _failed(self, entry: ClaimedArchive, message: str, hint: str | None) -> None:
+        """By itself, and not because of the store: the others go on."""
+        self.figures.add("failed_total")
+        self.figures.problem(entry.identifier, message)
+        if self._told.get(entry.identifier) != message:
+            self._told[entry.identifier] = message
+            self._say(f"{entry.name} is tried again: {message}" + (f" ({hint})" if hint else ""))
+        delay = self._delays.get(entry.identifier, _AGAIN)
+        self._delays[entry.identifier] = min(delay * 2, _LONGEST_PAUSE)
+        self._again(entry, delay)
 
     def _report(self, entry: ClaimedArchive, stored: SealedArchive) -> None:
         self._pause = 0.0
@@ -260,6 +263,8 @@ class Agent:
 
     def _store_failed(self, entry: ClaimedArchive, error: DepotError) -> None:
         self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+        # Not at the same moment as every other node.
+        self._not_before = time.monotonic() + self._pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         self.figures.add("failed_total")
         self.figures.set("store_up", 0)
         hint = f" ({error.hint})" if error.hint else ""

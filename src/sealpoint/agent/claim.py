@@ -31,6 +31,7 @@ _LONGEST: Final = 255  # bytes of a name
 _NOREPLACE: Final = 1
 _MAX_ENTRIES: Final = 1 << 17
 _NO_LEASES: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
+_RETIRED: Final = 16
 _BLOCK: Final = 512  # bytes of a tar archive
 
 
@@ -68,6 +69,7 @@ class WatchedDirectory:
         self.path = os.path.abspath(path)
         self.fd = -1
         self._lock = -1
+        self._retired: list[int] = []  # descriptors that another thread may be using
 
     def open(self) -> bool:
         """Whether it is there; opened, if it is not yet, or is another one by now.
@@ -77,7 +79,7 @@ class WatchedDirectory:
         try:
             fd = open_owned(self.path, "the watched directory", os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            self.close()
+            self._retire()
             return False
         except OSError as error:
             raise SystemEnvironmentError(
@@ -91,16 +93,25 @@ class WatchedDirectory:
         except BaseException:
             os.close(fd)
             raise
-        self.close()
+        self._retire()
         self.fd, self._lock = fd, lock
         return True
 
+    def _retire(self) -> None:
+        """The directory has gone or was replaced: nothing is taken from it any more."""
+        if self.fd < 0:
+            return
+        os.close(self._lock)
+        self._retired.append(self.fd)
+        self.fd = self._lock = -1
+        while len(self._retired) > _RETIRED:
+            os.close(self._retired.pop(0))
+
     def close(self) -> None:
         """Let go of it."""
-        for fd in (self.fd, self._lock):
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self._lock = -1
+        self._retire()
+        while self._retired:
+            os.close(self._retired.pop())
 
     def found(self) -> Iterator[FoundFile]:
         """What is there that the agent has not taken over: the oldest first.  Raises OSError."""

@@ -19,16 +19,19 @@ from sealpoint.agent.claim import FileState, WatchedDirectory, has_lease
 from sealpoint.agent.depot import Depot, file_name, is_ours
 from sealpoint.agent.faults import ChangedError, DepotError, GoneError, RefusedArchiveError
 from sealpoint.agent.journal import AgentQueue, ClaimedArchive, Kept
+from sealpoint.agent.sealings import NodeSealing
 from sealpoint.agent.settings import Settings
 from sealpoint.checkpoint import seal
 from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
 from sealpoint.format.constants import PREAMBLE_SIZE
 from sealpoint.format.preamble import Preamble
 from sealpoint.inspect import listing
+from sealpoint.inspect.container import Container
+from sealpoint.inspect.listing import Whose
 from sealpoint.progress import Report
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint import Sealing
+    from sealpoint.dropin.pod import Pod
     from sealpoint.store.output import Buffer, Target
 
 _NANO: Final = 1_000_000_000
@@ -58,7 +61,7 @@ class Worker:
     def __init__(
         self,
         settings: Settings,
-        sealing: Sealing,
+        sealing: NodeSealing,
         journal: AgentQueue,
         depot: Depot,
         report: Report,
@@ -120,7 +123,7 @@ class Worker:
             found = self._depot.identifier(entry.url)
             if found is None or found not in entry.attempts:
                 return None
-            size = is_ours(entry.url, found, self._sealing.signing.signers)
+            size = is_ours(entry.url, found, self._sealing.everybody.signing.signers)
         return None if size is None else (entry._replace(attempts=(found,)), size)
 
     def _seal(
@@ -132,8 +135,11 @@ class Worker:
             taken = bool(entry.attempts) and self._depot.identifier(entry.url) is not None
         if taken or entry.state not in (None, before):
             entry = _anew(entry)
+        told = self._told(entry, fd)
+        pod = self._sealing.pod(entry.name, told.annotations)
         if not entry.url:
-            entry = self._place(entry, before, fd)
+            whose = Whose.of(entry.name, told) if pod is None else pod
+            entry = self._place(entry, before, whose)
         held = [entry]
 
         def note(checkpoint: str) -> None:
@@ -150,9 +156,10 @@ class Worker:
             sealed = seal(
                 entry.name,
                 _Noted(out, note),
-                self._sealing,
+                self._sealing.of(pod),
                 report=self._report,
                 file=file,
+                workload=self._sealing.workload(pod),
             )
         return held[0], sealed.file_size
 
@@ -183,9 +190,9 @@ class Worker:
                 hint="free some space; --min-free SIZE says how much must be left",
             )
 
-    def _place(self, entry: ClaimedArchive, state: FileState, fd: int) -> ClaimedArchive:
+    def _place(self, entry: ClaimedArchive, state: FileState, whose: Whose | Pod) -> ClaimedArchive:
         """Decide where it goes, durably."""
-        container = self._whose(entry, fd)
+        container = (whose.namespace, whose.pod, whose.container)
         unique = secrets.token_hex(16) if entry.container != ("", "", "") else entry.identifier
         name = file_name(container, entry.name, state.modified // _NANO, unique)
         url = self._depot.place(name)
@@ -193,13 +200,12 @@ class Worker:
             entry._replace(container=container, url=url, attempts=(), state=None)
         )
 
-    def _whose(self, entry: ClaimedArchive, fd: int) -> tuple[str, str, str]:
-        """(namespace, pod, container): the specification in the archive knows better than its name."""
+    def _told(self, entry: ClaimedArchive, fd: int) -> Container:
+        """What the archive says of its container; nothing where it has several dumps, or none: sealing decides."""
         try:
-            told = listing.whose(entry.name, fd)
-        except SealpointError:  # several dumps, or none: sealing decides
-            told = listing.Whose.of(entry.name)
-        return told.namespace, told.pod, told.container
+            return listing.container_of(entry.name, fd)
+        except SealpointError:
+            return Container()
 
     @staticmethod
     def _check_unchanged(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import re
 import signal
+from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,8 +19,9 @@ from sealpoint.cli.sealing import SealOptions, seals_checkpoint
 from sealpoint.errors import SystemEnvironmentError, UsageError
 
 if TYPE_CHECKING:
-    from sealpoint.agent import Settings
+    from sealpoint.agent import NodeSealing, Settings
     from sealpoint.config import AgentTable
+    from sealpoint.keys import Recipient
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGE: Final = re.compile(r"([0-9]{1,9})([smhd])")
@@ -163,7 +167,7 @@ def command(
     notice.protect()
     _stop_at_sigterm(StopAgent)
     try:
-        with Agent(settings, seal.sealing(), _say) as agent:
+        with Agent(settings, _sealing(seal), _say) as agent:
             if once:
                 _judge(*agent.once())
                 return
@@ -201,6 +205,35 @@ def _settings(table: AgentTable) -> Settings:
         commit_timeout=table.commit_timeout or defaults["commit_timeout"],
         retention=Retention(table.keep_last, table.keep_age, table.keep_bytes),
     )
+
+
+def _sealing(seal: SealOptions) -> NodeSealing:
+    """For everybody, and for each namespace of which there is a table.  Raises UsageError, IdentityError."""
+    from sealpoint.agent import NodeSealing
+
+    config, everybody = keyring.configured(), seal.sealing()
+    load = functools.partial(
+        keyring.load_recipients,
+        passphrases=keyring.Passphrases(seal.passphrase_file),
+        config=config,
+        allow_expired=seal.allow_expired_recipient,
+    )
+    namespaces = {}
+    for table in config.namespaces:
+        # A namespace may name again who is a recipient of everything.
+        full = _once([*everybody.recipients, *load(table.recipients)])
+        known = [r.fingerprint for r in full]
+        metadata = _once([*everybody.metadata_recipients, *load(table.metadata_recipients)])
+        namespaces[table.name] = dataclasses.replace(
+            everybody,
+            recipients=full,
+            metadata_recipients=[r for r in metadata if r.fingerprint not in known],
+        )
+    return NodeSealing(everybody, namespaces, config.cluster)
+
+
+def _once(recipients: Sequence[Any]) -> list[Recipient]:
+    return list({r.fingerprint: r for r in recipients}.values())
 
 
 def _stop_at_sigterm(stop: type[BaseException]) -> None:

@@ -90,8 +90,8 @@ def in_store(url: str) -> list[Listed]:
     return sorted(listed, key=lambda one: one.name)
 
 
-def whose(name: str, fd: int) -> Whose:
-    """Whose checkpoint an archive is, by what is in it and its name; `fd` stays the caller's.
+def container_of(name: str, fd: int) -> Container:
+    """What an archive says of its container; `fd` stays the caller's.
 
     Raises FileError (it is damaged, or has no images), UsageError (it has several dumps).
     """
@@ -104,7 +104,7 @@ def whose(name: str, fd: int) -> Whose:
         os.close(own)
         raise
     with contextlib.closing(opened):
-        return Whose.of(name, container.describe(source.images(opened)))
+        return container.describe(source.images(opened))
 
 
 def _look_at(entry: os.DirEntry[str], access: source.Access, *, identities: bool) -> Listed | None:

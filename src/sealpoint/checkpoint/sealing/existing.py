@@ -35,17 +35,18 @@ def seal(
     as_files: bool = False,
     report: Report = silent,
     file: IO[bytes] | None = None,
+    workload: str = "",
 ) -> SealResult:
     """Seal what is at `path`: sets of images, each of which must be whole, or with `as_files` anything.
 
-    file: an archive that is open already, buffered; `path` is then its name for messages.
+    file: an archive that is open already, buffered; `path` is then its name in messages.  workload: signed, public.
 
     Raises SealpointError; nothing is then left under the output's name.
     """
     with sealing.into(out) as sealer:
         sealed = seal_path(path, sealer.builder, report, as_files=as_files, file=file)
         count, plain_size = sealer.builder.count, sealer.builder.size  # without the summary
-        digest = sealer.finish(properties=sealed.properties)
+        digest = sealer.finish(properties=sealed.properties, workload=workload)
         sealer.commit()
     return SealResult(
         sealer.checkpoint_id,
