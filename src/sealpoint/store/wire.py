@@ -1,7 +1,7 @@
 """The wire under the clients of stores: one HTTP request, bounded in time and in what is taken from the peer.
 
 Every request has a time in which it must be over; then its connection is cut from another thread.  Redirects are never
-followed.  Proxies are not used.
+followed.  What goes by TLS to another machine uses the proxy of HTTPS_PROXY, which sees no more than where to.
 
 Registries (`oci`) use `Wire.exchange`.  For buckets, botocore signs requests and reads answers, but its transport
 bounds neither: each byte may come just before the timeout, and an answer in XML is read whole, however long it is.  So
@@ -10,14 +10,17 @@ its public hook "before-send" hands each signed request to this module.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import os
+import re
 import socket
 import ssl
 import threading
+import urllib.request
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, Final, NamedTuple
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from sealpoint.errors import SystemEnvironmentError
 from sealpoint.names import printable
@@ -31,6 +34,8 @@ _SLOWEST: Final = 64 * 1024  # bytes per second
 _MAX_DOCUMENT: Final = 16 * 1024 * 1024  # an answer in XML: a page of 1000 names is below 4 MiB
 _STEP: Final = 256 * 1024
 _POOLED: Final = 16
+_LOOPBACK: Final = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+_TUNNEL: Final = re.compile(r"Tunnel connection failed: (\d{3})")  # http.client's words
 
 
 class Body:
@@ -178,7 +183,12 @@ class Wire:
         if self._tls is None:
             authorities = os.environ.get(self._authorities) or None
             self._tls = ssl.create_default_context(cafile=authorities)
-        return _Secure(host, url.port, context=self._tls)
+        proxy = _proxy_for(host)
+        if proxy is None:
+            return _Secure(host, url.port, context=self._tls)
+        connection = _Secure(proxy.host, proxy.port, context=self._tls)
+        connection.set_tunnel(host, url.port or 443, proxy.headers)
+        return connection
 
     def give_back(self, lease: Lease, *, keep: bool) -> None:
         """Once for each lease; more often does nothing."""
@@ -204,6 +214,40 @@ class Wire:
             idle, self._idle = self._idle, []
         for _, connection in idle:
             connection.close()
+
+
+class _Proxy(NamedTuple):
+    """headers: for it alone."""
+
+    host: str
+    port: int
+    headers: dict[str, str]
+
+
+def _proxy_for(host: str) -> _Proxy | None:
+    """By HTTPS_PROXY and NO_PROXY, as most programs read them; never for this machine.
+
+    Raises SystemEnvironmentError.  A password in the variable is in no message.
+    """
+    named = urllib.request.getproxies_environment()
+    text = named.get("https", "")
+    if not text or _LOOPBACK.fullmatch(host) or urllib.request.proxy_bypass(host):
+        return None
+    wrong = SystemEnvironmentError(
+        "HTTPS_PROXY names no proxy that can be used", hint="it must be http://host:port"
+    )
+    try:
+        url = urlsplit(text if "://" in text else f"http://{text}")
+        port = url.port or 80
+    except ValueError:
+        raise wrong from None
+    if url.scheme != "http" or not url.hostname or not text.isascii() or not text.isprintable():
+        raise wrong
+    headers = {}
+    if url.username is not None:
+        login = f"{unquote(url.username)}:{unquote(url.password or '')}"
+        headers["Proxy-Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+    return _Proxy(url.hostname, port, headers)
 
 
 def _exchange(
@@ -235,6 +279,8 @@ def reason(error: Exception, untrusted: SystemEnvironmentError) -> str:
         return "it is silent or too slow"
     if isinstance(error, ssl.SSLCertVerificationError):
         raise untrusted from None
+    if refused := _TUNNEL.match(str(error)):
+        return f"the proxy of HTTPS_PROXY refuses ({refused[1]})"
     if isinstance(error, OSError):
         return printable(error.strerror or type(error).__name__)
     if isinstance(error, http.client.HTTPException):
