@@ -1,10 +1,12 @@
-"""Sealed files in a real docker-registry: push, ranges, rekey, list; skopeo judges what is there."""
+"""Sealed files in a real docker-registry: push, ranges, rekey, list; skopeo and oras judge what is there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import subprocess
 
 import pytest
 
@@ -20,6 +22,7 @@ from sealpoint.store.oci.manifest import (
     TITLE,
 )
 from sealpoint.store.oci.referrers import fallback_tag, referrers
+from tests.store.bucket_servers import SERVICES, need_services
 from tests.store.registry_helpers import PROPERTIES, api, put, refuse, registry, send_all, store_at  # noqa: F401 - a fixture
 from tests.store.registry_servers import (
     Registry,
@@ -221,6 +224,38 @@ def test_a_file_that_skopeo_pushed_in_one_layer_is_read_as_it_is(place, tmp_path
     assert open_store(place).open().manifest is not None
     with pytest.raises(FileError, match="unknown"):
         open_store(place + "2").open()
+
+
+def oras(directory, call):
+    """A client of the oras project, as a program of its own; `call`: of one of its methods."""
+    script = f"import oras.client; oras.client.OrasClient(insecure=True).{call}"
+    python = SERVICES / "bin" / "python"
+    done = subprocess.run(
+        [str(python), "-c", script],
+        cwd=directory,
+        env={"PATH": os.defpath, "HOME": str(directory)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_that_oras_pushed_is_read_and_oras_pulls_what_was_pushed_here(place, tmp_path):
+    need_services()
+    head = new_head()
+    whole = head + random.randbytes(MIB)
+    (tmp_path / "app.sealed").write_bytes(whole)
+    target = place.removeprefix("oci://")
+    oras(tmp_path, f"push(target={target!r}, files=['app.sealed'], quiet=True)")
+    assert open_store(place).open().manifest is None
+    assert content(open_store(place)) == whole
+    put(open_store(place), whole[len(head) :], head, force=True)
+    oras(tmp_path, f"pull(target={target!r}, outdir='there')")
+    pulled = sorted((tmp_path / "there").iterdir())
+    assert [path.name for path in pulled] == ["one.sealed.0000", "one.sealed.0001"]
+    assert b"".join(path.read_bytes() for path in pulled) == whole
 
 
 def test_an_image_of_somebody_else_is_refused_with_its_kind(registry, place, tmp_path):
