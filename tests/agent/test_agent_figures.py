@@ -11,6 +11,8 @@ import urllib.request
 
 import pytest
 
+from sealpoint.agent import StatusServer
+from sealpoint.agent.figures import Figures
 from tests.agent.agent_helpers import (  # noqa: F401
     archive,
     inside,
@@ -81,6 +83,12 @@ def test_a_store_that_fails_makes_it_not_ready_with_the_reason_but_alive(node):
         (node.directory / "moved").rename(node.store)
         wait_for(lambda: _get(port, "/readyz")[0] == 200, "it is ready again")
     assert node.markers() == ["b", "good"]
+
+
+def test_an_agent_without_a_sign_of_life_is_not_healthy():
+    figures = Figures(patience=-1e9)
+    with StatusServer(("127.0.0.1", 0), figures) as server:
+        assert _get(server.port, "/healthz") == (503, "no sign of life\n")
 
 
 def test_clients_that_say_nothing_do_not_keep_others_from_the_figures(node):

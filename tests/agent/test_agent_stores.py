@@ -16,6 +16,7 @@ from tests.agent.agent_helpers import (  # noqa: F401
     keys,
     marker_of,
     node,
+    wait_for,
 )
 from tests.checkpoint.checkpoint_helpers import seal_path
 from tests.store.bucket_helpers import moto  # noqa: F401
@@ -114,19 +115,35 @@ FAULTS = {
 def test_a_store_that_fails_is_told_and_the_archive_waits_for_it(shelf, fault, methods):
     node = shelf.node
     node.write("a.tar", archive("a", size=100_000))
+    node.write("b.tar", archive("b"))
     shelf.proxy.before = lambda x: FAULTS[fault](x) if x.method in methods else None
     with inside(node) as agent:
         agent.once()
-        assert "waits for the store" in node.words
+        assert node.words.count("waits for the store") == 1
         assert agent.figures.value("store_up") == 0
         assert agent.figures.value("sealed_total") == 0
         assert agent.figures.problems()
-        assert len(node.plain()) == 1
+        assert len(node.plain()) == 2
         shelf.proxy.before = lambda _: None
         agent._queue.extend(entry for _, entry in agent._later)
         agent._later.clear()
         agent.once()
         assert agent.figures.value("store_up") == 1
+    assert shelf.markers() == ["a", "b"]
+    assert node.plain() == set()
+
+
+def test_an_agent_whose_store_does_not_answer_ends_at_sigterm_and_leaves_the_archive(shelf):
+    node = shelf.node
+    node.write("a.tar", archive("a", size=100_000))
+    methods = ("PUT", "POST", "PATCH")
+    shelf.proxy.before = lambda x: x.stall(shelf.proxy) if x.method in methods else None
+    with node.agent() as process:
+        wait_for(lambda: any(m in methods for m, _ in shelf.proxy.seen), "it uploads", process)
+    assert "stopped" in node.said()
+    assert len(node.plain()) == 1
+    shelf.proxy.before = lambda _: None
+    assert node.once().returncode == 0
     assert shelf.markers() == ["a"]
     assert node.plain() == set()
 

@@ -69,8 +69,8 @@ class Agent:
 
     def __enter__(self) -> Self:
         try:
-            for name in self._journal.entries()[1]:
-                self._say(f"{name} cannot be read: its archive is sealed again")
+            for name in self._journal.clear_damaged():
+                self._say(f"entry {name} of the queue cannot be read: its archive is sealed again")
             self._scanner.open()
         except BaseException:
             self._close()
@@ -93,6 +93,8 @@ class Agent:
         done = 0
         for _ in range(len(self._queue)):
             done += self._attempt(self._queue.popleft())
+            if self._pause:
+                break  # the store does not take the others now, either
         self._expire()
         return done, left + len(self._mine) + len(self._scanner.refused)
 

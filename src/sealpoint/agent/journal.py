@@ -67,6 +67,7 @@ class AgentQueue:
         """Raises SystemEnvironmentError: it cannot be made, is not ours alone, or another agent has it."""
         self.path = path
         self._thread = threading.Lock()
+        self._all_kept: dict[str, Kept] | None = None
         try:
             self._directory = ownership.private_directory(path, _WHAT)
             self._lock = locked(self._directory, "lock", path)
@@ -106,14 +107,24 @@ class AgentQueue:
         """It is done with.  Raises SystemEnvironmentError."""
         self._remove(self._queue, entry.identifier)
 
+    def clear_damaged(self) -> list[str]:
+        """Remove entries that cannot be read; returns their names.  Their archives are found by the names they have.
+
+        Raises SystemEnvironmentError.
+        """
+        damaged = self.entries()[1]
+        for name in damaged:
+            self._remove(self._queue, name)
+        return damaged
+
     def entries(self) -> tuple[list[ClaimedArchive], list[str]]:
-        """All of them, and what is wrong with those that cannot be read, which are left out."""
+        """All of them, and the names of those that cannot be read, which are left out."""
         found = []
         damaged: list[str] = []
         for identifier, values in self._read(self._queue, damaged):
             entry = _entry(identifier, values)
             if entry is None:
-                damaged.append(f"{self.path}: {identifier}.json")
+                damaged.append(identifier)
             else:
                 found.append(entry)
         return found, damaged
@@ -128,13 +139,22 @@ class AgentQueue:
     def keep(self, kept: Kept) -> None:
         """It counts for retention.  Raises SystemEnvironmentError."""
         self._write(self._kept, kept.identifier, kept._asdict())
+        if self._all_kept is not None:
+            self._all_kept[kept.identifier] = kept
 
     def forget(self, kept: Kept) -> None:
         """It is not in the store any more.  Raises SystemEnvironmentError."""
         self._remove(self._kept, kept.identifier)
+        if self._all_kept is not None:
+            self._all_kept.pop(kept.identifier, None)
 
     def kept(self) -> list[Kept]:
-        """All that counts for retention."""
+        """All that counts for retention; read from the disk once."""
+        if self._all_kept is None:
+            self._all_kept = {one.identifier: one for one in self._read_kept()}
+        return list(self._all_kept.values())
+
+    def _read_kept(self) -> list[Kept]:
         found = []
         for identifier, values in self._read(self._kept, []):
             with contextlib.suppress(KeyError, TypeError, ValueError):
@@ -175,7 +195,7 @@ class AgentQueue:
             try:
                 found.append((match[1], _decode(directory, name)))
             except (OSError, ValueError, FileError, RecursionError):
-                damaged.append(f"{self.path}: {name}")
+                damaged.append(match[1])
         return found
 
 
