@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 from urllib.parse import urlsplit
 
@@ -79,6 +80,16 @@ def test_archives_go_into_the_store_and_retention_removes_old_ones_there(shelf):
     assert node.plain() == set()
     assert node.waiting() == []
     assert all("shop_web-0_web_" in url for url in shelf.urls())
+
+
+def test_no_connection_is_left_open_for_each_archive(shelf):
+    node, counts = shelf.node, []
+    with inside(node) as agent:
+        for number in range(6):
+            node.write("a.tar", archive(str(number)))
+            assert agent.once() == (1, 0)
+            counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[-1] <= counts[2] + 2
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,13 @@ from sealpoint.agent.journal import AgentQueue, ClaimedArchive, Kept
 from sealpoint.agent.sealings import NodeSealing
 from sealpoint.agent.settings import Settings
 from sealpoint.checkpoint import seal
-from sealpoint.errors import FileError, SealpointError, SystemEnvironmentError, UsageError
+from sealpoint.errors import (
+    FileError,
+    OmissionWarning,
+    SealpointError,
+    SystemEnvironmentError,
+    UsageError,
+)
 from sealpoint.format.constants import PREAMBLE_SIZE
 from sealpoint.format.preamble import Preamble
 from sealpoint.inspect import listing
@@ -202,10 +209,12 @@ class Worker:
 
     def _told(self, entry: ClaimedArchive, fd: int) -> Container:
         """What the archive says of its container; nothing where it has several dumps, or none: sealing decides."""
-        try:
-            return listing.container_of(entry.name, fd)
-        except SealpointError:
-            return Container()
+        with warnings.catch_warnings():  # what is left out here is sealed all the same
+            warnings.simplefilter("ignore", OmissionWarning)
+            try:
+                return listing.container_of(entry.name, fd)
+            except SealpointError:
+                return Container()
 
     @staticmethod
     def _check_unchanged(
