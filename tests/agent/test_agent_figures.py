@@ -85,6 +85,24 @@ def test_a_store_that_fails_makes_it_not_ready_with_the_reason_but_alive(node):
     assert node.markers() == ["b", "good"]
 
 
+def test_short_space_where_the_engine_writes_is_told_before_it_is_used_up(node):
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount")
+    with node.mounted(node.watched, "size=4m,mode=700"):
+        with node.agent("--min-free", "2M", listen="127.0.0.1:0"):
+            port = _port(node)
+            wait_for(lambda: _get(port, "/readyz") == (200, "ok\n"), "it is ready")
+            bad = node.watched / "bad.tar"
+            bad.write_bytes(b"x" * 3_000_000)
+            wait_for(lambda: "space is short in" in _get(port, "/readyz")[1], "it is told")
+            assert "space is short in" in node.said()
+            bad.unlink()
+            node.write("good.tar", GOOD)  # on a file system in memory, too, there are leases
+            wait_for(lambda: _get(port, "/readyz") == (200, "ok\n"), "it is ready again")
+            wait_for(lambda: node.sealed() and not node.plain(), "it is sealed")
+    assert node.markers() == ["good"]
+
+
 def test_an_agent_without_a_sign_of_life_is_not_healthy():
     figures = Figures(patience=-1e9)
     with StatusServer(("127.0.0.1", 0), figures) as server:

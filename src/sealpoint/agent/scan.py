@@ -91,6 +91,7 @@ class DirectoryScanner:
                 self._problem(directory, error)
                 continue
             self._figures.problem(directory.path, None)
+            self._look_at_space(directory)
             for state in filter(None, taken_over):
                 oldest = min(oldest or state.modified, state.modified)
             for found in candidates:
@@ -132,6 +133,15 @@ class DirectoryScanner:
                     del self.refused[path, name]
             for gone in [key for key in self._told if key not in present]:
                 del self._told[gone]
+
+    def _look_at_space(self, directory: WatchedDirectory) -> None:
+        """Tell before the engine has no room for the next archive."""
+        status = os.fstatvfs(directory.fd)
+        free = status.f_bavail * status.f_frsize
+        short = free < self._settings.min_free
+        text = f"space is short in {directory.path}: less than {self._settings.min_free} bytes are free"
+        if self._figures.problem(f"space {directory.path}", text if short else None):
+            self._say(text if short else f"there is space in {directory.path} again")
 
     def _problem(self, directory: WatchedDirectory, error: SealpointError | OSError) -> None:
         text = error.message if isinstance(error, SealpointError) else str(error.strerror)
