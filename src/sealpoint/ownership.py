@@ -273,7 +273,9 @@ class _Walk:
             if self.problem is None and owner not in self._owners:
                 path = _path(fd)
                 self.problem = Problem(
-                    path, f"is a link of {_user(owner)}", "name what it leads to, or make it anew"
+                    path,
+                    f"is a link of {_user(owner)}",
+                    "name the file that it leads to, or make the link again as root",
                 )
             return os.readlink(b"", dir_fd=fd)
         finally:

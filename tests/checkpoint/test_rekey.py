@@ -115,7 +115,7 @@ def test_a_metadata_recipient_sees_metadata_and_can_be_raised_to_memory(keys, an
 def test_the_last_memory_recipient_cannot_be_removed(keys, analyst, file):
     change(keys, file, add_metadata=[analyst.recipient])
     before = parts(file)
-    with pytest.raises(UsageError, match="nobody could open the memory"):
+    with pytest.raises(UsageError, match="nobody would be able to open the memory"):
         change(keys, file, remove=[keys.fingerprint])
     assert parts(file) == before
 

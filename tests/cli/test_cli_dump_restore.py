@@ -98,13 +98,13 @@ def test_the_acknowledgement_may_come_in_pieces(receiver):
     ("data", "words"),
     [
         (b"", "without acknowledging"),
-        (b"\n", "something else"),
-        (dump.ack_line(ID, ID * 2), "something else"),
-        (dump.ack_line(ORIGIN[:16], ORIGIN), "something else"),
+        (b"\n", "another checkpoint"),
+        (dump.ack_line(ID, ID * 2), "another checkpoint"),
+        (dump.ack_line(ORIGIN[:16], ORIGIN), "another checkpoint"),
         (dump.ack_line(ID, ORIGIN)[:-1], "without acknowledging"),
-        (dump.ack_line(ID, ORIGIN) + b"more", "something else"),
-        (b"x" * 10_000, "something else"),
-        (b"sealpoint: error\n", "something else"),
+        (dump.ack_line(ID, ORIGIN) + b"more", "another checkpoint"),
+        (b"x" * 10_000, "another checkpoint"),
+        (b"sealpoint: error\n", "another checkpoint"),
     ],
 )
 def test_anything_else_is_no_acknowledgement(receiver, data, words):

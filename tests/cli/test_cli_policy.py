@@ -89,13 +89,13 @@ def test_policy_check_says_each_reason(cli, keys, others, billing, configure):
         assert f"{statement}: no: " in done.out
         assert f"{statement}: yes: " in done.out
     assert "trusted for workloads shop*, and this is workload 'billing'" in done.out
-    assert done.out.endswith("believed\n")
+    assert done.out.endswith("\ntrusted\n")
     done = cli("policy", "check", billing, "--trust", others.trust_path)
     assert done.code == 5
     assert "its key is not trusted" in done.out
     assert "no trusted signer signed this" in done.err
     done = cli("policy", "check", billing, "--trust", others.trust_path, "--allow-unsigned")
-    assert (done.code, done.out.endswith("believed unsigned\n")) == (0, True)
+    assert (done.code, done.out.endswith("accepted unsigned\n")) == (0, True)
 
 
 def test_a_header_by_a_signer_who_is_limited_to_another_workload_is_not_believed(

@@ -76,7 +76,7 @@ def test_binary_output_is_not_written_to_a_terminal(images, sealing, opening, se
         os.close(slave)
         os.close(master)
         assert done.returncode == 2
-        assert "not written to a terminal" in done.stderr
+        assert "would go to a terminal" in done.stderr
 
 
 def test_standard_input_that_is_a_terminal_is_refused(sealing, opening):
@@ -181,7 +181,7 @@ def test_an_unsigned_file_opens_only_where_that_is_asked_for(cli, images, keys, 
         ({"-i": None}, 2, "no identity given"),
         ({"-i": "keys.recipient"}, 4, "not an identity"),
         ({"-i": "none"}, 2, "no such file"),
-        ({"--trust": "keys.recipient"}, 4, "not the public side of a signer"),
+        ({"--trust": "keys.recipient"}, 4, "not the public key of a signer"),
     ],
 )
 def test_wrong_keys(cli, keys, others, sealed, change, code, words):

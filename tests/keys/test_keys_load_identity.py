@@ -77,7 +77,7 @@ def test_a_public_file_given_as_identity_says_so(write, tmp_path):
     for path in (keys.public, write("c.pem", make_cert("x", ec_key()).pem)):
         with pytest.raises(IdentityError, match="not an identity") as caught:
             load_identity(path)
-        assert "public side" in caught.value.hint
+        assert "public key" in caught.value.hint
 
 
 @pytest.mark.parametrize("passphrase", [b"wrong", b"", b"secret\n"])

@@ -169,7 +169,7 @@ def test_an_authority_in_the_middle_vouches_for_no_usage_but_those_it_was_made_f
     if believed:
         policy.check_time(policy.evaluate(signed(signer)), NOW)
     else:
-        with pytest.raises(PolicyError, match=r"no valid path.*an issuer is for other usages"):
+        with pytest.raises(PolicyError, match=r"no valid path.*an issuer has other usages"):
             policy.evaluate(signed(signer))
         # What a user names is believed as it is.
         policy = load_trust([write("middle.pem", path[-1].pem)])

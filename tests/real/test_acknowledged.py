@@ -88,9 +88,9 @@ def test_ends_after_the_acknowledgement_and_not_before(
     ("answer", "words"),
     [
         (b"", "closed without acknowledging"),
-        (b"sealpoint-ack %s %s\n" % (b"0" * 32, b"0" * 64), "something else"),
-        (b"yes\n", "something else"),
-        (b"x" * 200, "something else"),
+        (b"sealpoint-ack %s %s\n" % (b"0" * 32, b"0" * 64), "another checkpoint"),
+        (b"yes\n", "another checkpoint"),
+        (b"x" * 200, "another checkpoint"),
     ],
     ids=["closed", "of another checkpoint", "nonsense", "nonsense without an end"],
 )

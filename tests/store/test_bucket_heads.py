@@ -53,7 +53,7 @@ def test_of_two_rekeys_at_the_same_time_one_fails(place, proxy):
     with ThreadPoolExecutor(2) as pool:
         won = list(pool.map(rekey, (0, 1)))
     proxy.before = lambda _: None
-    assert sorted(each is True or "somebody else" in each for each in won) == [True, True]
+    assert sorted(each is True or "someone else" in each for each in won) == [True, True]
     assert won.count(True) == 1
     winner = won.index(True)
     assert content(store) == heads[winner] + b"body"
@@ -66,7 +66,7 @@ def test_a_rekey_of_what_was_rekeyed_since_it_was_opened_fails(place):
     stale = store.open()
     second = new_head(first)
     store.replace_head(store.open(), second, {})
-    with pytest.raises(SystemEnvironmentError, match="somebody else"):
+    with pytest.raises(SystemEnvironmentError, match="someone else"):
         store.replace_head(stale, new_head(first), {})
     assert content(store) == second + b"body"
 
@@ -76,7 +76,7 @@ def test_a_rekey_of_what_is_being_rekeyed_fails_though_the_record_is_still_the_s
     first = put(store, b"body")
     stale, second = store.open(), new_head(first)
     store._client.put(head_key(store._key, stale.record.parts, 1), second)
-    with pytest.raises(SystemEnvironmentError, match="somebody else"):
+    with pytest.raises(SystemEnvironmentError, match="someone else"):
         store.replace_head(stale, new_head(first), {})
     assert content(store) == second + b"body"
 
@@ -98,7 +98,7 @@ def test_a_rekey_that_two_others_overtook_amid_its_request_fails(place, proxy):
         return False
 
     proxy.before = before
-    with pytest.raises(SystemEnvironmentError, match="somebody else"):
+    with pytest.raises(SystemEnvironmentError, match="someone else"):
         store.replace_head(stale, new_head(first), {})
     assert content(direct) == last + b"body"
     assert [k[-1] for k in keys(direct, direct._key) if "/head-" in k] == ["2"]

@@ -365,7 +365,7 @@ def test_of_two_who_rekey_the_same_file_the_second_fails(place):
     theirs, ours = first.open(), second.open()
     new = new_head(old)
     first.replace_head(theirs, new, {})
-    with pytest.raises(SystemEnvironmentError, match="somebody else"):
+    with pytest.raises(SystemEnvironmentError, match="someone else"):
         second.replace_head(ours, new_head(old), {})
     assert content(open_store(place)) == new + b"body"
 

@@ -196,7 +196,7 @@ def test_a_tag_that_names_another_manifest_afterwards_is_told(store, proxy):
         and "/manifests/" in e.path
         and (e.start(201, {"content-length": "0"}) or True)
     )
-    with pytest.raises(SystemEnvironmentError, match="somebody else"):
+    with pytest.raises(SystemEnvironmentError, match="someone else"):
         sending.commit(new_head(), {})
     proxy.before = lambda _: None
     assert content(store) == other + b"other"
@@ -371,7 +371,7 @@ def test_a_manifest_that_is_not_the_one_of_its_digest_is_refused(store, proxy):
 def test_a_head_that_is_not_the_one_of_its_digest_is_refused(store, proxy):
     put(store, b"x")
     proxy.after = lambda e: is_range(e) and e.send(content=bytes(len(e.content)))
-    with pytest.raises(FileError, match="the head is not the one of its digest"):
+    with pytest.raises(FileError, match="the head does not match its digest"):
         store.open()
 
 

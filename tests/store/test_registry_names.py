@@ -142,14 +142,14 @@ IMPOSSIBLE = ["a..b", "a" * 64, ".a", f"{'a.' * 127}aaa", "%00", "[::1%25lo]", "
 @pytest.mark.parametrize("host", IMPOSSIBLE)
 def test_a_redirect_to_an_impossible_host_is_an_error_of_the_registry(host):
     with Peer(307, "Location", f"https://{host}/x") as peer:
-        with pytest.raises(SystemEnvironmentError, match="no address to go on at"):
+        with pytest.raises(SystemEnvironmentError, match="does not name the address"):
             open_store(f"oci://{peer.address}/n:t").open()
 
 
 @pytest.mark.parametrize("host", IMPOSSIBLE)
 def test_a_token_server_at_an_impossible_host_is_an_error_of_the_registry(host):
     with Peer(401, "WWW-Authenticate", f'Bearer realm="https://{host}/x"') as peer:
-        with pytest.raises(SystemEnvironmentError, match="no address to go on at"):
+        with pytest.raises(SystemEnvironmentError, match="does not name the address"):
             open_store(f"oci://{peer.address}/n:t").open()
 
 

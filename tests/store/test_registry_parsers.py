@@ -393,5 +393,5 @@ def test_a_helper_of_any_path_is_not_run(config, tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.chdir(tmp_path)
     config({"credHelpers": {"r": "x/../evil"}})
-    with pytest.raises(SystemEnvironmentError, match="names a helper that cannot be one"):
+    with pytest.raises(SystemEnvironmentError, match="names a helper that is not valid"):
         credentials.find("r")

@@ -47,7 +47,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     for name in [n for n in sys.modules if n.startswith("sealpoint.store.bucket")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "botocore", None)
-    with pytest.raises(UsageError, match="buckets need the extra s3") as caught:
+    with pytest.raises(UsageError, match="buckets need sealpoint's extra `s3`") as caught:
         open_store("s3://bucket/key")
     assert "sealpoint[s3]" in caught.value.hint
 
@@ -69,7 +69,7 @@ def test_plain_http_counts_as_long_as_it_was_asked_for(monkeypatch):
 
 @pytest.mark.parametrize("url", ["s3://bucket/key", "gs://b/k"])
 def test_outputs_that_are_not_sealed_go_to_no_store(url):
-    with pytest.raises(UsageError, match="is a place in a store"):
+    with pytest.raises(UsageError, match="is in a store"):
         destination(url)
 
 

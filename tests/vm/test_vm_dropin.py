@@ -336,6 +336,6 @@ def test_a_killed_dump_leaves_no_network_lock_behind(
         assert running.network_lock()
         target = str(running.processes()[0])
         done = sealpoint.run("doctor", "--thaw", target).ok().out.decode()
-        assert "took CRIU's network lock away" in done
+        assert "removed CRIU's network lock" in done
     assert running.network_lock() == ""
     running.assert_counts()

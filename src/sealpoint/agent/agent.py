@@ -242,7 +242,7 @@ class Agent:
             self.figures.add(name, value)
         text = f"{entry.name} sealed into {stored.url}, {stored.size} bytes"
         if not stored.removed:
-            text += "; somebody else has removed the archive meanwhile"
+            text += "; someone else has removed the archive meanwhile"
         if stored.linked:
             text += "; the archive has another name, under which it stays in the clear"
         self._say(text)
@@ -284,7 +284,7 @@ class Agent:
         """Entries of the queue whose archives are not there any more."""
         for _ in range(len(self._lost)):
             entry = self._lost.popleft()
-            self._gone(entry, GoneError(f"{entry.name} was removed by somebody else"))
+            self._gone(entry, GoneError(f"{entry.name} was removed by someone else"))
 
     def _expire(self) -> None:
         self._expired = time.monotonic()

@@ -151,7 +151,7 @@ class WatchedDirectory:
         try:
             fd = self._open(name, where)
         except FileNotFoundError:
-            raise GoneError(f"{where} was removed by somebody else") from None
+            raise GoneError(f"{where} was removed by someone else") from None
         except OSError as error:
             raise SystemEnvironmentError(f"cannot read {where}: {error.strerror}") from None
         try:
@@ -177,7 +177,7 @@ class WatchedDirectory:
         try:
             rename(self.fd, name, claim, _NOREPLACE)
         except FileNotFoundError:
-            raise GoneError(f"{name} was removed by somebody else") from None
+            raise GoneError(f"{name} was removed by someone else") from None
         now = self.state(claim)
         if now is None or now.inode != state.inode:
             self.give_back(claim, name)
@@ -207,7 +207,7 @@ class WatchedDirectory:
         """
         named = self.state(claim)
         if named is None:
-            raise GoneError(f"{claim} was removed by somebody else")
+            raise GoneError(f"{claim} was removed by someone else")
         if FileState.of(os.fstat(fd)) != state or named != state:
             raise ChangedError(f"{claim} was changed after it was sealed")
         os.unlink(claim, dir_fd=self.fd)
@@ -279,7 +279,7 @@ def _check_kind(status: os.stat_result, where: str, max_size: int) -> None:
             hint="remove the other name",
         )
     if status.st_nlink == 0:
-        raise GoneError(f"{where} was removed by somebody else")
+        raise GoneError(f"{where} was removed by someone else")
     if status.st_size > max_size:
         raise RefusedArchiveError(
             f"{where} has {status.st_size} bytes, more than {max_size}: left alone",

@@ -21,16 +21,14 @@ _FIGURES: Final = {
     "sealed_total": _Figure("counter", "Archives that the store has acknowledged."),
     "failed_total": _Figure("counter", "Attempts that failed and are repeated."),
     "refused_total": _Figure("counter", "Archives that cannot be sealed as they are."),
-    "gone_total": _Figure(
-        "counter", "Archives that somebody else removed before they were sealed."
-    ),
+    "gone_total": _Figure("counter", "Archives that someone else removed before they were sealed."),
     "expired_total": _Figure("counter", "Sealed files that retention has removed from the store."),
     "plain_bytes_total": _Figure("counter", "Bytes of the archives that were sealed."),
     "sealed_bytes_total": _Figure("counter", "Bytes of the sealed files."),
     "seconds_total": _Figure("counter", "Seconds that archives needed until they were stored."),
     "queue_length": _Figure("gauge", "Archives that were taken over and are not stored yet."),
     "refused": _Figure("gauge", "Archives that lie in the clear because they were refused."),
-    "unfinished": _Figure("gauge", "Files that somebody still writes."),
+    "unfinished": _Figure("gauge", "Files that are still being written."),
     "oldest_plain_seconds": _Figure("gauge", "Age of the oldest file that lies in the clear."),
     "store_up": _Figure("gauge", "Whether the store took the last one."),
     "last_success_seconds": _Figure("gauge", "When an archive was last stored, since 1970."),

@@ -181,9 +181,9 @@ class Worker:
             yield
         except (FileError, UsageError) as error:
             if not os.fstat(fd).st_nlink:
-                raise GoneError(f"{entry.name} was removed by somebody else") from None
+                raise GoneError(f"{entry.name} was removed by someone else") from None
             if not has_lease(fd):
-                raise ChangedError(f"somebody writes to {entry.name} again") from None
+                raise ChangedError(f"someone is writing to {entry.name} again") from None
             raise RefusedArchiveError(error.message, hint=error.hint) from None
 
     def _check_space(self, size: int) -> None:
@@ -224,7 +224,7 @@ class Worker:
         status = os.fstat(fd)
         named = directory.state(entry.claim)
         if not status.st_nlink or named is None:
-            raise GoneError(f"{entry.name} was removed by somebody else")
+            raise GoneError(f"{entry.name} was removed by someone else")
         if not has_lease(fd) or FileState.of(status) != before or named != before:
             raise ChangedError(f"{entry.name} was changed while it was sealed")
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--as-files",
     is_flag=True,
-    help="Seal what is there as it is, also if it is not a complete checkpoint.",
+    help="Seal the files as they are, even if they are not a complete checkpoint.",
 )
 @options.json_option
 def command(
@@ -61,7 +61,9 @@ def command(
     """
     keyring.check_standard_input(source, seal.passphrase_file)
     if as_files and wanted != "sealed":
-        raise UsageError("--as-files is for sealed files: nothing else is checked to be complete")
+        raise UsageError(
+            "--as-files is for sealed files: other formats are not checked for completeness"
+        )
     if wanted == "criusec":
         _to_criusec(source, reading, seal, as_json=as_json)
         return
@@ -85,7 +87,7 @@ def _to_sealed(
 
     if not reading.allow_unsigned and not seal.unsigned:
         raise PolicyError(
-            f"nobody signed {source}, and your signature would say that it is what was dumped",
+            f"{source} is not signed, but your signature would say that it is what was dumped",
             hint="if you know where it comes from, use --allow-unsigned; or --unsigned, to leave the result unsigned",
         )
     prepared = seal.sealing()

@@ -39,8 +39,8 @@ def command(
     """Copy a sealed file as it is: a file, a URL or - (standard input) to a file, a URL or - (standard output).
 
     Nothing is decrypted, and no private key is needed. Signatures and the hash of every frame are checked on the way:
-    what is damaged, or signed by nobody whom you trust, is not copied. The copy has the same bytes. In a store it gets
-    the layout of sealpoint, whatever it had before. Parents of an increment are files of their own: copy them as well.
+    what is damaged, or not signed by anyone whom you trust, is not copied. The copy has the same bytes. In a store it
+    gets the layout of sealpoint, whatever it had before. Copy the parents of an increment as well.
 
     \b
     Example:

@@ -56,7 +56,7 @@ def show(place: str, *, nopl: bool, reading: Reading) -> None:
 
 @command.command()
 @click.argument("place", metavar=_PLACE)
-@click.option("--pretty", is_flag=True, help="As show has it.")
+@click.option("--pretty", is_flag=True, help="Print it as show does.")
 @click.option(
     "-o", "--output", metavar="FILE", help="Where to write it (default: standard output)."
 )
@@ -165,7 +165,7 @@ def encode(
 
 @command.command()
 @click.argument("file", metavar="FILE|DIR|" + _PLACE)
-@click.option("-o", "--output", metavar="FILE|-", help="A new sealed file with what came out.")
+@click.option("-o", "--output", metavar="FILE|-", help="Write what came out to a new sealed file.")
 @reads_checkpoint("parents", "stores")
 @seals_checkpoint()
 @options.json_option

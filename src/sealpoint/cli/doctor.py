@@ -16,11 +16,11 @@ from sealpoint.errors import SystemEnvironmentError
     "--thaw",
     "target",
     metavar="PID|CGROUP",
-    help="Instead: let a process run again that a killed CRIU or engine left frozen.",
+    help="Check nothing; let a process run again that a killed CRIU or engine left frozen.",
 )
 @options.json_option
 def command(*, target: str | None, as_json: bool) -> int:
-    """Say in plain words what on this machine works, what leaks, and what is missing.
+    """Check what works on this machine, what leaks, and what is missing.
 
     Tries the real things: dumps and restores a process, mounts, seals and opens in memory. Changes nothing. Exit code 0
     if nothing fails, else 6.

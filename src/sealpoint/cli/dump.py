@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     default=600.0,
     show_default=True,
     metavar="SECONDS",
-    help="With a URL: how long the tree stays frozen, when all is written, for the store to acknowledge it.",
+    help="With a URL: how long the tree may stay frozen while the store acknowledges the file.",
 )
 @click.option(
     "--commit",
@@ -300,7 +300,7 @@ def _await_ack(timeout: float) -> Callable[[bytes, bytes], bool]:
                 raise UsageError("the receiver closed without acknowledging: the tree runs on")
             received += piece
         if received != expected:
-            raise UsageError("the receiver acknowledged something else: the tree runs on")
+            raise UsageError("the receiver acknowledged another checkpoint: the tree runs on")
         return True
 
     return acknowledge

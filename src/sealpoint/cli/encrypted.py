@@ -56,7 +56,7 @@ def require_leave(path: str, reading: Reading) -> None:
     """
     if reading.names_trust and not reading.allow_unsigned:
         raise PolicyError(
-            f"{path} is a dump in the CRIUsec format, which nobody can sign, and there is a signer to trust",
+            f"{path} is in the CRIUsec format, which has no signatures, but you name signers to trust",
             hint="if you know where it comes from, use --allow-unsigned",
         )
 
@@ -64,7 +64,7 @@ def require_leave(path: str, reading: Reading) -> None:
 def warn_unsigned(path: str) -> None:
     """Say what the checks are worth."""
     notice.warn(
-        f"nobody signed {path}: anyone who has the recipient's certificate could have made it, and the CRIUsec "
+        f"{path} is not signed: anyone who has the recipient's certificate could have made it, and the CRIUsec "
         "format does not detect all changes (sealpoint verify lists them)"
     )
 
@@ -196,10 +196,10 @@ def verify(path: str, reading: Reading, *, as_json: bool) -> None:
             click.echo(f"the digest over the pages in {name} {result.value}")
         if clear:
             click.echo(f"in the clear, wholly or in part: {printable(', '.join(clear))}")
-        click.echo("signed by nobody")
+        click.echo("not signed")
         _print_limits()
     if not reading.allow_unsigned:
         raise NoTrustedSignerGivenError(
-            "no fault was found, but nobody signed the dump, "
+            "no fault was found, but the dump is not signed, "
             "and its format does not detect all changes"
         )

@@ -139,7 +139,7 @@ def _print(file: str, values: dict[str, Any]) -> None:
     if values["pruned"]:
         freed = notice.show_size(values["pruned"]["freed"])
         rows.append(
-            ("freed", f"{freed}; restores only by way of {values['pruned']['child']['checkpoint']}")
+            ("freed", f"{freed}; restores only through {values['pruned']['child']['checkpoint']}")
         )
     if values["stored_chunks"]["chunks"]:
         chunks = values["stored_chunks"]

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace an existing configuration (uninstall-criu puts it back), and install although CRIU does not work.",
+    help="Replace an existing configuration (uninstall-criu puts it back), and install even if CRIU does not work.",
 )
 @click.option("--from-checkout", is_flag=True, hidden=True)
 @options.json_option

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     default=4,
     show_default=True,
     metavar="N",
-    help="At most N copies of the memory while the tree runs; each sends what has changed. 0: none.",
+    help="Copy the memory at most N times while the tree runs; each time only what has changed (0: do not).",
 )
 @click.option(
     "--workload",
     callback=options.named_workload,
     default="",
     metavar="NAME",
-    help="A name for what is moved, which is signed: the other side can insist on it (receive --workload).",
+    help="A name for the tree. It is signed, and the other side can insist on it (receive --workload).",
 )
 @options.link_timeout_option
 @click.option(

@@ -187,7 +187,7 @@ upload_options = stack(
     click.option(
         "--unconditional",
         is_flag=True,
-        help="With a URL: also where the store cannot refuse to overwrite. Of two writers one may lose.",
+        help="With a URL: write even if the store cannot refuse to overwrite. If two write at once, one file is lost.",
     ),
 )
 
@@ -228,7 +228,7 @@ workload_option = click.option(
     default="",
     metavar="ID",
     callback=named_workload,
-    help="Opaque public name of what is dumped.",
+    help="A name for what you dump. It is public.",
 )
 tree_option = click.option(
     "-t",

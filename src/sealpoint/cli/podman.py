@@ -88,13 +88,13 @@ def command() -> None:
     "--memory",
     default="",
     metavar="SIZE",
-    help="The most that podman may write to memory meanwhile, e.g. 2G (default: half of it).",
+    help="How much podman may write to memory, e.g. 2G (default: half of the memory).",
 )
 @click.option(
     "--workload",
     callback=options.named_workload,
     metavar="NAME",
-    help="The name under which older checkpoints are refused later (default: an opaque one of the container).",
+    help="The name by which restore later refuses older checkpoints (default: derived from the container).",
 )
 @_runs_podman
 def checkpoint_command(

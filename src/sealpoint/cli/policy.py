@@ -62,7 +62,7 @@ def check(*, file: str, reading: Reading, as_json: bool) -> None:
     if refusal is not None:
         raise in_file(refusal, label)
     if not as_json:
-        click.echo("believed" if all(o.believed for o in opinions) else "believed unsigned")
+        click.echo("trusted" if all(o.believed for o in opinions) else "accepted unsigned")
 
 
 def _values(authentic: AuthenticFile, opinions: tuple[Opinion, ...]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _print(authentic: AuthenticFile, opinions: tuple[Opinion, ...]) -> None:
     click.echo(printable(f"{workload}, kind {origin.kind}, captured {captured}"))
     for opinion in opinions:
         if not opinion.reasons:
-            click.echo(f"{opinion.statement}: no: nobody signed it")
+            click.echo(f"{opinion.statement}: no: not signed")
         for reason in opinion.reasons:
             answer = "yes" if reason.believed else "no"
             trusted = f", trusted as {reason.grant}" if reason.grant else ""

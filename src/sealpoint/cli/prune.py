@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Keep the newest of each day (UTC), for N days on which there is one.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @reads_checkpoint()
 @seals_checkpoint(new=False)
 @options.json_option

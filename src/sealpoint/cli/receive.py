@@ -29,7 +29,9 @@ _ENDING = (
     metavar="tcp://HOST:PORT",
     help="Wait for one migration at this address; at the loopback address if HOST is empty.",
 )
-@click.option("--stdio", is_flag=True, help="Speak on standard input and output, as under ssh.")
+@click.option(
+    "--stdio", is_flag=True, help="Use standard input and output, for instance under ssh."
+)
 @reads_checkpoint("expect", "max_size")
 @options.allow_older_option
 @click.option(
@@ -37,13 +39,18 @@ _ENDING = (
     metavar="DIR",
     default="/var/lib/sealpoint/received",
     show_default=True,
-    help="Where the sealed files are until the tree runs here. Only root may be able to write to it.",
+    help="Keep the sealed files in DIR until the tree runs here. Nobody but root may be able to write to it.",
 )
 @click.option(
-    "--list", "list_left", is_flag=True, help="Show what earlier migrations have left, and end."
+    "--list",
+    "list_left",
+    is_flag=True,
+    help="Show what earlier migrations have left behind, and exit.",
 )
 @click.option(
-    "--remove", metavar="NAME", help="Remove what one migration has left (see --list), and end."
+    "--remove",
+    metavar="NAME",
+    help="Remove what one migration has left behind (see --list), and exit.",
 )
 @click.option(
     "--wait",

@@ -20,7 +20,7 @@ from sealpoint.errors import UsageError
 @click.option(
     "--as-files",
     is_flag=True,
-    help="Seal what is there as it is, also if it is not a complete checkpoint.",
+    help="Seal the files as they are, even if they are not a complete checkpoint.",
 )
 @options.json_option
 def command(path: str, *, seal: SealOptions, as_files: bool, as_json: bool) -> None:
@@ -81,7 +81,7 @@ _MEANING: Final = {
     "full": "a complete dump",
     "old layout": "a complete dump in the layout before files.img",
     "increment": "an increment: it restores only with its parent",
-    "lazy": "a lazy dump: its other pages are still on the machine that dumped",
+    "lazy": "a lazy dump: its other pages are still on the machine that made the dump",
     "deduplicated": "a dump of which pages were freed: they are in a later one",
     "pre-dump": "a pre-dump: memory only",
     "pages": "pages alone, of a dump whose other images are elsewhere",

@@ -303,7 +303,7 @@ def _values(directory: str, found: Statistics) -> dict[str, Any]:
 @command.command("gc")
 @click.argument("directory", metavar="DIR")
 @_also_option
-@click.option("--dry-run", is_flag=True, help="Say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @options.json_option
 def gc(*, directory: str, also: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Remove the chunks of a store to which no sealed file in DIR refers. No key is needed.

@@ -140,7 +140,7 @@ def _print(file: str, found: _Found) -> None:
         trusted = " (trusted)" if signer.trusted else ""
         click.echo(f"signed by {printable(signer.name)}{trusted}, key {signer.key_id}")
     if not found.checkpoint.signers:
-        click.echo("signed by nobody")
+        click.echo("not signed")
 
 
 def _warn(found: _Found) -> None:

@@ -40,14 +40,14 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
     type=numbers.count(),
     default=0,
     metavar="N",
-    help="Merge older ones into what is kept, as prune does: keep the newest N.",
+    help="Keep the newest N, and merge older ones into them, as prune does.",
 )
 @click.option(
     "--keep-daily",
     type=numbers.count(),
     default=0,
     metavar="N",
-    help="The same: keep the newest of each of N days.",
+    help="Keep the newest of each day, for N days, in the same way.",
 )
 @reads_checkpoint()
 @seals_checkpoint()

@@ -104,7 +104,7 @@ def seal_source(
             if name != SUMMARY_NAME:
                 adder.add(name, Pieces(source.chunks(name)), source.size(name), None)
         kinds = taken.judge(
-            source.label, hint="to keep what is there as it is, use --as-files or --format plain"
+            source.label, hint="to keep the files as they are, use --as-files or --format plain"
         )
         properties = {"layout": "directory", "converted-from": "criusec"}
         sealer.finish(

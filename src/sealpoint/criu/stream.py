@@ -65,7 +65,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
         piece = connection.recv(size - len(data))
         if not piece:
             if data:
-                raise CriuError("CRIU's streaming connection broke")
+                raise CriuError("the streaming connection to CRIU broke")
             return b""
         data += piece
     return data
@@ -81,7 +81,7 @@ def receive_pipe(connection: socket.socket) -> int:
     if len(data) != 1 or len(fds) != 1:
         for fd in fds:
             os.close(fd)
-        raise CriuError("CRIU's streaming connection broke")
+        raise CriuError("the streaming connection to CRIU broke")
     os.set_inheritable(fds[0], False)
     return fds[0]
 

@@ -96,7 +96,7 @@ class Increment:
         except SystemEnvironmentError:
             if self._tracking.last():  # a wrong record could lead to an increment that lacks pages
                 raise
-            self._full("the state that the next changes of memory start from cannot be recorded")
+            self._full("cannot record the state against which the next changes of memory count")
 
     def _of_container(self) -> str:
         """The workload of the container that is dumped, empty where there is none."""
@@ -151,7 +151,7 @@ class Increment:
         if self._tracking.last() != reference.checkpoint_id.hex():
             self._full(f"{where} is not the last tracked dump of process {self.step.pid}")
         elif _INVENTORY not in state.sections:
-            self._full(f"too little is known of {where}")
+            self._full(f"this machine knows too little about {where}")
         else:
             self._parent = state
             self.parent_images = _images(state)

@@ -119,7 +119,7 @@ class Proxy:
                 self._session.close(criu_left=False)
                 self._session = None
             else:
-                refusal = "one request is being worked on"
+                refusal = "another request is still running"
         remarks: list[str] = []
         if refusal is None:
             try:

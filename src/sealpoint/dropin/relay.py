@@ -36,7 +36,7 @@ def main(real: str, address: str) -> NoReturn:
     if arguments[:1] == ["swrk"]:
         arguments = shim.serve(arguments, None, real, functools.partial(start, address))
     elif not arguments or arguments[0] not in _HARMLESS:
-        shim.fail(f"criu {' '.join(arguments[:1])} is not to be run by this engine now")
+        shim.fail(f"criu {' '.join(arguments[:1])} was not expected from this engine now")
     shim.become(real, arguments)
 
 
@@ -52,7 +52,7 @@ class Remote:
         try:
             self._link.connect(address)
         except OSError:
-            self._fail("the command that wanted this has ended")
+            self._fail("the command that asked for this has ended")
         self._ask({"begin": request})
 
     def _ask(self, message: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class Remote:
             data, fds, _, _ = socket.recv_fds(self._link, _MAX, 1)
             answer = json.loads(data)
         except (OSError, ValueError):
-            self._fail("the command that wanted this has ended")
+            self._fail("the command that asked for this has ended")
         if fds:
             self.images = fds[0]
         if answer.get("error"):

@@ -235,7 +235,7 @@ def _ca_policy(
         if not extended_usages or usage is None or cert.public_bytes(Encoding.DER) in authorities:
             return
         if not allowed & {oid.dotted_string for oid in usage}:
-            raise ValueError("an issuer is for other usages")
+            raise ValueError("an issuer has other usages")
 
     return (
         _PERMIT_ALL.require_present(

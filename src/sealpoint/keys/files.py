@@ -83,7 +83,7 @@ def write_new_file(path: str, data: bytes, *, mode: int) -> None:
     except FileExistsError:
         raise UsageError(
             f"{path}: exists already and is not overwritten",
-            hint="what was sealed to a lost key stays sealed for ever; choose another directory",
+            hint="choose another directory; without its old key, nobody can open what was sealed to it",
         ) from None
     except OSError as error:
         raise SystemEnvironmentError(f"{path}: cannot be created ({error.strerror})") from None

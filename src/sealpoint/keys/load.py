@@ -149,7 +149,7 @@ def _pem_identity(
         public = b"sealpoint-" in data or any(b.label == "CERTIFICATE" for b in blocks)
         raise IdentityError(
             "not an identity" if len(private) == 0 else "holds more than one private key",
-            hint="this is the public side; an identity is the private key" if public else None,
+            hint="this is a public key; an identity is a private key" if public else None,
         )
     secret = ask(passphrase) if pkcs8.is_encrypted(private[0]) else None
     key = pkcs8.decode(private[0], secret)

@@ -61,7 +61,7 @@ def certificate_recipient(chain: Sequence[Certificate], policy: CertificatePolic
     else:
         raise IdentityError(
             f"certificate {leaf.subject}: its key cannot receive",
-            hint="a recipient's certificate has an RSA, P-256 or P-384 key",
+            hint="the certificate of a recipient needs an RSA, P-256 or P-384 key",
         )
     policy.check(chain)
     return recipient

@@ -114,7 +114,7 @@ def parse_table(values: Mapping[str, object], resolve: Callable[[str], str]) -> 
         raise ValueError("a table needs either key or authority")
     for name in _LISTS:
         if name in values and not lists[name]:
-            raise ValueError(f"{name} is empty: leave it out where nothing is to be limited")
+            raise ValueError(f"{name} is empty: leave it out if it should not limit anything")
     for name in ("workloads", "subjects", "names"):
         for pattern in lists[name]:
             if "*" in pattern[:-1]:

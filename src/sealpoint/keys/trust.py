@@ -325,7 +325,7 @@ class TrustPolicy(NamedTuple):
         if not found:
             return PolicyError(
                 "the file is not signed",
-                hint="--allow-unsigned accepts it anyway; then nothing says who made it or what it does",
+                hint="--allow-unsigned accepts it anyway; but then nothing tells you who made it or what it does",
             )
         who = "; ".join(f"{v.name} (key id {v.key_id}): {v.problem}" for v in found)
         return PolicyError(
@@ -431,7 +431,7 @@ def _from_file(data: bytes) -> tuple[list[TrustedKey], list[bytes]]:
     if labels != {"CERTIFICATE"}:
         private = any(label.endswith("PRIVATE KEY") for label in labels)
         raise IdentityError(
-            "not the public side of a signer" + (", but a private key" if private else ""),
+            "not the public key of a signer" + (", but a private key" if private else ""),
             hint="trust the signer.pub of sealpoint keygen --signer, or a certificate in PEM",
         )
     from sealpoint.keys.certificate import parse_pem

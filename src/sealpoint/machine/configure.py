@@ -72,7 +72,7 @@ def validate(config: Config) -> list[str]:
     _whole_pairs(config)  # first: it knows better what is missing
     if not can_seal(config) and not can_open(config):
         raise UsageError(
-            "the configuration allows neither dumps nor restores",
+            "with this configuration you can neither dump nor restore",
             hint="dumps need -r RECIPIENT and --sign KEY, restores need -i IDENTITY and --trust SIGNER",
         )
     policy = keys.CertificatePolicy(keys.load_authorities(config.recipient_authorities))
@@ -103,7 +103,9 @@ def _whole_pairs(config: Config) -> None:
         missing = "-r RECIPIENT" if config.signer else "--sign KEY"
         raise UsageError(f"dumps need recipients and a signer: {missing} is missing")
     if config.metadata_recipients and not config.recipients:
-        raise UsageError("there are only metadata recipients: nobody could open the memory")
+        raise UsageError(
+            "all recipients are metadata recipients: nobody would be able to open the memory"
+        )
     if config.identities and not can_open(config):
         raise UsageError("restores need an identity and trusted signers: --trust SIGNER is missing")
 

@@ -118,7 +118,7 @@ def uninstall() -> tuple[list[str], list[str]]:
     _require_root()
     nothing = UsageError(
         f"nothing is installed: there is no {record.RECORD_PATH}",
-        hint="a drop-in criu that was put there by hand has to be removed by hand",
+        hint="if you put a drop-in criu there by hand, remove it by hand",
     )
     if not os.path.isdir(record.DIRECTORY):
         raise nothing
@@ -140,7 +140,8 @@ def _interpreter(*, from_checkout: bool) -> str:
     homes = {os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
     if os.path.dirname(package) not in homes and not from_checkout:
         raise UsageError(
-            f"sealpoint runs from {package}, which is not an installation: this machine's engines would depend on it",
+            f"sealpoint runs from {package}, which is not an installation: the engines of this machine "
+            "would depend on it",
             hint="run `make install`, and then the installed sealpoint",
         )
     prefix = sys.prefix
@@ -211,8 +212,8 @@ def _check_config(request: Request, old: InstallationRecord | None) -> None:
     if not request.force:
         raise UsageError(
             f"{SYSTEM_PATH} exists",
-            hint="without options it is used as it is; --force replaces it by its settings and these "
-            "options, until uninstall-criu",
+            hint="to use it as it is, give no options; --force adds these options to its settings, and "
+            "uninstall-criu puts it back",
         )
     backup = SYSTEM_PATH + record.BACKUP_SUFFIX
     if os.path.lexists(backup) and not os.path.samefile(backup, SYSTEM_PATH):

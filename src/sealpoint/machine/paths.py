@@ -21,7 +21,7 @@ def unsafe(path: str) -> str:
     try:
         problem = ownership.problem_of(path)
     except OSError as error:
-        return f"{path} cannot be looked at: {error.strerror}"
+        return f"{path} cannot be examined: {error.strerror}"
     return problem.text if problem is not None else ""
 
 

@@ -83,10 +83,10 @@ def fuse() -> list[Finding]:
     server = FuseServer(_Probe(), read_only=True, threads=1)
     try:
         if os.listdir(server.path) != ["probe"]:
-            return [fail("kernel", "a FUSE mount does not show what it should")]
+            return [fail("kernel", "a FUSE mount shows something else than it should")]
     finally:
         server.close()
-    return [ok("kernel", "FUSE works, mounted where no path leads to")]
+    return [ok("kernel", "FUSE works, mounted where no path leads")]
 
 
 def private_directory() -> list[Finding]:

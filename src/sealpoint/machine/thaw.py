@@ -40,7 +40,7 @@ def thaw(target: str) -> list[str]:
             if task.state == "T" and task.send(signal.SIGCONT):  # not to one that a debugger holds
                 done.append(f"continued process {task.pid}")
         if network is not None and network.remove():
-            done.append("took CRIU's network lock away")
+            done.append("removed CRIU's network lock")
     return done
 
 

@@ -66,7 +66,7 @@ class Host:
             except OSError as error:
                 raise UnsupportedError(
                     "no-proc",
-                    f"the host's first process cannot be looked at: {error.strerror}",
+                    f"the host's first process cannot be examined: {error.strerror}",
                     hint="the container must be privileged",
                 ) from None
             if not os.path.samestat(first, os.fstat(self.root)):

@@ -133,7 +133,9 @@ class Podman:
                 not mode.startswith(("host", "container:", "ns:")) and not values.get("Pod"),
             )
         except (ValueError, KeyError, TypeError):
-            raise PodmanError("podman container inspect printed something unknown") from None
+            raise PodmanError(
+                "podman container inspect printed something that sealpoint does not understand"
+            ) from None
         if status != "running" or pid <= 0:
             raise UsageError(f"container {name} does not run: it is {status}")
         return container

@@ -126,8 +126,8 @@ class Newest:
         """
         if self.of(workload) is None:
             raise PolicyError(
-                f"no checkpoint of workload {workload!r} is known here: nothing would be refused as older",
-                hint="an error that refuses an older checkpoint names its workload, and so does sealpoint info",
+                f"no checkpoint of workload {workload!r} is known here: there is nothing to allow",
+                hint="the error that refuses an older checkpoint names its workload; sealpoint info shows it, too",
             )
         now = int(time.time())
         with self._locked() as directory:

@@ -87,7 +87,7 @@ def open_store(url: str, *, plain_http: bool = False) -> BucketStore:
     if scheme != "s3":
         raise UsageError(
             f"{printable(url)}: only buckets with S3's protocol are supported (s3://bucket/key)",
-            hint="Google's speaks it, too: AWS_ENDPOINT_URL=https://storage.googleapis.com and an HMAC key",
+            hint="Google Cloud Storage has it, too: AWS_ENDPOINT_URL=https://storage.googleapis.com and an HMAC key",
         )
     bucket, _, key = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):
@@ -122,7 +122,7 @@ class BucketStore:
             raise self._taken()
         if not self._can_create_only() and not unconditional:
             raise UsageError(
-                f"{self.name}: this store cannot create-only: of two writers one would overwrite the other",
+                f"{self.name}: this store cannot refuse to overwrite: of two writers one would overwrite the other",
                 hint="use --unconditional if nobody else writes there",
             )
 
@@ -174,8 +174,8 @@ class BucketStore:
             raise FileError(f"{self.name}: the new head is not one of this checkpoint")
         if not self._can_create_only():
             raise UsageError(
-                f"{self.name}: this store cannot create-only, so a rekey there could undo another one",
-                hint="copy the file, rekey the copy, and put it there again",
+                f"{self.name}: this store cannot refuse to overwrite, so one rekey could undo another",
+                hint="download the file, rekey it, and upload it again",
             )
         sequence, etag = self._add_head(file, record, head)
         newer = record._replace(sequence=sequence, head_etag=etag, properties=properties)
@@ -189,7 +189,7 @@ class BucketStore:
         except SystemEnvironmentError as error:
             raise SystemEnvironmentError(
                 f"{error.message}; the new head of {self.name} counts, but older ones may still be there",
-                hint="repeat it, or remove what `list --incomplete` shows",
+                hint="run the command again, or remove what `list --incomplete` shows",
             ) from None
         return self.name
 
@@ -239,8 +239,8 @@ class BucketStore:
 
     def _overtaken(self) -> OvertakenError:
         return OvertakenError(
-            f"{self.name}: somebody else has changed who can open it at the same time",
-            hint="look at it again, then repeat what is still wanted",
+            f"{self.name}: someone else changed who can open it at the same time",
+            hint="look at it with sealpoint info, then repeat what you still want",
         )
 
     def remove(self) -> None:
@@ -289,7 +289,7 @@ class BucketStore:
         return leftovers(self._client, self._prefix())
 
     def remove_incomplete(self, leftover: Incomplete) -> None:
-        """As `Store.remove_incomplete`.  Raises UsageError if it is none, or belongs to a complete file by now."""
+        """As `Store.remove_incomplete`.  Raises UsageError if it is none, or now belongs to a complete file."""
         remove_leftover(self._client, leftover)
 
     def close(self) -> None:
@@ -345,8 +345,8 @@ class BucketStore:
                 raise self._taken() from None
         except SystemEnvironmentError as error:
             raise UncertainCommitError(
-                f"{error.message}; nobody can tell whether {self.name} was stored",
-                hint="look with `sealpoint list`; what is left of it, `list --incomplete` shows",
+                f"{error.message}; it is not known whether {self.name} was stored",
+                hint="check with `sealpoint list`; `list --incomplete` shows what may be left of it",
             ) from None
         if before is not None and before.parts != record.parts:
             remove_below(self._client, directory(self._key, before.parts))

@@ -123,8 +123,8 @@ class BucketClient:
 
     def _unusable(self, reason: str) -> SystemEnvironmentError:
         return SystemEnvironmentError(
-            f"{self.name}: the store does not answer as it should: {reason}",
-            hint="see that endpoint and network work, then try again",
+            f"{self.name}: the store does not work as expected: {reason}",
+            hint="check the endpoint and the network, then try again",
         )
 
     def interrupt(self, threads: set[int]) -> None:
@@ -259,13 +259,13 @@ class BucketClient:
 
 def refusal(name: str, error: AnswerError) -> SealpointError:
     if error.code == "NoSuchBucket":
-        return UsageError(f"there is no bucket {name}", hint="make it, or name another")
+        return UsageError(f"there is no bucket {name}", hint="create the bucket, or name another")
     if error.status in {401, 403}:
         return SystemEnvironmentError(
-            f"{name}: the store refuses this: {error.code}",
-            hint="look at the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and at what they may do",
+            f"{name}: the store refused: {error.code}",
+            hint="check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID) and what they permit",
         )
-    return SystemEnvironmentError(f"{name}: the store refuses this: {error.code} ({error.status})")
+    return SystemEnvironmentError(f"{name}: the store refused: {error.code} ({error.status})")
 
 
 def changed(name: str) -> FileError:
@@ -296,7 +296,7 @@ def check_etag(name: str, answer: dict[str, Any], expected: str) -> None:
         return
     if ("-" in found[1]) == ("-" in expected) and found[1] != expected:
         raise SystemEnvironmentError(
-            f"{printable(name)}: the store's checksum is not that of what was sent",
+            f"{printable(name)}: the store's checksum differs from that of the data sent",
             hint="nothing was stored under the final name; try again",
         )
 
@@ -308,7 +308,7 @@ def _make_client(name: str, carrier: wire.Wire) -> Any:
         from botocore.config import Config
     except ImportError:
         raise UsageError(
-            f"{name}: buckets need the extra s3", hint="pip install 'sealpoint[s3]'"
+            f"{name}: buckets need sealpoint's extra `s3`", hint="pip install 'sealpoint[s3]'"
         ) from None
     try:
         session = botocore.session.Session()
@@ -343,8 +343,8 @@ def _check_endpoint(name: str, endpoint: str, *, plain_http: bool) -> None:
         raise UsageError(f"{name}: the endpoint of S3 must be an http(s) URL without a password")
     if url.scheme == "http" and not plain_http and not _LOOPBACK.fullmatch(host):
         raise UsageError(
-            f"{name}: the endpoint {printable(host)} is plain HTTP, which anyone on the way can change",
-            hint="use https, or --plain-http where nobody is on the way",
+            f"{name}: the endpoint {printable(host)} is plain HTTP, which anyone on the network path can change",
+            hint="use https; or --plain-http, if you trust the network",
         )
 
 
@@ -376,12 +376,12 @@ def _judge(name: str, error: Exception) -> str:
     if isinstance(error, AnswerError):
         raise error
     if isinstance(error, ResponseParserError):
-        return "its answer is not XML as S3 has it"
+        return "its answer is not the XML of S3"
     if isinstance(error, BotoCoreError):
         raise _configuration(name, error) from None
     untrusted = SystemEnvironmentError(
-        f"{name}: the certificate of the store is not one that this machine trusts",
-        hint="AWS_CA_BUNDLE names a file of other authorities",
+        f"{name}: the certificate of the store is not trusted on this machine",
+        hint="to trust other authorities, name their file in AWS_CA_BUNDLE",
     )
     return wire.reason(error, untrusted)
 
@@ -406,19 +406,21 @@ def _check_range(
         raise http.client.HTTPException("headers are missing")
     if answer["ResponseMetadata"]["HTTPStatusCode"] != 206:
         raise SystemEnvironmentError(
-            f"{printable(name)}: the store answers a range with the whole object",
-            hint="ranges of this server do not work (status 200 instead of 206): copy the object to a file first",
+            f"{printable(name)}: the store sent the whole object instead of a range",
+            hint="this server does not support ranges (status 200 instead of 206): copy the object to a file first",
         )
     if answer["ETag"] != etag:
         raise changed(name)
     found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", str(answer.get("ContentRange")))
     if found is None or [int(n) for n in found.groups()[:2]] != [first, last]:
-        raise SystemEnvironmentError(f"{printable(name)}: the store sends another range than asked")
+        raise SystemEnvironmentError(
+            f"{printable(name)}: the store sent another range than it was asked for"
+        )
     if int(found[3]) != size:
         raise changed(name)
     if answer.get("ContentLength") != last - first + 1:
         raise SystemEnvironmentError(
-            f"{printable(name)}: the store sends a range of another length"
+            f"{printable(name)}: the store sent a range of the wrong length"
         )
 
 

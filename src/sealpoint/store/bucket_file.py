@@ -116,7 +116,7 @@ def newest_head(
     else:
         raise changed(name)
     raise FileError(
-        f"{name} has no head that belongs to it", hint="somebody removed or exchanged a part of it"
+        f"{name} has no head that fits it", hint="someone removed or replaced a part of it"
     )
 
 

@@ -54,12 +54,12 @@ def _is_older(client: BucketClient, head: str, record: CommitRecord) -> bool:
     try:
         newest, _ = newest_head(client, client.name, key, record)
     except FileError:
-        return False  # none of them counts: nothing is removed that somebody may want to look at
+        return False  # none of them counts: nothing is removed that someone may want to look at
     return sequence is not None and sequence < newest
 
 
 def remove_leftover(client: BucketClient, leftover: Incomplete) -> None:
-    """Raises UsageError if it is none, or belongs to a complete file by now; SystemEnvironmentError."""
+    """Raises UsageError if it is none, or now belongs to a complete file; SystemEnvironmentError."""
     target = leftover.name.removeprefix(f"{client.name}/")
     key, _, rest = target.partition(SUFFIX)
     parts, slash, name = rest.partition("/")
@@ -69,7 +69,7 @@ def remove_leftover(client: BucketClient, leftover: Incomplete) -> None:
     record = read_record(client, key)
     if record is not None and record.parts == parts:
         if not name or not _is_older(client, target, record):
-            raise UsageError(f"{leftover.name} belongs to a complete file by now")
+            raise UsageError(f"{leftover.name} now belongs to a complete file")
         client.remove(target)
         return
     try:

@@ -107,7 +107,7 @@ class CommitRecord(NamedTuple):
             raise FileError(f"{what} is longer than {MAX_RECORD} bytes")
         fields = strictjson.Fields(strictjson.decode(data, what), what)
         if fields.text("format") != FORMAT:
-            raise FileError(f"{what} is of another format", hint="use a newer sealpoint")
+            raise FileError(f"{what} has an unknown format", hint="use a newer sealpoint")
         head, body = fields.fields("head"), fields.fields("body")
         properties = fields.mapping("properties")
         record = cls(
@@ -125,7 +125,7 @@ class CommitRecord(NamedTuple):
         if len(properties) > _MAX_PROPERTIES or any(
             type(v) is not str for v in properties.values()
         ):
-            raise FileError(f"{what}: 'properties' are no texts")
+            raise FileError(f"{what}: 'properties' holds something other than text")
         if record.head_size > MAX_HEAD or not 0 < record.body_size <= _MAX_BODY:
             raise FileError(f"{what} names an impossible size")
         if record.sequence > MAX_SEQUENCE:

@@ -102,7 +102,7 @@ class BucketUpload:
         with self._lock:
             lost = generation != self._generation
             self._sent[number] = (offset, size, str(answer["ETag"]), digest.digest())
-        if lost:  # somebody began another upload meanwhile, which does not have this part
+        if lost:  # someone began another upload meanwhile, which does not have this part
             self._send(number, offset, size)
 
     def _put_part(
@@ -127,7 +127,9 @@ class BucketUpload:
                     return
                 before = sorted(self._sent.items())
             if generation + 1 >= _LOST:
-                raise SystemEnvironmentError(f"{self._client.name}: the store loses uploads")
+                raise SystemEnvironmentError(
+                    f"{self._client.name}: the store keeps losing the upload"
+                )
             upload = self._create()
             for number, (offset, size, _, digest) in before:
                 try:
@@ -212,10 +214,10 @@ class BucketUpload:
             check_etag(name, found, f"{whole.hexdigest()}-{len(sent)}")
             if found.get("ContentLength") != size:
                 raise SystemEnvironmentError(
-                    f"{printable(name)}: the store has another size than what was sent"
+                    f"{printable(name)}: the stored size differs from the size sent"
                 )
             return str(found.get("ETag", ""))
-        raise SystemEnvironmentError(f"{self._client.name}: the store loses uploads")
+        raise SystemEnvironmentError(f"{self._client.name}: the store keeps losing the upload")
 
     def abort(self) -> None:
         """As `Upload.abort`."""

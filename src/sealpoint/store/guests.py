@@ -167,7 +167,7 @@ class Guests:
         if self._said < _MAX_SAID:
             self._say(f"{guest.name} was turned away: {why}")
         elif self._said == _MAX_SAID:
-            self._say("more were turned away; further ones are not reported")
+            self._say("more were turned away; from now on this is not reported")
 
     @staticmethod
     def _drop(guest: Guest) -> None:

@@ -1,4 +1,4 @@
-"""How much may be held of what somebody sends: half of the memory that is available, or nine tenths of free space."""
+"""How much may be held of what someone sends: half of the memory that is available, or nine tenths of free space."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def available_memory() -> int:
 
 
 def memory_share() -> int:
-    """Bytes that may be held in memory unless somebody says otherwise."""
+    """Bytes that may be held in memory unless someone says otherwise."""
     return int(available_memory() * _MEMORY_SHARE)
 
 
 def space_share(directory: str) -> int:
-    """Bytes of files that may be held in a directory unless somebody says otherwise.  Raises OSError."""
+    """Bytes of files that may be held in a directory unless someone says otherwise.  Raises OSError."""
     status = os.statvfs(directory)
     return int(status.f_bavail * status.f_frsize * _SPACE_SHARE)
 
@@ -76,5 +76,5 @@ def too_large(limit: int, where: str, announced: int | None = None) -> SystemEnv
     more = "more is coming" if announced is None else f"up to {announced} bytes are to come"
     return SystemEnvironmentError(
         f"at most {limit} bytes are held in {where}, and {more}",
-        hint="--max-size BYTES allows more, where there is room; --spool or --keep names another place",
+        hint="to allow more, give --max-size BYTES; to keep it elsewhere, --spool or --keep",
     )

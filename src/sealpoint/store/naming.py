@@ -292,7 +292,7 @@ def sync_directory(path: str) -> None:
 
 
 def make_durable(path: str, directory: int | None = None) -> None:
-    """A file that somebody else wrote, and its name: something is about to depend on it.  Raises OSError."""
+    """A file that someone else wrote, and its name: something is about to depend on it.  Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.fsync(fd)

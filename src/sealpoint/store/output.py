@@ -65,7 +65,7 @@ def _wait_writable(fd: int, what: str, wake: int | None) -> None:
 def _write_error(error: OSError, what: str) -> SystemEnvironmentError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return SystemEnvironmentError(
-            f"no space left for {what}", hint="free some space or choose another target"
+            f"no space left for {what}", hint="free some space, or choose another target"
         )
     if error.errno == errno.EPIPE:
         return SystemEnvironmentError(
@@ -174,8 +174,8 @@ class OutputPipe:
         """Refuses a terminal.  owned: whether `close` closes `fd`."""
         if os.isatty(fd):
             raise UsageError(
-                "the output is binary: not written to a terminal",
-                hint="redirect it or use -o FILE",
+                "the output is binary, and would go to a terminal",
+                hint="redirect it, or use -o FILE",
             )
         self._standard = fd
         self._owned = owned
@@ -336,8 +336,8 @@ def destination(path: str) -> Destination:
     """
     if is_url(path):
         raise UsageError(
-            f"{path} is a place in a store: only dump, seal and flatten write there",
-            hint="write to a file (a path that looks like a URL can be written ./...)",
+            f"{path} is in a store: only dump, seal and flatten write there",
+            hint="write to a file (if a path looks like a URL, write ./ before it)",
         )
     number = 1 if path == "-" else _descriptor(path)
     if number is not None:
@@ -352,7 +352,7 @@ def destination(path: str) -> Destination:
             ) from None
         return Destination(path)  # a new file, or whatever is wrong with that
     if kind == stat.S_IFBLK:
-        raise UsageError(f"{path} is a block device, and stays as it is", hint="name a file")
+        raise UsageError(f"{path} is a block device, and is never overwritten", hint="name a file")
     if kind in (stat.S_IFREG, stat.S_IFDIR):
         return Destination(os.path.realpath(path) if os.path.islink(path) else path)
     return Destination(path, kind=kind)
@@ -370,9 +370,9 @@ def _check_descriptor(path: str, number: int) -> None:
     if access == os.O_RDONLY:
         raise UsageError(f"{path}: descriptor {number} is open for reading only")
     if stat.S_ISBLK(mode):
-        raise UsageError(f"{path} is a block device, and stays as it is", hint="name a file")
+        raise UsageError(f"{path} is a block device, and is never overwritten", hint="name a file")
     if number == _MESSAGES:
-        raise UsageError(f"{path}: messages go there", hint="name another descriptor")
+        raise UsageError(f"{path}: messages go to that descriptor", hint="name another descriptor")
 
 
 def _descriptor(path: str) -> int | None:

@@ -233,7 +233,7 @@ def receive(
     magic, version, checkpoint_id = _HELLO.unpack(head) if head else (b"", 0, b"")
     if magic != MAGIC:
         raise SystemEnvironmentError(
-            "the sender is not sealpoint's drop-in: memory in the clear is not accepted",
+            "the sender is not sealpoint's drop-in; memory in the clear is not accepted",
             hint="use sealpoint's drop-in criu dump there",
         )
     try:

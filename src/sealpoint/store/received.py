@@ -59,7 +59,7 @@ def make_directory(path: str) -> None:
     Raises SystemEnvironmentError.
     """
     try:
-        ownership.make_private(path, "the directory for what is received")
+        ownership.make_private(path, "the directory for received files")
     except SystemEnvironmentError as error:
         error.hint = error.hint or "name another directory with --keep"
         raise

@@ -2,7 +2,7 @@
 
 A sealed file lies in a store in two parts.  The head is its first 64 + 2S bytes: preamble and header slots, which a
 rekey replaces.  The body is the rest and never changes.  Head and body together are exactly the local file.  Knows
-nothing of what is in them: whoever opens the file verifies it, as if it came from a disk that somebody else can write.
+nothing of what is in them: whoever opens the file verifies it, as if it came from a disk that someone else can write.
 
 Every name of a store for messages (`name`) is its URL without credentials.
 """

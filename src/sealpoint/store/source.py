@@ -74,7 +74,7 @@ def _open_local(
 
 
 def _await_writer(fifo: int) -> None:
-    """Until somebody writes into a named pipe, or has come and gone; reading then waits for bytes or the end."""
+    """Until someone writes into a named pipe, or has come and gone; reading then waits for bytes or the end."""
     poll = select.poll()
     poll.register(fifo, select.POLLIN)
     poll.poll()

@@ -72,7 +72,7 @@ class UploadSpool:
         except OSError as error:
             raise SystemEnvironmentError(
                 f"cannot hold the checkpoint in {self._where}: {error.strerror}",
-                hint="--spool DIR names another place",
+                hint="name another directory: --spool DIR",
             ) from None
         self.size = 0
         self.head_size: int | None = None  # bytes, once the preamble is there
@@ -83,7 +83,7 @@ class UploadSpool:
         try:
             self._allowance.take(size)
         except SystemEnvironmentError as error:
-            error.hint = "--spool DIR names a place with more room"
+            error.hint = "name a directory with more room: --spool DIR"
             raise
         write_all(self.fd, list(buffers), self._where)
         self._advance(size)
@@ -129,7 +129,7 @@ class SourceSpool(UploadSpool):
         self._advance(sum(len(b) for b in buffers))
 
     def check(self) -> None:
-        """Raises FileError: somebody has changed the file since."""
+        """Raises FileError: someone has changed the file since."""
         if _state(self.fd) != self._before or os.fstat(self.fd).st_size != self.size:
             raise FileError("the file was changed while it was copied", hint="try again")
 
@@ -138,7 +138,7 @@ class SourceSpool(UploadSpool):
 
 
 def _state(fd: int) -> tuple[int, int]:
-    """Of a file: another one when somebody has written into it."""
+    """Of a file: another one when someone has written into it."""
     status = os.fstat(fd)
     return status.st_size, status.st_mtime_ns
 
@@ -248,7 +248,7 @@ class RemoteOutput:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     raise SystemEnvironmentError(
                         f"{self._name}: the store did not acknowledge the checkpoint in time",
-                        hint="--commit-timeout SECONDS allows more",
+                        hint="to allow more time, give --commit-timeout SECONDS",
                     )
                 self._changed.wait(_TICK)
             if self._error is not None:

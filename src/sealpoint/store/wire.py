@@ -159,7 +159,7 @@ class Wire:
         except BaseException as error:
             self.give_back(lease, keep=False)
             if lease.late and isinstance(error, (OSError, http.client.HTTPException)):
-                raise TimeoutError("the exchange lasted too long") from None
+                raise TimeoutError("the exchange took too long") from None
             raise
         return answer, Body(self, lease, answer)
 

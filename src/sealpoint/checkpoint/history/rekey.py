@@ -124,7 +124,7 @@ def _check(stanzas: list[Stanza]) -> None:
     if len({s.fingerprint for s in stanzas}) != len(stanzas):
         raise UsageError("the checkpoint is sealed to that recipient already")
     if not _memory(stanzas):
-        raise UsageError("nobody could open the memory any more", hint="add a recipient first")
+        raise UsageError("nobody would be able to open the memory", hint="add a recipient first")
     if len(stanzas) > 1 and any(s.kind is StanzaKind.SCRYPT for s in stanzas):
         raise UsageError("a passphrase cannot be combined with other recipients")
 

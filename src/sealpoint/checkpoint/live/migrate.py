@@ -223,5 +223,5 @@ class Sender:
             raise migration_protocol.UncertainError(
                 f"process {self._request.dump.pid} has ended here, but {link.peer} did not confirm that it runs "
                 f"there ({error.message})",
-                hint=f"look there: it runs, or its sealed file can be restored: {self._place}",
+                hint=f"look there: it runs, or you can restore its sealed file: {self._place}",
             ) from None

@@ -268,7 +268,7 @@ class Chain:
                 if child not in above:
                     raise FileError(
                         f"{link.path}: parts of it were freed when checkpoint {child[0].hex()} replaced them",
-                        hint="it can be restored only by way of that checkpoint or one that continues it",
+                        hint="restore that checkpoint, or one that continues it",
                     )
             for reference in (link.reference, link.checkpoint.authentic.origin.stands_for):
                 if reference is not None:

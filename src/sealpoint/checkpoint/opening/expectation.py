@@ -47,14 +47,14 @@ class Expectation(NamedTuple):
             is_of = f"of workload {origin.workload!r}" if origin.workload else "of no workload"
             raise PolicyError(
                 f"another checkpoint was expected: this one is {is_of}, not of {_listed(self.workloads)}",
-                hint="someone may have exchanged the files; sealpoint info shows what a file is",
+                hint="someone may have swapped the files; sealpoint info shows what a file is",
             )
         own = {reference.checkpoint_id.hex(), reference.origin_digest.hex()}
         if self.references and own.isdisjoint(self.references):
             raise PolicyError(
                 f"another checkpoint was expected: this one is {reference.checkpoint_id.hex()} (origin "
                 f"{reference.origin_digest.hex()}), not {' or '.join(self.references)}",
-                hint="someone may have exchanged the files; sealpoint info shows what a file is",
+                hint="someone may have swapped the files; sealpoint info shows what a file is",
             )
 
 

@@ -190,7 +190,7 @@ class Adder:
         if magic == MAGIC:
             raise UsageError(
                 f"{path} is a sealed checkpoint already",
-                hint="sealpoint rekey changes who can open it, sealpoint open makes it plain again",
+                hint="to change who can open it, use sealpoint rekey; to make it plain again, sealpoint open",
             )
         source: TarSource = file
         compression = "none"

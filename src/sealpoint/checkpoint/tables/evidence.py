@@ -186,7 +186,7 @@ def lacking(seen: Seen) -> Iterator[str]:
         if sums.parent:
             yield f"{name} counts {sums.parent} pages that are in a parent"
         if sums.lazy:
-            yield f"{name} counts {sums.lazy} pages that are still on the machine that dumped"
+            yield f"{name} counts {sums.lazy} pages that are still on the machine that made the dump"
 
 
 def said(problems: Collection[str]) -> str:

@@ -38,12 +38,12 @@ _TELLING: Final = re.compile(
 )
 _MAX_PARENTS: Final = 4096
 _MAX_TABLES: Final = 512 * 1024 * 1024  # bytes of pagemaps that are held
-_HINT: Final = "dump again; or, to keep what is there as it is, use --as-files"
+_HINT: Final = "dump again; or, to keep the files as they are, use --as-files"
 _IMAGES_OF: Final = "this sealed file holds the images of {}"
 _OPEN_IT: Final = "open it where its other images are (sealpoint open), or seal a complete dump"
 _ELSEWHERE: Final[dict[str, str]] = {
     Kind.INCREMENT: "an increment: other pages are in its parent",
-    Kind.LAZY: "a lazy dump: other pages are still on the machine that dumped",
+    Kind.LAZY: "a lazy dump: other pages are still on the machine that made the dump",
     Kind.DEDUPLICATED: "a dump from which pages were freed: they are in a later one",
 }
 

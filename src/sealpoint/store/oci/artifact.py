@@ -52,8 +52,8 @@ def fetch_manifest(client: Client, where: str, limit: int = MAX_MANIFEST) -> Fou
     stated = answer.headers.get("Docker-Content-Digest", digest)
     if stated != digest or (is_digest(where) and where != digest):
         raise FileError(
-            f"{client.name}: the manifest is not the one of its digest",
-            hint="the registry, or somebody on the way, exchanged it",
+            f"{client.name}: the manifest does not match its digest",
+            hint="the registry, or someone on the network path, replaced it",
         )
     return Found(digest, answer.data, answer.headers.get("Content-Type", MEDIA_TYPE))
 
@@ -61,7 +61,7 @@ def fetch_manifest(client: Client, where: str, limit: int = MAX_MANIFEST) -> Fou
 class RegistryFile:
     """As RemoteFile.  digest: of its manifest, by which everything is read.
 
-    manifest: None where somebody else put the whole file into one layer.
+    manifest: None where someone else put the whole file into one layer.
     """
 
     def __init__(self, client: Client, reference: ArtifactName, found: Found) -> None:
@@ -94,9 +94,9 @@ class RegistryFile:
         data = bytearray(blob.size)
         self._read_blob(blob, memoryview(data), 0)
         if digest_of(bytes(data)) != blob.digest:
-            raise FileError(f"{self.name}: the head is not the one of its digest")
+            raise FileError(f"{self.name}: the head does not match its digest")
         if Preamble.decode(bytes(data[:PREAMBLE_SIZE])).frames_offset != blob.size:
-            raise FileError(f"{self.name} has no head that belongs to it")
+            raise FileError(f"{self.name} has no head that fits it")
         return bytes(data)
 
     def read_into(self, out: memoryview, offset: int) -> None:
@@ -158,12 +158,12 @@ class RegistryFile:
         whole = first == 0 and last == size - 1
         if answer.status != 206 and not (whole and answer.status == 200):
             raise SystemEnvironmentError(
-                f"{self.name}: the registry answers a range with the whole layer",
-                hint="ranges of this registry do not work (status 200 instead of 206): pull it to a file first",
+                f"{self.name}: the registry sent the whole layer instead of a range",
+                hint="this registry does not support ranges (status 200 instead of 206): pull it to a file first",
             )
         if answer.length not in {None, last - first + 1}:
             raise SystemEnvironmentError(
-                f"{self.name}: the registry sends a range of another length"
+                f"{self.name}: the registry sent a range of the wrong length"
             )
         if answer.status == 200:
             return
@@ -171,7 +171,7 @@ class RegistryFile:
         found = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", stated)
         if found is None or (int(found[1]), int(found[2])) != (first, last):
             raise SystemEnvironmentError(
-                f"{self.name}: the registry sends another range than asked"
+                f"{self.name}: the registry sent another range than it was asked for"
             )
         if found[3] not in {"*", str(size)}:
             raise FileError(f"{self.name}: a layer has another size than the manifest says")

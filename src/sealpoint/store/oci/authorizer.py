@@ -59,8 +59,8 @@ class Authorizer:
         with self._lock:
             if chosen is None:
                 raise SystemEnvironmentError(
-                    f"oci://{self._registry}: the registry asks for a kind of login that is not known here",
-                    hint="known are passwords (Basic) and tokens (Bearer)",
+                    f"oci://{self._registry}: the registry wants a kind of login that sealpoint does not know",
+                    hint="sealpoint knows passwords (Basic) and tokens (Bearer)",
                 )
             if chosen.scheme == "bearer":
                 self._bearer = dict(chosen.parameters)
@@ -73,8 +73,8 @@ class Authorizer:
             found = credentials.find(self._registry)
             if found is None or found.token:
                 raise SystemEnvironmentError(
-                    f"oci://{self._registry}: the registry wants a user and a password, and none are known",
-                    hint="`skopeo login` or `docker login` keeps them (DOCKER_CONFIG, ~/.docker/config.json)",
+                    f"oci://{self._registry}: the registry wants a user name and a password",
+                    hint="log in with `skopeo login` or `docker login` (DOCKER_CONFIG, ~/.docker/config.json)",
                 )
             self._basic = found.basic()
 

@@ -154,10 +154,10 @@ class Client:
             location = answer.headers.get("Location", "")
             content.close()
             if method not in {"GET", "HEAD"}:
-                raise self._nonsense("it redirects what is sent to it")
+                raise self._nonsense("it redirects uploads")
             url = self.locate(location, url)
         else:
-            raise self._nonsense("its redirects do not end")
+            raise self._nonsense("it redirects without end")
         if 200 <= answer.status < 300:
             return answer, content, url
         raise self._refusal(method, answer, content)
@@ -207,7 +207,7 @@ class Client:
             content.close()
             raise SystemEnvironmentError(
                 f"{self.name}: the registry does not accept the credentials",
-                hint="log in with `skopeo login` or `docker login`, and see what the account may do",
+                hint="log in with `skopeo login` or `docker login`, and check what the account may do",
             )
         return answer, content
 
@@ -219,14 +219,14 @@ class Client:
             with self._lock:
                 self._origin = self._find_origin()
         if not target or not target.isascii() or not target.isprintable() or " " in target:
-            raise self._nonsense("it names no address to go on at")
+            raise self._nonsense("it does not name the address for the next step")
         try:
             url = urlsplit(urljoin(base.geturl() if base else self._origin + "/", target))
             port = url.port
         except ValueError:
-            raise self._nonsense("it names no address to go on at") from None
+            raise self._nonsense("it does not name the address for the next step") from None
         if url.username is not None or port == 0 or not is_host(url.hostname or ""):
-            raise self._nonsense("it names no address to go on at")
+            raise self._nonsense("it does not name the address for the next step")
         return self._check_transport(url)
 
     def _is_own(self, url: SplitResult) -> bool:
@@ -243,7 +243,7 @@ class Client:
         if url.scheme == "https" or plain:
             return url._replace(fragment="")
         raise SystemEnvironmentError(
-            f"{self.name}: the registry leads to {printable(url.hostname or '')} over plain HTTP",
+            f"{self.name}: the registry redirects to {printable(url.hostname or '')} over plain HTTP",
             hint="nothing was sent there",
         )
 
@@ -259,7 +259,7 @@ class Client:
     def _fetch_token(self, realm: str, query: str, basic: str | None, form: bytes | None) -> bytes:
         """From the token server that the registry names; for Authorizer."""
         if not realm.lower().startswith(("https://", "http://")):
-            raise self._nonsense("it names no address of a token server")
+            raise self._nonsense("it does not name its token server")
         url = self.locate(realm)
         headers = {"Accept": "application/json"}
         if basic is not None:
@@ -277,8 +277,8 @@ class Client:
             if isinstance(error, RetryError):
                 raise error
             raise SystemEnvironmentError(
-                f"{self.name}: the registry's token server says no ({answer.status})",
-                hint="log in with `skopeo login` or `docker login`, and see what the account may do",
+                f"{self.name}: the registry's token server refused ({answer.status})",
+                hint="log in with `skopeo login` or `docker login`, and check what the account may do",
             )
         data = bytearray()
         try:
@@ -315,23 +315,23 @@ class Client:
         if isinstance(error, RetryError):
             return retry.Failure(error.reason, error.after)
         untrusted = SystemEnvironmentError(
-            f"{self.name}: the certificate of the registry is not one that this machine trusts",
-            hint="SSL_CERT_FILE names a file of other authorities",
+            f"{self.name}: the certificate of the registry is not trusted on this machine",
+            hint="to trust other authorities, name their file in SSL_CERT_FILE",
         )
         return retry.Failure(wire.reason(error, untrusted))
 
     def _nonsense(self, reason: str) -> SystemEnvironmentError:
         return SystemEnvironmentError(
-            f"{self.name}: the registry does not answer as it should: {reason}",
-            hint="see that address and network work, then try again",
+            f"{self.name}: the registry does not work as expected: {reason}",
+            hint="check the address and the network, then try again",
         )
 
     def refused(self, error: RegistryAnswerError) -> SystemEnvironmentError:
         """A refusal that the caller has no use for."""
         code = f"{error.code}, " if error.code else ""
-        hint = "look at what the account may do" if error.status == 403 else None
+        hint = "check what the account may do" if error.status == 403 else None
         return SystemEnvironmentError(
-            f"{self.name}: the registry refuses this ({code}status {error.status})", hint=hint
+            f"{self.name}: the registry refused ({code}status {error.status})", hint=hint
         )
 
     def changed(self, what: str) -> FileError:

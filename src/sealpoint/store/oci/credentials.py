@@ -74,14 +74,14 @@ def _config_path() -> str:
 
 def _read(path: str) -> dict[str, Any] | None:
     try:
-        with open(ownership.open_owned(path, "the file of credentials"), "rb") as file:
+        with open(ownership.open_owned(path, "the credentials file"), "rb") as file:
             data = file.read(_MAX_CONFIG + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise SystemEnvironmentError(f"cannot read {printable(path)}: {error.strerror}") from None
     if len(data) > _MAX_CONFIG:
-        raise SystemEnvironmentError(f"{printable(path)} is too long for a file of credentials")
+        raise SystemEnvironmentError(f"{printable(path)} is too large for a credentials file")
     try:
         return decode_json(data, printable(path))
     except FileError as error:
@@ -90,7 +90,7 @@ def _read(path: str) -> dict[str, Any] | None:
 
 def _unusable(message: str) -> SystemEnvironmentError:
     return SystemEnvironmentError(
-        message, hint="mend the file, or name another directory with DOCKER_CONFIG"
+        message, hint="repair the file, or name another directory with DOCKER_CONFIG"
     )
 
 
@@ -123,7 +123,7 @@ def _decode(entry: Any, what: str) -> Credentials | None:
 def _ask(helper: Any, server: str, path: str) -> Credentials | None:
     """None: it has none."""
     if type(helper) is not str or not _HELPER.fullmatch(helper):
-        raise _unusable(f"{printable(path)} names a helper that cannot be one")
+        raise _unusable(f"{printable(path)} names a helper that is not valid")
     name = f"docker-credential-{helper}"
     try:
         program = ownership.program(name)
@@ -152,7 +152,9 @@ def _ask(helper: Any, server: str, path: str) -> Credentials | None:
         answer = decode_json(done.stdout, name)
         user, secret = answer["Username"], answer["Secret"]
     except (SealpointError, KeyError):
-        raise SystemEnvironmentError(f"{name} does not answer as a helper does") from None
+        raise SystemEnvironmentError(
+            f"{name} did not answer as a credential helper should"
+        ) from None
     if type(user) is not str or type(secret) is not str:
-        raise SystemEnvironmentError(f"{name} does not answer as a helper does")
+        raise SystemEnvironmentError(f"{name} did not answer as a credential helper should")
     return Credentials("", "", secret) if user == "<token>" else Credentials(user, secret)

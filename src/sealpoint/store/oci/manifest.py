@@ -101,7 +101,7 @@ class ArtifactManifest(NamedTuple):
 
 
 def only_layer(data: bytes, name: str) -> Blob | None:
-    """The layer of an artifact of somebody else that has one: it may be a whole sealed file.  Raises FileError."""
+    """The layer of an artifact of someone else that has one: it may be a whole sealed file.  Raises FileError."""
     value = decode_json(data, f"{name}: the manifest")
     layers = value.get("layers")
     if value.get("mediaType", MEDIA_TYPE) not in {MEDIA_TYPE, DOCKER_TYPE}:
@@ -130,7 +130,7 @@ def decode_json(data: bytes, what: str) -> dict[str, Any]:
         return found
 
     def number(_: str) -> NoReturn:
-        raise ValueError("a number is no integer")
+        raise ValueError("a number is not an integer")
 
     try:
         value = json.loads(
@@ -162,7 +162,7 @@ def _blob(layer: Any, name: str) -> tuple[Any, Blob]:
 def _annotations(value: Any, name: str) -> tuple[str, dict[str, str]]:
     """Title and the rest."""
     if type(value) is not dict or any(type(text) is not str for text in value.values()):
-        raise _malformed(name, "its annotations are no texts")
+        raise _malformed(name, "its annotations hold something other than text")
     properties = dict(value)
     title = properties.pop(TITLE, "")
     if len(properties) > _MAX_PROPERTIES:
@@ -171,7 +171,7 @@ def _annotations(value: Any, name: str) -> tuple[str, dict[str, str]]:
 
 
 def _kind(value: dict[str, Any]) -> str:
-    """What a manifest of somebody else is, for a message."""
+    """What a manifest of someone else is, for a message."""
     media = value.get("mediaType")
     config = value.get("config")
     inner = config.get("mediaType") if type(config) is dict else None

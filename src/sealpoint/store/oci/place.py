@@ -103,7 +103,7 @@ class RegistryStore:
             why = error.message if isinstance(error, SealpointError) else str(error)
             raise SystemEnvironmentError(
                 f"{why}; the new head of {self.name} counts, but the old manifest {file.digest} may still be there",
-                hint="delete that by its digest (`sealpoint list` does not show it)",
+                hint="delete it by its digest (`sealpoint list` does not show it)",
             ) from None
         if self._digest_of(self._reference.tag or digest_of(data), PULL) != digest_of(data):
             raise self._overtaken()
@@ -119,8 +119,8 @@ class RegistryStore:
 
     def _overtaken(self) -> SystemEnvironmentError:
         return SystemEnvironmentError(
-            f"{self.name}: somebody else has changed it at the same time",
-            hint="look at it again, then repeat what is still wanted",
+            f"{self.name}: someone else changed it at the same time",
+            hint="look at it with sealpoint info, then repeat what you still want",
         )
 
     def remove(self) -> None:
@@ -158,7 +158,7 @@ class RegistryStore:
 
     def remove_incomplete(self, leftover: Incomplete) -> None:
         """As `Store.remove_incomplete`."""
-        raise SystemEnvironmentError(f"{leftover.name}: registries do not tell what is incomplete")
+        raise SystemEnvironmentError(f"{leftover.name}: registries do not show incomplete uploads")
 
     def close(self) -> None:
         """Let go of connections; more requests open others."""
@@ -190,7 +190,9 @@ class RegistryStore:
                 return
             target = urljoin(answer.url.geturl(), following)
             if origin_of(self._client.locate(target)) != origin_of(answer.url):
-                raise SystemEnvironmentError(f"{self._client.name}: the list goes on elsewhere")
+                raise SystemEnvironmentError(
+                    f"{self._client.name}: the list continues on another server"
+                )
         raise SystemEnvironmentError(f"{self._client.name}: the list of tags has no end")
 
     # --- Manifests. ---
@@ -235,7 +237,7 @@ class RegistryStore:
             except SealpointError as error:
                 raise UncertainCommitError(
                     f"{error.message}; whether {self.name} is there now is not known",
-                    hint="look with `sealpoint info` before you try again",
+                    hint="check with `sealpoint info` before you try again",
                 ) from None
             if found is None or found.digest != digest:
                 raise problem
@@ -251,7 +253,7 @@ class RegistryStore:
             if error.status == 405:
                 raise SystemEnvironmentError(
                     f"{self._client.name}: this registry deletes nothing",
-                    hint="docker-registry does with `storage: {delete: {enabled: true}}`",
+                    hint="to allow it in docker-registry, set `storage: {delete: {enabled: true}}`",
                 ) from None
             raise self._client.refused(error) from None
 

@@ -69,27 +69,25 @@ def parse(url: str) -> ArtifactName:
         )
 
     if not url.startswith(SCHEME):
-        raise wrong("this is no name in a registry")
+        raise wrong("this is not a name in a registry")
     address, slash, rest = url[len(SCHEME) :].partition("/")
     if "@" in address:
-        raise wrong("a name has no user and password; `docker login` keeps them")
+        raise wrong("a name has no user and password; log in with `docker login`")
     found = _ADDRESS.fullmatch(address)
     if not slash or found is None or int(found[2] or 1) > 65535:
-        raise wrong("the part before the first slash is no address of a registry")
+        raise wrong("the part before the first slash is not the address of a registry")
     name, at, digest = rest.partition("@")
     tag = ""
     if not at:
         name, colon, tag = rest.partition(":")
         if colon and not _TAG.fullmatch(tag):
-            raise wrong("the part after the colon is no tag")
+            raise wrong("the part after the colon is not a tag")
     elif not _DIGEST.fullmatch(digest):
         raise wrong(
-            "the part after @ is no digest (sha256: and 64 hex digits, without a tag before)"
+            "the part after @ is not a digest (sha256: and 64 hex digits, without a tag before)"
         )
     if len(address) + len(name) >= _MAX_NAME or not all(map(_COMPONENT.fullmatch, name.split("/"))):
-        raise wrong(
-            "registries have no such name: lower-case letters, digits, and . _ - / between them"
-        )
+        raise wrong("a name has lower-case letters and digits, and . _ - / between them")
     return ArtifactName(address, name, tag, digest)
 
 

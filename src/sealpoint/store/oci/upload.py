@@ -241,7 +241,7 @@ def close_upload(client: Client, location: str, digest: str, data: bytes) -> Non
     except RegistryAnswerError as error:
         raise _lost(error) from None
     if answer.headers.get("Docker-Content-Digest", digest) != digest:
-        raise RetryError("the registry's digest is not that of what was sent")
+        raise RetryError("the registry's digest differs from that of the data sent")
 
 
 def push_blob(client: Client, data: bytes, cancelled: threading.Event | None = None) -> Blob:
@@ -265,7 +265,7 @@ def check_blob(client: Client, blob: Blob) -> None:
         or answer.headers.get("Docker-Content-Digest", blob.digest) != blob.digest
     ):
         raise SystemEnvironmentError(
-            f"{client.name}: the registry has something else than what was sent",
+            f"{client.name}: the registry has other data than was sent",
             hint="nothing was stored under the final name; try again",
         )
 
@@ -281,7 +281,7 @@ def _next_location(answer: Answer) -> str:
     """The newest one, with its query."""
     location = answer.headers.get("Location")
     if not location:
-        raise RetryError("it does not say where an upload goes on")
+        raise RetryError("it does not say where the upload continues")
     return urljoin(answer.url.geturl(), location)
 
 
