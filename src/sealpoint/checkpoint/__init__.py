@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from sealpoint.checkpoint.opening import (
         extract as extract,
         opener as opener,
+        parts as parts,
         separate_pages as separate_pages,
     )
     from sealpoint.checkpoint.opening.access import (
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
         Opening as Opening,
         Task as Task,
     )
+    from sealpoint.checkpoint.opening.parts import Part as Part
     from sealpoint.checkpoint.opening.separate_pages import copied_properties as copied_properties
     from sealpoint.checkpoint.opening.stored_pages import (
         WithChunks as WithChunks,
@@ -129,7 +131,7 @@ _PLACES: Final[dict[str, tuple[str, ...]]] = {
     "live.receive": ("ReceiveRequest", "Receiver"),
     "live.restore": ("Restore", "RestoreRequest", "RestoreResult", "check_restorable"),
     "live.watch": ("Watch", "WatchRequest", "WatchedCheckpoint"),
-    "opening": ("extract", "opener", "separate_pages"),
+    "opening": ("extract", "opener", "parts", "separate_pages"),
     "opening.access": (
         "CheckedFile",
         "Opinion",
@@ -145,6 +147,7 @@ _PLACES: Final[dict[str, tuple[str, ...]]] = {
     "opening.flat": ("Flat", "Runs"),
     "opening.front": ("Front",),
     "opening.opener": ("ImageData", "OpenedCheckpoint", "Opening", "Task"),
+    "opening.parts": ("Part",),
     "opening.separate_pages": ("copied_properties",),
     "opening.stored_pages": ("WithChunks", "check_references"),
     "opening.view": ("View",),

@@ -85,6 +85,7 @@ _MEANING: Final = {
     "deduplicated": "a dump of which pages were freed: they are in a later one",
     "pre-dump": "a pre-dump: memory only",
     "pages": "pages alone, of a dump whose other images are elsewhere",
+    "sealed": "sealed already: its recipients and signer stay as they are",
     "CRIUsec": "an encrypted dump, which was not checked",
     "files": "files as they are, which were not checked",
 }

@@ -13,7 +13,7 @@ from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.errors import NoTrustedSignerGivenError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint import OpenedCheckpoint
+    from sealpoint.checkpoint import OpenedCheckpoint, Part
     from sealpoint.cli.bar import Bar
     from sealpoint.format.opened import OpenFile
     from sealpoint.format.statement import ParentRef
@@ -65,6 +65,7 @@ class _Found:
     """How far an intact file was checked.
 
     opened: with the keys, None without.  references: to chunks of a store.  pages: beside the file, None if none are.
+    parts: the sealed files inside it, and whether the keys open all of them, too.
     """
 
     checkpoint: OpenedCheckpoint
@@ -73,6 +74,8 @@ class _Found:
     chunks_checked: bool
     pages: ParentRef | None
     pages_checked: bool
+    parts: tuple[Part, ...]
+    parts_opened: bool
 
     @property
     def depth(self) -> str:
@@ -87,6 +90,10 @@ class _Found:
             depth += f", {what} is authentic"
         if self.pages_checked:
             depth += ", those of the pages beside it too"
+        if self.parts:
+            inside = notice.show_count(len(self.parts), "sealed file")
+            what = "every chunk" if self.parts_opened else "every frame"
+            depth += f", and {what} of {inside} inside it"
         return depth
 
     def values(self, file: str) -> dict[str, Any]:
@@ -106,6 +113,14 @@ class _Found:
             "stored_chunks_checked": self.chunks_checked,
             "pages_elsewhere": self.pages is not None,
             "pages_checked": self.pages_checked,
+            "parts": [
+                {
+                    "name": part.name,
+                    "checkpoint": part.authentic.origin.checkpoint_id.hex(),
+                    "signers": [{"name": s.name, "trusted": s.trusted} for s in part.signers],
+                }
+                for part in self.parts
+            ],
             "interrupted_rekey": authentic.interrupted,
             "freed": 0 if authentic.prune is None else authentic.prune.freed,
         }
@@ -113,7 +128,7 @@ class _Found:
 
 def _check(checkpoint: OpenedCheckpoint, bar: Bar, *, with_keys: bool) -> _Found:
     """Everything within reach.  Raises FileError, IdentityError."""
-    from sealpoint.checkpoint import WithChunks, check_references, separate_pages
+    from sealpoint.checkpoint import WithChunks, check_references, parts, separate_pages
 
     authentic = checkpoint.authentic
     total = authentic.origin.frames_size
@@ -131,7 +146,12 @@ def _check(checkpoint: OpenedCheckpoint, bar: Bar, *, with_keys: bool) -> _Found
         opened.verify_all(bar.counter(total))
     pages = separate_pages.reference(opened) if opened is not None else None
     pages_checked = isinstance(opened, separate_pages.WithPages)
-    return _Found(checkpoint, opened, references, chunks_checked, pages, pages_checked)
+    inside = tuple(checkpoint.parts()) if with_keys else ()
+    keys = checkpoint.identities() if with_keys else ()
+    unlocked = [parts.verify(part, keys, bar.counter(total)) for part in inside]
+    return _Found(
+        checkpoint, opened, references, chunks_checked, pages, pages_checked, inside, all(unlocked)
+    )
 
 
 def _print(file: str, found: _Found) -> None:
@@ -141,6 +161,11 @@ def _print(file: str, found: _Found) -> None:
         click.echo(f"signed by {printable(signer.name)}{trusted}, key {signer.key_id}")
     if not found.checkpoint.signers:
         click.echo("not signed")
+    for part in found.parts:
+        who = ", ".join(
+            printable(s.name) + (" (trusted)" if s.trusted else "") for s in part.signers
+        )
+        click.echo(f"{printable(part.name)} inside: {f'signed by {who}' if who else 'not signed'}")
 
 
 def _warn(found: _Found) -> None:

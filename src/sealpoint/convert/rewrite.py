@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from sealpoint.checkpoint import Adder, Sealing, copied_properties, evidence, whole
+from sealpoint.checkpoint import Adder, Sealing, copied_properties, evidence, parts, whole
 from sealpoint.criu.roles import SUMMARY_NAME
-from sealpoint.errors import FileError, IdentityError
+from sealpoint.errors import FileError, IdentityError, UsageError
 from sealpoint.inspect.sealed import SealedSource
 from sealpoint.progress import Report, silent
 from sealpoint.store.output import Target
@@ -27,6 +27,11 @@ def rewrite(
     together; nothing is then left under the output's name.
     """
     opened, origin = source.opened, source.checkpoint.authentic.origin
+    if inside := parts.names(opened):
+        raise UsageError(
+            f"{source.label} holds a sealed file, {inside[0]}, whose signature would not fit a change",
+            hint="open it, change that file, and seal the archive again",
+        )
     if not opened.has_memory:
         raise IdentityError(
             f"{source.label}: the identity given opens metadata only, and a new file needs all of it",

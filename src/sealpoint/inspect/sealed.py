@@ -37,7 +37,8 @@ _PIECE: Final = 1024 * 1024  # bytes of an increment's pages that are put togeth
 class SealedSource:
     """See Source.  One file of a checkpoint: the newest, or by way of `parent` one before.
 
-    opened: the file, with its pages file; checkpoint: what is public of it and who signed it.
+    opened: the file, with its pages file, and the images of sealed files inside it; checkpoint: what is public of it
+    and who signed it.
     """
 
     def __init__(self, checkpoint: OpenedCheckpoint, number: int = 0) -> None:
@@ -49,7 +50,7 @@ class SealedSource:
         self._parent: SealedSource | None = None
         self._chunks: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
         self._scratch = Scratch()
-        self.opened: OpenFile = checkpoint.file(number)
+        self.opened: OpenFile = checkpoint.inside(number)
         self._entries: dict[str, Entry] = {}
         self._links: dict[str, str] = {}
         hard: dict[str, str] = {}

@@ -87,6 +87,11 @@ def restore(request: ContainerRestore, checkpoint: OpenedCheckpoint, admission: 
     name = request.name or _name(checkpoint.file())
     if request.podman.exists(name):
         raise UsageError(f"there is a container {name} already", hint="give another --name")
+    if inside := checkpoint.parts():
+        raise UsageError(
+            f"its memory lies in a sealed file inside, {inside[0].name}, which podman's restore does not open",
+            hint="open it (sealpoint open FILE -o ARCHIVE.tar) and give it to podman, with the drop-in installed",
+        )
     flat = checkpoint.flat
     seen = flat.observe(IMAGES)
     whole.require_pages(seen)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from sealpoint.checkpoint.opening import parts
 from sealpoint.checkpoint.opening.access import unwrap_with, wrap_stanzas
 from sealpoint.checkpoint.opening.opener import Opening
 from sealpoint.errors import (
@@ -82,6 +83,11 @@ def _rekey(
     if authentic.interrupted and not request.repair:
         raise UsageError("an earlier rekey of this file was interrupted", hint="add --repair")
     opened = OpenFile.unlock(authentic, unwrap_with(request.identities))
+    if changes and (inside := parts.names(opened)):
+        raise UsageError(
+            f"it holds a sealed file, {inside[0]}, whose recipients would stay as they are",
+            hint="open it, rekey that file, and seal the archive again",
+        )
     preamble, current = authentic.file.preamble, authentic.slot
     if authentic.interrupted:
         head.clear(preamble, 1 - authentic.slot_number)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from sealpoint.checkpoint.opening import separate_pages
+from sealpoint.checkpoint.opening import parts, separate_pages
 from sealpoint.checkpoint.opening.access import CheckedFile, authenticate, require_trust
 from sealpoint.checkpoint.opening.chain import Chain, ChainLink, Finder
 from sealpoint.checkpoint.opening.expectation import ANY, Expectation
@@ -203,6 +203,7 @@ class OpenedCheckpoint:
         self._identities: Sequence[Identity] | None = None
         self._own: dict[int, OpenFile] = {}
         self._joined: dict[int, OpenFile] = {}
+        self._parts: dict[int, list[parts.Part]] = {}
         self._closed = False
 
     @classmethod
@@ -323,8 +324,21 @@ class OpenedCheckpoint:
                 main = separate_pages.join(
                     main, directory, opening.trust, self.identities(), opening.stores
                 )
+            try:
+                self._parts[number] = parts.check(main, self._opening.trust)
+            except (FileError, PolicyError) as error:
+                raise in_file(error, shown(self.links[number].path)) from None
             self._joined[number] = main
         return self._joined[number]
+
+    def parts(self, number: int = 0) -> list[parts.Part]:
+        """The sealed files inside one of `links`.  Raises what `file` raises."""
+        self.file(number)
+        return self._parts[number]
+
+    def inside(self, number: int = 0) -> OpenFile:
+        """As `file`, with the images of `parts` in their place, as far as the keys open them."""
+        return parts.look_through(self.file(number), self.parts(number), self.identities())
 
     def files(self) -> list[OpenFile]:
         """All files, newest first.  Raises what `complete` and `file` raise."""
@@ -380,8 +394,10 @@ class OpenedCheckpoint:
 
         progress: gets plaintext bytes.
         """
-        for opened in self.files():
+        for number, opened in enumerate(self.files()):
             opened.verify_all(progress)
+            for part in self.parts(number):
+                parts.verify(part, self.identities(), progress)
 
     def close(self) -> None:
         """Let go of all files; what is public of them stays known."""

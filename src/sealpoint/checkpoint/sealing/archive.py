@@ -6,11 +6,14 @@ An archive is recognised by its content.  Out of scope: opening again (`extract`
 from __future__ import annotations
 
 import base64
+import io
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol
 
+from sealpoint.checkpoint.opening import parts
 from sealpoint.checkpoint.sealing.builder import PACK_LIMIT, CheckpointBuilder
 from sealpoint.checkpoint.sealing.gather import Gathering
 from sealpoint.checkpoint.tables import whole
@@ -21,7 +24,11 @@ from sealpoint.errors import FileError, SystemEnvironmentError, UsageError
 from sealpoint.format.attributes import check as check_attributes
 from sealpoint.format.constants import MAGIC
 from sealpoint.format.manifest import check_name
+from sealpoint.format.raw import Descriptor
+from sealpoint.format.statement import ParentRef
+from sealpoint.keys.load import in_file
 from sealpoint.progress import Progress, Report
+from sealpoint.store.source import hold_from
 
 if TYPE_CHECKING:
     from sealpoint.checkpoint.tables.seen import Passing
@@ -75,7 +82,7 @@ def seal_path(
             sealed = adder.archive(file, path)
         elif path != "-" and os.path.isdir(path):
             Gathering(path, taken, adder.add).run()
-            sealed = Sealed({"layout": "directory"})
+            sealed = Sealed({"layout": "directory"} | parts.properties(adder.parts))
         elif path == "-":
             if os.isatty(0):
                 raise UsageError("standard input is a terminal", hint=_WANTED)
@@ -109,7 +116,7 @@ def seal_archive(
 class Adder:
     """Adds objects of any size to a builder: small ones go into packs, large ones are streamed.
 
-    taken: is told of all of them.
+    taken: is told of all of them.  parts: the sealed files among them, by their names.
     """
 
     def __init__(self, builder: CheckpointBuilder, report: Report, taken: Taken) -> None:
@@ -117,6 +124,8 @@ class Adder:
         self._report = report
         self._taken = taken
         self._names: set[str] = set()
+        self._plain: IO[bytes] | None = None
+        self.parts: dict[str, ParentRef] = {}
 
     def add(
         self,
@@ -142,22 +151,58 @@ class Adder:
                 self._taken.stub(name)
             self._builder.add(name, b"", attributes)
             return 0
+        head = _read(source, self._head_size(name, size))
+        if parts.is_place(name) and head.startswith(MAGIC) and not self._taken.as_files:
+            return self._part(name, head, source, size, attributes)
         passing = self._taken.image(name)
-        done = self._contents(name, source, size, attributes, _Watched(passing, name))
+        done = self._contents(name, head, source, size, attributes, _Watched(passing, name))
         if passing is not None:
             passing.end()
         return done
 
+    @staticmethod
+    def _head_size(name: str, size: int) -> int:
+        """Bytes that are read at first: all of a small object, and one more if it has grown."""
+        return size + 1 if size <= PACK_LIMIT[role_of(name)] else _HEAD
+
+    def _part(
+        self,
+        name: str,
+        head: bytes,
+        source: ArchiveContents,
+        size: int,
+        attributes: dict[str, Any] | None,
+    ) -> int:
+        """A sealed file stays as it is, and is bound by what it says of itself."""
+        file = self._plain if self._plain is not None else source
+        with ExitStack() as stack:
+            if isinstance(file, io.IOBase) and file.seekable():
+                whole_part = _Section(file.fileno(), file.tell() - len(head), size)
+            else:  # encrypted as it is, so it may be held
+                fd = stack.enter_context(_held(head, source))
+                whole_part = _Section(fd.fileno(), 0, os.fstat(fd.fileno()).st_size)
+                fd.seek(len(head))
+                source = fd
+            try:
+                self.parts[name] = parts.look(whole_part)
+            except FileError as error:
+                raise in_file(error, f"the sealed file {name!r}") from None
+            self._taken.part(name)
+            done = self._contents(name, head, source, size, attributes, _Watched(None, name))
+            if done != whole_part.size:
+                raise FileError(f"{name!r} was changed while it was sealed")
+            return done
+
     def _contents(
         self,
         name: str,
+        head: bytes,
         source: ArchiveContents,
         size: int,
         attributes: dict[str, Any] | None,
         watched: _Watched,
     ) -> int:
         limit = PACK_LIMIT[role_of(name)]
-        head = _read(source, size + 1 if size <= limit else _HEAD)
         watched.saw(head)
         if len(head) <= size <= limit:
             self._builder.add(name, head, attributes)
@@ -203,6 +248,7 @@ class Adder:
 
             reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
             source, compression = reader.stream_reader(file, read_across_frames=True), "zstd"
+        self._plain = file if compression == "none" and file.seekable() else None
         tar = TarReader(source)
         try:
             for member in tar:
@@ -215,7 +261,8 @@ class Adder:
             raise FileError(f"{path}: {error.message}", hint=error.hint) from None
         except _decoder_errors(compression) as error:
             raise FileError(f"{path}: damaged {compression} data ({error})") from None
-        return Sealed({"layout": "archive", "compression": compression}, tuple(sorted(tar.ignored)))
+        told = {"layout": "archive", "compression": compression} | parts.properties(self.parts)
+        return Sealed(told, tuple(sorted(tar.ignored)))
 
     def _tar_member(self, tar: TarReader, member: Member) -> None:
         name = member.name
@@ -263,6 +310,38 @@ class _Watched:
             self._passing.count(len(data))
         else:
             self._passing.add(data)
+
+
+class _Section:
+    """A ByteSource: a part of a file, by a descriptor that stays the caller's."""
+
+    def __init__(self, fd: int, begin: int, size: int) -> None:
+        self._file, self._begin = Descriptor(fd), begin
+        self.size = size
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """See ByteSource."""
+        if offset + len(out) > self.size:
+            raise FileError("the sealed file ends before it should")
+        self._file.read_into(out, self._begin + offset)
+
+    def close(self) -> None:
+        """The file stays open."""
+
+
+def _held(head: bytes, source: ArchiveContents) -> io.FileIO:
+    """All of an object that cannot be read twice where it comes from.  Raises SystemEnvironmentError."""
+    rest = memoryview(head)
+
+    def read(buffer: memoryview) -> int:
+        nonlocal rest
+        if not rest:
+            return source.readinto(buffer)
+        take = min(len(buffer), len(rest))
+        buffer[:take], rest = rest[:take], rest[take:]
+        return take
+
+    return io.FileIO(hold_from(read, None))
 
 
 def _read(source: ArchiveContents, size: int) -> bytes:

@@ -20,7 +20,7 @@ from sealpoint.criu import pagemap
 from sealpoint.criu.pagemap import Pagemap, is_pagemap
 from sealpoint.criu.roles import is_pages
 from sealpoint.errors import FileError, UsageError
-from sealpoint.format.constants import Role
+from sealpoint.format.constants import MAGIC, Role
 
 if TYPE_CHECKING:
     from sealpoint.format.manifest import Entry
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 FILES: Final = "files"  # the kind of what nobody asked to be images
 ENCRYPTED: Final = "CRIUsec"  # the kind of images that nobody can read without a key
+SEALED: Final = (
+    "sealed"  # the kind of a sealed file in the place of images, which its sealer judged
+)
 _KEY_IMAGE: Final = "cipher.img"
 PARENT: Final = "parent"  # by this name CRIU finds the images that it increments
 _PROPERTY: Final = "kind"
@@ -109,6 +112,7 @@ class Taken:
         self.as_files = as_files
         self.sets: dict[str, ImageSet] = {}
         self._links: dict[str, str] = {}
+        self._parts: set[str] = set()
         self._held = 0
 
     def image(self, name: str) -> Passing | None:
@@ -134,6 +138,10 @@ class Taken:
         prefix, base = _split(name)
         if not self.as_files and base.endswith(".img"):
             self.set(prefix).stubs.append(base)
+
+    def part(self, name: str) -> None:
+        """A sealed file goes into the file, in place of a set of images."""
+        self._parts.add(_split(name)[0])
 
     def link(self, name: str, target: str) -> None:
         """A link goes into the file; the one that matters is that to a parent."""
@@ -173,7 +181,10 @@ class Taken:
     def verdicts(self) -> dict[str, tuple[str, list[str]]]:
         """Kind of each set, and what speaks against its being whole."""
         self._join()
-        return {p: judge(s) for p, s in sorted(self.sets.items()) if s.is_dump}
+        found = {p: judge(s) for p, s in self.sets.items() if s.is_dump}
+        # Images beside a sealed file are judged without it: they are no dump, since it has their inventory.
+        sealed: dict[str, tuple[str, list[str]]] = {p: (SEALED, []) for p in self._parts}
+        return dict(sorted((sealed | found).items()))
 
     def _join(self) -> None:
         """Sets and their parents, by links within an archive, or directories in the place of links."""
@@ -200,6 +211,13 @@ class Taken:
                 taken.link(name, attributes["link"])
             if kind not in ("file", "directory"):
                 taken.stub(name)
+            if (
+                kind == "file"
+                and name.endswith(f"/{evidence.INVENTORY}")
+                and _is_sealed(read(name))
+            ):
+                taken.part(name)
+                continue
             passing = taken.image(name) if kind == "file" else None
             if passing is None:
                 continue
@@ -327,6 +345,10 @@ def require_pages(seen: Seen, where: str = "") -> None:
             f"the memory in this sealed file is not complete: {evidence.said(problems)}",
             hint=_OPEN_IT,
         )
+
+
+def _is_sealed(pieces: Iterable[bytes | memoryview]) -> bool:
+    return bytes(next(iter(pieces), b"")[: len(MAGIC)]) == MAGIC
 
 
 def _split(name: str) -> tuple[str, str]:
