@@ -85,7 +85,7 @@ if TYPE_CHECKING:
         Opening as Opening,
         Task as Task,
     )
-    from sealpoint.checkpoint.opening.parts import Part as Part
+    from sealpoint.checkpoint.opening.parts import SealedPart as SealedPart
     from sealpoint.checkpoint.opening.separate_pages import copied_properties as copied_properties
     from sealpoint.checkpoint.opening.stored_pages import (
         WithChunks as WithChunks,
@@ -147,7 +147,7 @@ _PLACES: Final[dict[str, tuple[str, ...]]] = {
     "opening.flat": ("Flat", "Runs"),
     "opening.front": ("Front",),
     "opening.opener": ("ImageData", "OpenedCheckpoint", "Opening", "Task"),
-    "opening.parts": ("Part",),
+    "opening.parts": ("SealedPart",),
     "opening.separate_pages": ("copied_properties",),
     "opening.stored_pages": ("WithChunks", "check_references"),
     "opening.view": ("View",),

@@ -13,7 +13,7 @@ from sealpoint.cli.reading import Reading, reads_checkpoint
 from sealpoint.errors import NoTrustedSignerGivenError
 
 if TYPE_CHECKING:
-    from sealpoint.checkpoint import OpenedCheckpoint, Part
+    from sealpoint.checkpoint import OpenedCheckpoint, SealedPart
     from sealpoint.cli.bar import Bar
     from sealpoint.format.opened import OpenFile
     from sealpoint.format.statement import ParentRef
@@ -74,7 +74,7 @@ class _Found:
     chunks_checked: bool
     pages: ParentRef | None
     pages_checked: bool
-    parts: tuple[Part, ...]
+    parts: tuple[SealedPart, ...]
     parts_opened: bool
 
     @property

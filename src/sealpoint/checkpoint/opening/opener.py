@@ -203,7 +203,7 @@ class OpenedCheckpoint:
         self._identities: Sequence[Identity] | None = None
         self._own: dict[int, OpenFile] = {}
         self._joined: dict[int, OpenFile] = {}
-        self._parts: dict[int, list[parts.Part]] = {}
+        self._parts: dict[int, list[parts.SealedPart]] = {}
         self._closed = False
 
     @classmethod
@@ -331,7 +331,7 @@ class OpenedCheckpoint:
             self._joined[number] = main
         return self._joined[number]
 
-    def parts(self, number: int = 0) -> list[parts.Part]:
+    def parts(self, number: int = 0) -> list[parts.SealedPart]:
         """The sealed files inside one of `links`.  Raises what `file` raises."""
         self.file(number)
         return self._parts[number]

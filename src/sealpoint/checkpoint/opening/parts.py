@@ -27,7 +27,7 @@ _SHIFT: Final = 1 << 33  # streams of part n are numbered from n times this on
 _TRUST_NOBODY: Final = TrustPolicy(names_only=True)
 
 
-class Part(NamedTuple):
+class SealedPart(NamedTuple):
     """An authentic sealed file that is an object of another.  name: of that object."""
 
     name: str
@@ -90,7 +90,7 @@ def look(source: ByteSource) -> ParentRef:
     return authentic.reference
 
 
-def check(opened: OpenFile, policy: TrustPolicy) -> list[Part]:
+def check(opened: OpenFile, policy: TrustPolicy) -> list[SealedPart]:
     """All parts, each of them there, the one that was signed, and signed itself by somebody whom `policy` believes.
 
     Without those that are out of reach for an identity that opens metadata only.  Raises FileError, PolicyError.
@@ -108,12 +108,14 @@ def check(opened: OpenFile, policy: TrustPolicy) -> list[Part]:
             raise in_file(error, f"the sealed file {name!r} inside the checkpoint") from None
         if authentic.reference != wanted:
             raise FileError(f"the sealed file {name!r} inside is not the one that was signed")
-        found.append(Part(name, authentic, signers))
+        found.append(SealedPart(name, authentic, signers))
     return found
 
 
 def verify(
-    part: Part, identities: Sequence[Identity], progress: Callable[[int], None] = lambda _: None
+    part: SealedPart,
+    identities: Sequence[Identity],
+    progress: Callable[[int], None] = lambda _: None,
 ) -> bool:
     """Check every frame, and with a key for it every chunk; returns whether there was one.  Raises FileError."""
     part.authentic.check_frames(progress)
@@ -124,7 +126,7 @@ def verify(
 
 
 def look_through(
-    opened: OpenFile, found: Sequence[Part], identities: Sequence[Identity]
+    opened: OpenFile, found: Sequence[SealedPart], identities: Sequence[Identity]
 ) -> OpenFile:
     """`opened` with the objects of its parts in place of those, as far as the keys open them.  Raises FileError."""
     # An increment, or one whose memory is in a store, is not whole by itself.
@@ -135,7 +137,7 @@ def look_through(
     return _WithParts(opened, inside) if inside else opened
 
 
-def _unlocked(part: Part, identities: Sequence[Identity]) -> OpenFile | None:
+def _unlocked(part: SealedPart, identities: Sequence[Identity]) -> OpenFile | None:
     try:
         return OpenFile.unlock(part.authentic, unwrap_with(identities))
     except IdentityError:
