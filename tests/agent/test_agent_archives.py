@@ -9,8 +9,17 @@ import shutil
 
 import pytest
 
+from sealpoint.checkpoint.opening import parts
 from tests.agent.agent_helpers import archive, keys, marker_of, node, wait_for  # noqa: F401
-from tests.checkpoint.checkpoint_helpers import fixtures, read_tar
+from tests.checkpoint.checkpoint_helpers import (
+    a_pre_dump,
+    fixtures,
+    make_tar,
+    member,
+    opened,
+    read_tar,
+    seal_path,
+)
 
 KUBELETS = "checkpoint-web-0_shop-web-2026-11-28T14:04:43Z.tar"
 
@@ -43,6 +52,27 @@ def test_real_archives_of_engines_come_back_as_they_were(node):
     assert len(found) == len(names)
     assert all(each in found for each in plain.values())
     assert any(path.name.startswith("default_pod_c_") for path in node.sealed())
+
+
+def test_memory_that_the_drop_in_sealed_stays_sealed_as_it_is_and_is_bound(node, tmp_path, keys):
+    images, place = tmp_path / "images", "checkpoint/inventory.img"
+    images.mkdir()
+    for name, data in a_pre_dump(b"memory").items():
+        (images / name).write_bytes(data)
+    seal_path(keys, images, tmp_path / "inside", as_files=False)
+    inside = (tmp_path / "inside").read_bytes()
+    rest = member("spec.dump", b"{}"), member("checkpoint/descriptors.json", b"[]")
+    node.write("whole.tar", make_tar(*rest, member(place, inside)))
+    node.write("cut.tar", make_tar(*rest, member(place, inside[:-100])))
+    done = node.once()
+    assert done.stdout == "1 archive sealed, 1 left in the clear\n", done
+    assert place in done.stderr
+    (sealed,) = node.sealed()
+    with opened(keys, sealed) as outer:
+        assert parts.names(outer) == (place,)
+        assert outer.read_bytes(outer.entry(place)) == inside
+        (found,) = parts.check(outer, keys.policy)
+    assert found.name == place
 
 
 def test_the_running_agent_takes_what_appears_and_ends_at_sigterm(node):

@@ -74,6 +74,7 @@ def test_verify_json(cli, sealed, keys):
         "stored_chunks_checked": False,
         "pages_elsewhere": False,
         "pages_checked": False,
+        "parts": [],
         "interrupted_rekey": False,
         "freed": 0,
     }
