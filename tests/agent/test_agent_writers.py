@@ -119,7 +119,7 @@ def test_what_is_removed_while_it_is_sealed_is_gone_and_not_sealed(large):
     assert agent.figures.value("gone_total") == 1
     assert agent.figures.value("sealed_total") == 0
     assert "not sealed: " in large.words
-    assert "removed by somebody else" in large.words
+    assert "removed by someone else" in large.words
 
 
 def test_what_is_removed_before_it_was_taken_is_nobodys_fault(node):

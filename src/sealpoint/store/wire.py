@@ -60,7 +60,7 @@ class Body:
                 left -= len(data)
                 if left < 0:
                     raise SystemEnvironmentError(
-                        f"the store does not answer as it should: its answer is longer than {_MAX_DOCUMENT} bytes",
+                        f"the store does not work as expected: its answer is longer than {_MAX_DOCUMENT} bytes",
                         hint="see that the endpoint is that of S3",
                     )
                 yield data

@@ -299,7 +299,7 @@ class Client:
                 break
         if len(data) > limit or (length or 0) > limit:
             raise SystemEnvironmentError(
-                f"{self.name}: the registry does not answer as it should: its answer is longer than {limit} bytes",
+                f"{self.name}: the registry does not work as expected: its answer is longer than {limit} bytes",
                 hint="something else has that name, or another server than a registry is there",
             )
         if length is not None and len(data) != length:
