@@ -88,7 +88,8 @@ test-services: owner dev services ## run the tests that talk to real servers: bu
 	@SEALPOINT_REQUIRE_SERVICES=1 $(PYTEST) -m services $(ARGS)
 
 .PHONY: test-vm
-test-vm: vm ## run the tests that need the virtual machine
+test-vm: vm venv ## run the tests that need the virtual machine
+	@scripts/get-services cri || echo 'test-vm: there will be no tests of the CRI' >&2
 	@scripts/test-vm $(ARGS)
 
 .PHONY: test-mutants

@@ -127,23 +127,73 @@ def import_image(directory: Path) -> str:
     """Makes the image and returns its name."""
     file = directory / "image.tar"
     with tarfile.open(file, "w") as tar:
-        for name in ("bin", "dev", "etc", "proc", "run", "secret", "sys", "tmp"):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(entry)
-        tar.add("/bin/busybox", "bin/busybox")
-        for name in ("cat", "mkfifo", "rm", "sh", "sleep"):
-            entry = tarfile.TarInfo(f"bin/{name}")
-            entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
-            tar.addfile(entry)
-        entry = tarfile.TarInfo("init")
-        entry.size = len(_INIT)
-        tar.addfile(entry, io.BytesIO(_INIT.encode()))
+        add_image(tar)
     podman("import", "--change", 'CMD ["/bin/sh", "/init"]', file, IMAGE).ok()
     return IMAGE
 
 
-class Container:
+def add_image(tar: tarfile.TarFile) -> None:
+    """The files of the image."""
+    for name in ("bin", "dev", "etc", "proc", "run", "secret", "sys", "tmp"):
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(entry)
+    tar.add("/bin/busybox", "bin/busybox")
+    for name in ("cat", "mkfifo", "rm", "sh", "sleep"):
+        entry = tarfile.TarInfo(f"bin/{name}")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+        tar.addfile(entry)
+    entry = tarfile.TarInfo("init")
+    entry.size = len(_INIT)
+    tar.addfile(entry, io.BytesIO(_INIT.encode()))
+
+
+class View:
+    """A container that runs the image, seen from outside, whatever its engine. The secret is in its environment."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def processes(self) -> list[int]:
+        """Pids of its processes, its init's first; known by the secret in their environment."""
+        mark = b"SECRET=" + self._secret
+        found = {}
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                with contextlib.suppress(OSError, StopIteration):
+                    if mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
+                        status = Path(f"/proc/{entry}/status").read_text().splitlines()
+                        inside = next(line for line in status if line.startswith("NSpid:"))
+                        if (
+                            len(inside.split()) > 2
+                        ):  # podman and conmon may have it too, for a moment
+                            found[int(entry)] = int(inside.split()[-1])
+        return sorted(found, key=lambda pid: found[pid])
+
+    def path(self, inside: str) -> Path:
+        """The path from outside; while it runs only."""
+        return Path(f"/proc/{self.processes()[0]}/root{inside}")
+
+    def count(self) -> int:
+        """How far it has counted; its memory must be intact."""
+
+        def words() -> Sequence[str]:  # the file is empty for a moment, each time
+            with contextlib.suppress(OSError):
+                found = self.path("/status").read_text().split()
+                return found if len(found) == 2 else ()
+            return ()
+
+        number, state = _wait(words, "the container counts")
+        assert state == "ok"
+        return int(number)
+
+    def assert_counts(self) -> int:
+        """It runs, and its memory is intact; the number it has got to."""
+        first = self.count()
+        return _wait(lambda: max(self.count() - first - 1, 0), "the container counts on") + first
+
+
+class Container(View):
     """A running container; its secrets are in place when the constructor returns."""
 
     def __init__(
@@ -151,6 +201,7 @@ class Container:
     ) -> None:
         self.name = f"sealtest-{secrets.token_hex(4)}"
         self.runtime = runtime
+        super().__init__(needles["env"])
         self.needles = {name: needles[name] for name in PLACES}
         if not any(option.startswith("--network") for option in options):
             options = ("--network=none", *options)
@@ -240,44 +291,6 @@ class Container:
         _wait(lambda: not self.processes(), "the container has ended")
 
     # What is in it
-
-    def processes(self) -> list[int]:
-        """Pids of its processes, its init's first; known by the secret in their environment."""
-        mark = b"SECRET=" + self.needles["env"]
-        found = {}
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                with contextlib.suppress(OSError, StopIteration):
-                    if mark in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0"):
-                        status = Path(f"/proc/{entry}/status").read_text().splitlines()
-                        inside = next(line for line in status if line.startswith("NSpid:"))
-                        if (
-                            len(inside.split()) > 2
-                        ):  # podman and conmon may have it too, for a moment
-                            found[int(entry)] = int(inside.split()[-1])
-        return sorted(found, key=lambda pid: found[pid])
-
-    def path(self, inside: str) -> Path:
-        """The path from outside; while it runs only."""
-        return Path(f"/proc/{self.processes()[0]}/root{inside}")
-
-    def count(self) -> int:
-        """How far it has counted; its memory must be intact."""
-
-        def words() -> Sequence[str]:  # the file is empty for a moment, each time
-            with contextlib.suppress(OSError):
-                found = self.path("/status").read_text().split()
-                return found if len(found) == 2 else ()
-            return ()
-
-        number, state = _wait(words, "the container counts")
-        assert state == "ok"
-        return int(number)
-
-    def assert_counts(self) -> int:
-        """It runs, and its memory is intact; the number it has got to."""
-        first = self.count()
-        return _wait(lambda: max(self.count() - first - 1, 0), "the container counts on") + first
 
     def assert_whole(self, since: int) -> None:
         """It counts on from `since`, has three processes, and everything that it held is there."""
