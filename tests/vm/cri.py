@@ -297,13 +297,13 @@ class Containerd:
 class Pod:
     """A pod sandbox in the machine's network."""
 
-    def __init__(self, node: Containerd) -> None:
+    def __init__(self, node: Containerd, namespace: str = "tests") -> None:
         self.node = node
-        name = f"pod-{secrets.token_hex(4)}"
+        self.name = name = f"pod-{secrets.token_hex(4)}"
         self.logs = node.directory / "logs" / name
         self.logs.mkdir(parents=True)
         self.config = {
-            "metadata": {"name": name, "uid": secrets.token_hex(8), "namespace": "tests"},
+            "metadata": {"name": name, "uid": secrets.token_hex(8), "namespace": namespace},
             "log_directory": str(self.logs),
             "linux": {"security_context": {"namespace_options": _NAMESPACES}},
         }

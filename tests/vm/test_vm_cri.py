@@ -7,6 +7,7 @@ says that it is a checkpoint.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import threading
@@ -85,12 +86,14 @@ def counting(node: cri.Containerd) -> Iterator[cri.Counter]:
 
 
 @contextlib.contextmanager
-def restored(node: cri.Containerd, archive: bytes, counter: cri.Counter) -> Iterator[str]:
+def restored(
+    node: cri.Containerd, archive: bytes, counter: cri.Counter, namespace: str = "tests"
+) -> Iterator[str]:
     """A container on this node, made from the image of a checkpoint, not started; its ID."""
     name = f"checkpoint-{os.urandom(4).hex()}"
     image = cri.push(archive, name, entrypoint=[], annotations=MARK)
     node.call("PullImage", image={"image": image})
-    pod = cri.Pod(node)
+    pod = cri.Pod(node, namespace)
     try:
         yield pod.create(image, counter.environment)
     finally:
@@ -206,6 +209,39 @@ def test_a_damaged_checkpoint_is_refused(
         with restored(other, archive.read_bytes(), counter) as identifier:
             other.call("StartContainer", container_id=identifier)
             counter.view.assert_counts()
+    settled()
+
+
+def test_a_checkpoint_of_a_pod_is_not_restored_into_another_namespace(
+    dropin: Path,
+    node: cri.Containerd,
+    other: cri.Containerd,
+    sealpoint: sealed.Sealpoint,
+    keys: sealed.Keys,
+    tmp_path: Path,
+) -> None:
+    """The pod is the one that containerd writes into the bundle, which no process of the container can do."""
+    archive = tmp_path / "counter.tar"
+    text = dropin.read_text()
+    dropin.write_text(f'cluster = "here"\n{text}')
+    try:
+        with counting(node) as counter:
+            counter.checkpoint(archive)
+            counter.kill()
+            file = tmp_path / "inventory.img"
+            file.write_bytes(members(archive)["checkpoint/inventory.img"])
+            said = sealpoint.run("info", file, "--json", "--trust", keys.path("signer.pub")).ok()
+            workload = json.loads(said.out)["workload"]
+            assert workload == f"kubernetes/here/tests/{counter.pod.name}/counter"
+            with restored(other, archive.read_bytes(), counter, "others") as identifier:
+                with pytest.raises(cri.Refused, match="criu failed"):
+                    other.call("StartContainer", container_id=identifier)
+                assert counter.view.processes() == []
+            with restored(other, archive.read_bytes(), counter) as identifier:
+                other.call("StartContainer", container_id=identifier)
+                counter.view.assert_counts()
+    finally:
+        dropin.write_text(text)
     settled()
 
 
