@@ -10,6 +10,7 @@ import tarfile
 import pytest
 import zstandard
 
+from sealpoint.checkpoint import OpenedCheckpoint
 from sealpoint.checkpoint.opening import parts
 from sealpoint.format.statement import ParentRef
 from tests.checkpoint.checkpoint_helpers import (
@@ -331,3 +332,18 @@ def test_verify_names_nobody_for_an_unsigned_one_inside(cli, keys, tmp_path):
     _, out = seal(cli, keys, tmp_path, archive(unsigned.read_bytes()))
     assert cli("verify", out, *reading(keys)).code == 5
     assert cli("verify", out, "-i", keys.identity_path).code == 8
+
+
+def test_podman_restore_says_what_to_do_with_one_before_it_asks_podman(cli, keys, tmp_path):
+    from sealpoint.errors import UsageError
+    from sealpoint.keys import load_trust
+    from sealpoint.podman.restore import ContainerRestore, restore
+
+    _, out = seal(cli, keys, tmp_path, archive(sealed_file(cli, keys, tmp_path)))
+    request = ContainerRestore(None, "criu", name="c")  # no podman: it is not asked
+    with OpenedCheckpoint.open(
+        str(out), trust=load_trust([keys.trust_path]), identities=[keys.identity]
+    ) as checkpoint:
+        with pytest.raises(UsageError, match=PLACE) as refused:
+            restore(request, checkpoint, None)
+    assert "sealpoint open" in refused.value.hint

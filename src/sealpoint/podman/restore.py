@@ -84,14 +84,14 @@ class _Approval:
 def restore(request: ContainerRestore, checkpoint: OpenedCheckpoint, admission: Admission) -> str:
     """Returns the name of the container.  Raises SealpointError; nothing of it then runs or is left."""
     check_options(request.options)
-    name = request.name or _name(checkpoint.file())
-    if request.podman.exists(name):
-        raise UsageError(f"there is a container {name} already", hint="give another --name")
     if inside := checkpoint.parts():
         raise UsageError(
             f"its memory lies in a sealed file inside, {inside[0].name}, which podman's restore does not open",
             hint="open it (sealpoint open FILE -o ARCHIVE.tar) and give it to podman, with the drop-in installed",
         )
+    name = request.name or _name(checkpoint.file())
+    if request.podman.exists(name):
+        raise UsageError(f"there is a container {name} already", hint="give another --name")
     flat = checkpoint.flat
     seen = flat.observe(IMAGES)
     whole.require_pages(seen)
