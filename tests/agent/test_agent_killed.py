@@ -136,6 +136,22 @@ def test_an_entry_of_the_queue_that_cannot_be_read_loses_no_archive(node):
     assert node.is_clean()
 
 
+def test_archives_that_wait_in_a_directory_that_is_not_watched_any_more_are_told(node, tmp_path):
+    node.write("a.tar", archive("a"))
+    step = "sealpoint.agent.work:_Noted.commit"
+    killed = node.run(step, "before", 1, *node.options("--once"), module="tests.agent.killed")
+    assert killed.returncode == -signal.SIGKILL
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    options = [str(elsewhere) if o == str(node.watched) else o for o in node.options("--once")]
+    done = node.run(*options)
+    assert f"archives of {node.watched} wait in the queue" in done.stderr
+    assert len(node.plain()) == 1
+    assert node.once().returncode == 0
+    assert node.markers() == ["a"]
+    assert node.is_clean()
+
+
 def test_two_agents_do_not_work_on_one_directory_or_one_queue(node, tmp_path):
     with node.agent():
         second = node.once()

@@ -141,6 +141,9 @@ class MemoryStore:
     def __init__(self, world, name):
         self.world, self.name = world, name
 
+    def close(self):
+        pass
+
     def check_free(self, *, force, unconditional):
         if self.name in self.world.files and not force:
             raise UsageError(f"{self.name} exists already")

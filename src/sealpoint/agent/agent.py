@@ -71,11 +71,21 @@ class Agent:
         try:
             for name in self._journal.clear_damaged():
                 self._say(f"entry {name} of the queue cannot be read: its archive is sealed again")
+            self._tell_unwatched()
             self._scanner.open()
         except BaseException:
             self._close()
             raise
         return self
+
+    def _tell_unwatched(self) -> None:
+        """Archives that wait in a directory which the configuration does not name any more."""
+        watched = {directory.path for directory in self._scanner.directories}
+        waiting = {entry.directory for entry in self._journal.entries()[0]}
+        for path in sorted(waiting - watched):
+            text = f"archives of {path} wait in the queue, but it is not watched any more"
+            self.figures.problem(f"unwatched {path}", text)
+            self._say(text)
 
     def __exit__(self, *_: object) -> None:
         self._close()

@@ -131,7 +131,7 @@ class RemoteDepot:
                 f"{self.name} names one file",
                 hint="name the repository, without a tag: each archive gets a tag there",
             )
-        open_store(self.place("check"))
+        open_store(self.place("check")).close()
 
     def check(self) -> None:
         """See Depot."""
@@ -166,7 +166,8 @@ class RemoteDepot:
 
     def remove(self, url: str) -> None:
         """See Depot."""
-        open_store(url).remove()
+        with contextlib.closing(open_store(url)) as store:
+            store.remove()
 
     def free(self) -> int | None:
         """See Depot."""

@@ -128,3 +128,6 @@ class Store(Protocol):
 
     def remove(self) -> None:
         """Delete the file of that name with all its parts.  Raises UsageError, SystemEnvironmentError."""
+
+    def close(self) -> None:
+        """Let go of connections; more requests open others."""

@@ -57,7 +57,12 @@ class StoreDestination:
 
     def open(self, how: Writing) -> RemoteOutput:
         """Raises UsageError (the name is taken), SystemEnvironmentError."""
-        return RemoteOutput(open_store(self.label), how)
+        store = open_store(self.label)
+        try:
+            return RemoteOutput(store, how)
+        except BaseException:
+            store.close()
+            raise
 
 
 class UploadSpool:
@@ -151,7 +156,7 @@ class RemoteOutput:
 
     def __init__(self, store: Store, how: Writing) -> None:
         """Raises UsageError (the name is taken), SystemEnvironmentError."""
-        self._name, self._how = store.name, how
+        self._name, self._how, self._store = store.name, how, store
         self.committed = False
         self.url: str | None = None
         store.check_free(force=how.force, unconditional=how.unconditional)
@@ -325,6 +330,7 @@ class RemoteOutput:
         if self._aborting is not None:
             self._aborting.join()
         self._spool.close()
+        self._store.close()
 
     def __enter__(self) -> Self:
         return self
