@@ -151,7 +151,7 @@ def test_a_terminal_is_asked_for_what_is_missing(machine, keys):
 
 def test_without_a_terminal_nobody_is_asked(machine):
     before = machine.snapshot()
-    fails(machine.install(), 2, "neither dumps nor restores", "--sign KEY")
+    fails(machine.install(), 2, "neither dump nor restore", "--sign KEY")
     assert machine.snapshot() == before
 
 

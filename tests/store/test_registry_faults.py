@@ -364,7 +364,7 @@ def test_a_manifest_that_is_too_large_is_not_even_read(store, proxy):
 def test_a_manifest_that_is_not_the_one_of_its_digest_is_refused(store, proxy):
     put(store, b"x")
     proxy.after = lambda e: "/manifests/" in e.path and e.send(content=e.content + b" ")
-    with pytest.raises(FileError, match="not the one of its digest"):
+    with pytest.raises(FileError, match="does not match its digest"):
         store.open()
 
 

@@ -89,7 +89,7 @@ class StateStore:
         except SystemEnvironmentError as error:
             raise NoStateError(error.message) from None
         except FileNotFoundError:
-            raise NoStateError("this machine has no record of it") from None
+            raise NoStateError("this machine has no state of it") from None
         except OSError as error:
             raise NoStateError(f"its state cannot be read: {error.strerror}") from None
 
