@@ -66,7 +66,9 @@ def test_a_range_that_is_answered_with_the_whole_object_is_named(place):
     store = place("ranges")
     put(store, b"body" * 1000, unconditional=True)
     file = store.open()
-    with pytest.raises(SystemEnvironmentError, match="the whole object instead of a range") as caught:
+    with pytest.raises(
+        SystemEnvironmentError, match="the whole object instead of a range"
+    ) as caught:
         file.read_into(memoryview(bytearray(10)), file.head_size + 5)
     assert "copy the object" in caught.value.hint
 
