@@ -44,7 +44,7 @@ def parts_of(rclone, name):
 
 def test_a_store_that_ignores_create_only_is_refused_and_the_probe_is_removed(place, rclone):
     store = place("refused")
-    with pytest.raises(UsageError, match="create-only") as caught:
+    with pytest.raises(UsageError, match="refuse to overwrite") as caught:
         store.begin(Spool(b"x"), force=False, unconditional=False)
     assert "--unconditional" in caught.value.hint
     assert not list((rclone.files).glob("refused*/*"))
@@ -76,7 +76,7 @@ def test_a_range_that_is_answered_with_the_whole_object_is_named(place):
 def test_a_rekey_where_create_only_is_ignored_is_refused(place):
     store = place("rekey")
     head = put(store, b"body", unconditional=True)
-    with pytest.raises(UsageError, match="create-only"):
+    with pytest.raises(UsageError, match="refuse to overwrite"):
         store.replace_head(store.open(), new_head(head), {})
 
 

@@ -131,7 +131,7 @@ def test_a_password_is_sent_over_tls_by_an_authority_of_the_users(tmp_path, monk
             open_store(place).open()
         assert "SSL_CERT_FILE" in raised.value.hint
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "registry" / "ca.crt"))
-        with pytest.raises(SystemEnvironmentError, match="wants a user and a password"):
+        with pytest.raises(SystemEnvironmentError, match="wants a user name and a password"):
             open_store(place).open()
         wrong = log_in(tmp_path / "wrong", server.address, password="wrong-and-secret")
         monkeypatch.setenv("DOCKER_CONFIG", str(wrong))
