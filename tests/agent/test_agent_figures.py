@@ -92,11 +92,11 @@ def test_short_space_where_the_engine_writes_is_told_before_it_is_used_up(node):
         with node.agent("--min-free", "2M", listen="127.0.0.1:0"):
             port = _port(node)
             wait_for(lambda: _get(port, "/readyz") == (200, "ok\n"), "it is ready")
-            bad = node.watched / "bad.tar"
-            bad.write_bytes(b"x" * 3_000_000)
+            filler = node.watched / ".filler"  # not for the agent to take
+            filler.write_bytes(b"x" * 3_000_000)
             wait_for(lambda: "space is short in" in _get(port, "/readyz")[1], "it is told")
             assert "space is short in" in node.said()
-            bad.unlink()
+            filler.unlink()
             node.write("good.tar", GOOD)  # on a file system in memory, too, there are leases
             wait_for(lambda: _get(port, "/readyz") == (200, "ok\n"), "it is ready again")
             wait_for(lambda: node.sealed() and not node.plain(), "it is sealed")
