@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,19 @@ def is_criu(pid: int) -> bool:
 
 def helper_of(connection: rpc.Client) -> int:
     """The process that made the socket pair of which CRIU has one end: the kernel notes it."""
+    with socket_of_criu(connection) as end:
+        peer = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(peer[:4], sys.byteorder)
+
+
+def request_has_arrived(connection: rpc.Client) -> bool:
+    """Whether something waits for CRIU in its socket."""
+    with socket_of_criu(connection) as end:
+        return fcntl.ioctl(end, termios.FIONREAD, bytes(4)) != bytes(4)
+
+
+def socket_of_criu(connection: rpc.Client) -> socket.socket:
+    """A copy of the one that CRIU has."""
     pidfd = os.pidfd_open(connection.process.pid)
     try:
         for number in sorted(map(int, os.listdir(f"/proc/{connection.process.pid}/fd"))):
@@ -51,9 +66,7 @@ def helper_of(connection: rpc.Client) -> int:
             libc = ctypes.CDLL(None, use_errno=True)
             copy = libc.syscall(438, pidfd, number, 0)  # pidfd_getfd
             assert copy >= 0, os.strerror(ctypes.get_errno())
-            with socket.socket(fileno=copy) as end:
-                peer = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                return int.from_bytes(peer[:4], sys.byteorder)
+            return socket.socket(fileno=copy)
     finally:
         os.close(pidfd)
     raise AssertionError("CRIU has no socket")
@@ -109,7 +122,7 @@ def test_its_pid_stays_taken_until_criu_has_ended(
         if sent:
             connection.send(rpc.request(number, **options, **places))
             until(lambda: has_mount(helper), "the helper has no mount")
-            time.sleep(0.3)  # from the mount to the send there are a few instructions
+            until(lambda: request_has_arrived(connection), "the request is not sent on")
         os.kill(helper, signal.SIGKILL)
         until(lambda: harness.process_state(helper) in ("Z", None), "the helper does not die")
         assert not take(helper), "a stranger has the pid in which CRIU looks up its directories"
