@@ -12,6 +12,7 @@ import io
 import json
 import os
 import secrets
+import stat
 import subprocess
 import sys
 import tarfile
@@ -40,7 +41,7 @@ REST = ("env", "file", "stdout")
 """Secrets that the engine knows or keeps: in the container's settings, in a file that it changed, in its log."""
 _NAMESPACES = {"network": 2, "pid": 1}
 """NamespaceMode: the machine's network, so that no plugin is needed; pids of the container's own, so that CRIU can."""
-RUNNING = 1  # ContainerState
+_LARGEST = 200_000_000  # of what is written while such a container lives
 
 
 # The registry
@@ -333,6 +334,7 @@ class Counter:
 
     def __init__(self, pod: Pod) -> None:
         self.pod = pod
+        self.since = time.time() - 1  # clocks of file systems are coarse
         word = secrets.token_hex(6)
         self.needles = {
             name: f"{word}-{name}-{secrets.token_hex(12)}".encode() for name in MEMORY + REST
@@ -350,6 +352,11 @@ class Counter:
         self.view.path("/in").write_bytes(b" ".join(words) + b"\n")
         self.view.path("/changed").write_bytes(self.needles["file"])
         Path(f"/proc/{self.view.processes()[0]}/fd/1").write_bytes(self.needles["stdout"] + b"\n")
+        sealed.wait_until(
+            lambda: self.needles["stdout"] in (pod.logs / "counter.log").read_bytes(),
+            "it is in the pod's log",
+            podman.TIMEOUT,
+        )
         self.view.assert_counts()
 
     def checkpoint(self, location: Path) -> None:
@@ -365,17 +372,25 @@ class Counter:
 # The search
 
 
-def found_below(directories: list[Path], needles: dict[str, bytes]) -> set[tuple[str, str]]:
-    """(file, name of the needle): in regular files as they are, and in what is packed in them."""
+def found_below(
+    directories: list[Path], needles: dict[str, bytes], since: float
+) -> set[tuple[str, str]]:
+    """(file, name of the needle): in regular files as they are, and in what is packed in them.
+
+    since: files whose inode has not changed from then on are left out (unix time).
+    """
     found = set()
     for directory in directories:
         for path, _, names in os.walk(directory):
             for name in names:
                 file = Path(path) / name
                 with contextlib.suppress(OSError):  # gone, or not to be read
-                    if not file.is_symlink() and file.is_file():
-                        for data in unpacked(file.read_bytes()):
-                            found |= {(str(file), each) for each, n in needles.items() if n in data}
+                    info = file.lstat()
+                    if not stat.S_ISREG(info.st_mode) or info.st_ctime < since or not info.st_size:
+                        continue
+                    assert info.st_size < _LARGEST, f"{file} is too large to be searched"
+                    for data in unpacked(file.read_bytes()):
+                        found |= {(str(file), each) for each, n in needles.items() if n in data}
     return found
 
 
@@ -387,7 +402,9 @@ def unpacked(data: bytes) -> Iterator[bytes]:
             yield gzip.decompress(data)
     elif data[257:262] == b"ustar":
         with (
-            contextlib.suppress(tarfile.TarError, EOFError, OSError),
+            contextlib.suppress(
+                tarfile.TarError, EOFError, OSError, KeyError
+            ),  # links into nowhere
             tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar,
         ):
             for member in tar:

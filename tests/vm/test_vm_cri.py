@@ -55,7 +55,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def containerd(name: str, path: str = cri.PATH) -> Iterator[cri.Containerd]:
-    made = cri.Containerd(Path("/var/lib") / name, path)
+    made = cri.Containerd(Path(f"/var/lib/{name}-{os.urandom(4).hex()}"), path)
     try:
         made.call("PullImage", image={"image": cri.BASE})
         yield made
@@ -104,7 +104,7 @@ def places(counter: cri.Counter) -> dict[str, set[str]]:
     """{secret: files that hold it}, wherever a containerd, a shim, runc or CRIU could have written."""
     roots = [Path("/var/lib"), Path("/run"), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
     found: dict[str, set[str]] = {name: set() for name in counter.needles}
-    for file, needle in cri.found_below(roots, counter.needles):
+    for file, needle in cri.found_below(roots, counter.needles, counter.since):
         if "/blobs/docker/registry/" not in file:  # has the archive, as it was pushed
             found[needle].add(file)
     return found
@@ -115,7 +115,7 @@ def assert_sealed(counter: cri.Counter, archive: Path) -> None:
     found = places(counter)
     assert {name: files for name, files in found.items() if name in cri.MEMORY and files} == {}
     for name, patterns in KEPT.items():
-        kept = re.compile(rf"/var/lib/(node|other)/({'|'.join(patterns)})")
+        kept = re.compile(rf"/var/lib/(node|other)-[0-9a-f]+/({'|'.join(patterns)})")
         unknown = {f for f in found[name] - {str(archive)} if not kept.fullmatch(f)}
         assert unknown == set(), name
 
@@ -187,7 +187,7 @@ def test_an_image_with_plain_memory_is_refused(
         assert counter.view.processes() == []
         # containerd has unpacked it all by then, and changed the new container's files.
         assert any(
-            file.endswith("/fs/changed") for file in places(counter)["file"] if "/other/" in file
+            file.endswith("/fs/changed") for file in places(counter)["file"] if "/other-" in file
         )
     settled()
 
