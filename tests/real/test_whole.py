@@ -273,7 +273,7 @@ def test_a_directory_on_the_way_that_is_a_link_is_not_followed(
     pages.rename(outside / pages.name)
     (dumped / "way").symlink_to("../outside")
     pages.symlink_to(f"way/{pages.name}")
-    refused(sealpoint, keys, dumped, 2, "is a link")
+    refused(sealpoint, keys, dumped, 2, f"{pages.name} is a link", "behind another link")
 
 
 def test_an_image_that_is_missing_cut_or_one_too_many_is_refused(
