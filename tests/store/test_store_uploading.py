@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 
 import pytest
 
@@ -138,6 +139,14 @@ def test_a_commit_that_succeeds_at_the_last_moment_counts(world, keys, plain, mo
     monkeypatch.setattr(memory_store.MemoryUpload, "abort", abort)
     assert out.committed
     assert URL in world.files
+
+
+def test_a_commit_answers_only_when_the_store_has_it(world, keys, plain):
+    world.before_commit = lambda _: time.sleep(0.3)
+    with StoreDestination(URL).open(Writing()) as out:
+        seal(str(plain), out, keys.sealing(), as_files=True)
+        assert out.committed
+        assert URL in world.files
 
 
 def test_later_the_commit_answers_at_once_and_the_end_waits_for_the_store(world, keys, plain):
